@@ -14,9 +14,11 @@ from bson import ObjectId
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
+from caxev.core.history import HistoryRow
+from caxev.core.ledger import Reaction, State, new_reaction
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.core.update import RunUpdate
-from caxev.database import Database, open_database
+from caxev.database import Database, HistorySearch, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import prepare, serve_leases
 from caxev.engine.options import Options
@@ -133,3 +135,28 @@ async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> An
 
 async def write(database: Database, update: RunUpdate) -> None:
     assert await database.update_run(update, datetime.now(UTC)) is not None
+
+
+async def reactions(database: Database, site: str = "lngs") -> list[Reaction]:
+    """The latest reaction of each key: those that are owed, and those that did something."""
+    # The ledger first: what is settled between the two is in both, and in neither if it came last.
+    owed = [reaction for reaction, _ in await database.reactions(site)]
+    search = HistorySearch(site=site)
+    done = [row async for page in database.history_pages(search) for row in page]
+    found = {one.id: one for one in map(_settled, reversed(done)) if one is not None}
+    # A generation that is done is done, also if it was owed a moment ago.
+    for reaction in owed:
+        if reaction.id not in found or found[reaction.id].generation < reaction.generation:
+            found[reaction.id] = reaction
+    return [*found.values()]
+
+
+def _settled(row: HistoryRow) -> Reaction | None:
+    if row.event is None:
+        return None
+    generation = int(row.id.rpartition(":")[2], 16)
+    lane = "unknown"
+    made = new_reaction(
+        row.site, row.event, row.handler, lane=lane, generation=generation, at=row.at
+    )
+    return evolve(made, state=State.DONE, note=row.deed.reason, attempts=row.attempt - 1)

@@ -1026,20 +1026,20 @@ def test_explain_knows_whether_anybody_listens(online: Caxev, database: Named) -
     online("listen", "--site", "lngs", "--once")
     with MongoClient[dict[str, Any]](database.uri) as client:
         ledger = client[database.name]["caxev_ledger"]
-        ledger.update_one({"handler": "went"}, {"$set": {"state": "running", "epoch": 1}})
+        ledger.update_one({"handler": "fails"}, {"$set": {"state": "running", "epoch": 1}})
         ledger.update_one({"handler": "waits"}, {"$set": {"due": datetime(2020, 1, 1, tzinfo=UTC)}})
         told = []
         for ahead in (-60, 20):
             there = {"expires": datetime.now(UTC) + timedelta(seconds=ahead)}
             ledger.update_one({"_id": "lngs"}, {"$set": there})
             rows = online("explain", "--run", "1", "--site", "lngs", "--json").rows
-            told.append([r["why"] for r in rows if r["handler"] in {"went", "waits"}])
+            told.append([r["why"] for r in rows if r["handler"] in {"fails", "waits"}])
     assert told == [
         [
-            "interrupted: no listener is active for lngs",
             "waits: no listener is active for lngs: not yet",
+            "interrupted: no listener is active for lngs",
         ],
-        ["running", "due now, as soon as a worker is free: not yet"],
+        ["due now, as soon as a worker is free: not yet", "running"],
     ]
 
 

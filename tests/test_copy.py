@@ -36,7 +36,7 @@ from caxev import (
 from caxev import copy as on_copy
 from caxev.cli.copy_progress import GONE, CopyState, copy_state
 from caxev.cli.copy_request import CopyPath, new_request, why_not
-from caxev.core.ledger import Done, Failed, Outcome, claim, new_reaction, settle
+from caxev.core.ledger import Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event
 from caxev.core.selection import Selection
 from caxev.database import Database, Ingest
@@ -336,15 +336,19 @@ def test_how_a_copy_stands() -> None:
     assert look(asked, reactions=()) == CopyState("requested")
     at_work = look(asked, reactions=[pair(asked, None)])
     assert (at_work.line, at_work.over) == ("requested: 3 B of 9 B", False)
-    skipped = look(asked, reactions=[pair(asked, Done("nothing to do: full"))])
-    assert (skipped.line, skipped.over) == ("requested: pull at chicago: nothing to do: full", True)
+    seen = partial(look, asked, seen_as=asked.copies[1].seen_as)
+    skipped = seen(reactions=(), declined="pull at chicago: full")
+    assert (skipped.line, skipped.over) == ("requested: pull at chicago: full", True)
+    assert seen(reactions=()).line == "requested: no handler makes this copy"
+    assert not seen(reactions=[pair(asked, None)]).over
+    assert not look(asked, reactions=(), seen_as="error@1").over
     assert look(asked, reactions=[pair(asked, Failed("no"))]).over
     assert not look(asked, reactions=[pair(asked, Failed("no")), pair(asked, None)]).over
     assert look(asked, reactions=[pair(asked, Failed("no"), after="requested@1")]) == CopyState(
         "requested"
     )
     begun = at("transferring")
-    assert not look(begun, reactions=[pair(begun, Done())]).over
+    assert not look(begun, reactions=(), seen_as=begun.copies[1].seen_as).over
 
 
 # -- watching -------------------------------------------------------------------------------------
@@ -468,7 +472,7 @@ async def test_a_bad_end(
     ("result", "code", "line"),
     [
         (TRANSFERRED, 0, "transferred"),
-        (Skip("the disk is full"), 1, "nothing to do: the disk is full"),
+        (Skip("not mine"), 1, "recall at chicago: lngs has it too, and comes first"),
         (GiveUp("no way"), 1, "no way"),
     ],
     ids=str,
@@ -476,7 +480,10 @@ async def test_a_bad_end(
 async def test_a_listener_does_it(
     asking: Caxev, database: Named, result: Any, code: int, line: str
 ) -> None:
-    """A real listener reacts to the request; what it makes of it is the end of the watching."""
+    """A real listener reacts to the request; what it makes of it is the end of the watching.
+
+    If it does nothing, the command says what its own handlers would say of the request.
+    """
 
     async def pull(job: Job) -> RunUpdate | Skip:
         assert job.copy is not None

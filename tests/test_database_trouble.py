@@ -239,6 +239,13 @@ async def test_a_run_that_not_even_the_ledger_takes_stops_no_other(database: Nam
                 await engine.until(lambda: _alarms(db, 1))
 
 
+def refuse(server: Any, query: dict[str, Any]) -> None:
+    """Have neither the ledger nor the history take the end of a reaction like this."""
+    ends = {"caxev_ledger": {"state": "failed"}, "caxev_history": {"handler": "see"}}
+    for name, end in ends.items():
+        server.command("collMod", name, validator={"$nor": [{**end, **query}]})
+
+
 @pytest.mark.replicaset
 async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named) -> None:
     """The reaction is not run again and again; there is an alarm."""
@@ -251,8 +258,8 @@ async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named)
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri) as server:
             bad = numbered(1)
-            refused = {"$nor": [{"run": bad["_id"], "state": "done"}]}
-            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            refused = {"$nor": [{"run": bad["_id"]}]}
+            server[database.name].command("collMod", "caxev_history", validator=refused)
             server[database.name]["runs_new"].insert_many([bad, numbered(2), numbered(3)])
             async with engine.listener(db, options) as leaving:
                 await engine.until(lambda: _count(db, State.DONE, 2))
@@ -276,14 +283,14 @@ async def test_once_the_ledger_takes_it_an_end_is_recorded_as_failed(
     options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri) as server:
-            refused = {"$nor": [{"state": {"$in": ["done", "failed"]}}]}
-            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            refuse(server[database.name], {})
             server[database.name]["runs_new"].insert_one(numbered(1))
             async with engine.listener(db, options):
                 await engine.until(lambda: _alarms(db, 1))
                 (row,) = await _retry(db, [SITE], None, None)
                 assert "the ledger refuses to record 1 failures" in _line(row)
-                server[database.name].command("collMod", "caxev_ledger", validator={})
+                for name in ("caxev_ledger", "caxev_history"):
+                    server[database.name].command("collMod", name, validator={})
                 await engine.until(lambda: _count(db, State.FAILED, 1))
                 await engine.until(lambda: _unrecorded_now(db, 0))
                 assert seen == [1]
@@ -312,9 +319,7 @@ async def test_an_end_that_was_refused_stands_in_the_way_of_no_later_change(
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri) as server:
             bad = numbered(1)
-            ends = {"$in": ["done", "failed"]}
-            refused = {"$nor": [{"state": ends, "run": bad["_id"], "after": "transferred"}]}
-            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            refuse(server[database.name], {"run": bad["_id"], "after": "transferred"})
             runs = server[database.name]["runs_new"]
             runs.insert_one(bad)
             async with engine.listener(db, options):
@@ -356,7 +361,9 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
         with MongoClient[dict[str, Any]](database.uri) as server:
             documents = [numbered(number) for number in range(1, 6)]
             server[database.name]["runs_new"].insert_many(documents)
-            reactions = [open_reaction(document["_id"]) for document in documents]
+            reactions = [
+                open_reaction(document["_id"], generation=n) for n, document in enumerate(documents)
+            ]
             former = await taken(db)
             seen = {one.run: {one.aspect: "transferred"} for one in reactions}
             await db.ingest(former, Ingest(seen, reactions), utcnow())
@@ -420,7 +427,7 @@ async def test_a_note_that_the_ledger_refuses_ends_no_listener(
 
 
 async def _count(db: Database, state: State, number: int) -> bool:
-    return len(await db.reactions(SITE, state=state.value)) == number
+    return sum(one.state is state for one in await engine.reactions(db, SITE)) == number
 
 
 async def _unrecorded_now(db: Database, number: int) -> bool:

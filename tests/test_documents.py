@@ -56,7 +56,7 @@ README = "README.md"
 GROUPS = {"sites", "db", "tape", "rucio"}
 """Commands that only hold others."""
 TAPE = [["tape", name] for name in ("put", "get", "ls", "check", "status", "forget")]
-COLLECTIONS = {"caxev_ledger", "caxev_requests", "caxev_manifests"}
+COLLECTIONS = {"caxev_ledger", "caxev_requests", "caxev_manifests", "caxev_history"}
 PLACES = ("caxev/", "deploy/", "handlers/", "tests/")
 
 each_document = pytest.mark.parametrize("name", TEXTS)

@@ -97,7 +97,7 @@ async def test_one_update_triggers_the_next(database: Named) -> None:
 
 
 async def _states(db: Any, wanted: list[str]) -> bool:
-    return sorted(reaction.state.value for reaction, _ in await db.reactions("lngs")) == wanted
+    return sorted(reaction.state.value for reaction in await engine.reactions(db)) == wanted
 
 
 async def test_what_led_to_nothing_is_recorded_soon(database: Named) -> None:
@@ -147,7 +147,7 @@ async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.Monk
         for number in range(1, 201):
             await db.insert_run(engine.run_document(number, ("raw", "lngs", "transferred")))
         await engine.once(db, options)
-        states = {reaction.state.value for reaction, _ in await db.reactions("lngs")}
+        states = {reaction.state.value for reaction in await engine.reactions(db)}
     assert len(seen) == 200
     assert states == {"done"}
 

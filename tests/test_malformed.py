@@ -212,7 +212,7 @@ def test_listener_and_commands_go_on(
     """With malformed documents of this site and of another, all is done and shown."""
     with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
         server = client[database.name]
-        for name in ("caxev_ledger", "caxev_requests", "caxev_manifests", "runs_new"):
+        for name in (*COLLECTION.values(), "caxev_ledger", "runs_new"):
             server[name].delete_many({})
         documents = [*odd, ("site", {**elsewhere[1], "_id": "chicago"})]
         for kind, document in documents:
@@ -232,9 +232,9 @@ async def _goes_on(database: Named) -> None:
 
 
 async def _is_done(db: Database, run: Any) -> bool:
-    found = await db.reactions(SITE, run=run)
+    found = [one for one in await engine.reactions(db, SITE) if one.run == run]
     asked = [one for one in await db.pending(SITE) if one.kind == "scan"]
-    return [reaction.state.value for reaction, _ in found] == ["done"] and not asked
+    return [reaction.state.value for reaction in found] == ["done"] and not asked
 
 
 async def _shown(db: Database) -> None:

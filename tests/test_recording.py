@@ -108,17 +108,6 @@ def test_a_decision_can_do_nothing() -> None:
     assert asked == ["lngs"]
 
 
-def test_a_request_is_always_answered() -> None:
-    """The person who made it waits for a reaction, and reads why it was declined."""
-    one = Handler(react, "react", (copy("requested"),), decide=lambda job: Skip("no"))
-    sites = engine.sites_of("lngs", "chicago")
-    asked: dict[Aspect, str] = {RAW: "requested@5"}
-    found = compare(
-        Maker(Registry([one], sites.here("lngs")), sites), {1: NOW}, {1: {}}, {1: asked}, {1: RUN}
-    )
-    assert len(found.standing(())) == 1
-
-
 def standing(state: State) -> dict[str, Reaction]:
     made = new_reaction(
         "lngs", Event(1, RAW, None, TRANSFERRED), "react", lane="default", generation=0, at=NOW

@@ -380,7 +380,7 @@ async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
         return record is not None and record.away
 
     async def done() -> object:
-        return [reaction for reaction, _ in await db.reactions(state="done")]
+        return [one for one in await engine.reactions(db) if one.state is State.DONE]
 
     async with engine.opened(database) as db:
         async with engine.listener(db, options):

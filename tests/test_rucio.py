@@ -617,21 +617,17 @@ async def rules_known(db: Database, runs: Sequence[Run], number: int = 2) -> Non
 async def replayed(db: Database, site: str, **request: Any) -> None:
     """Have a site fire again, and wait until all of that is done."""
     handler = request.get("handler")
-    marks = {
-        reaction.id: reaction.generation
-        for reaction, _ in await db.reactions(site, handler=handler)
-    }
     await db.add_request(site, Request("replay", **request), "tests", utcnow())
 
     async def all_paid() -> bool:
+        if await db.pending(site):
+            return False
         now = [reaction for reaction, _ in await db.reactions(site, handler=handler)]
-        fired = any(reaction.generation != marks.get(reaction.id) for reaction in now)
-        waiting = any(
+        return not any(
             reaction.state == "running" or reaction.due <= utcnow()
             for reaction in now
-            if reaction.state not in ("done", "failed")
+            if reaction.state != "failed"
         )
-        return fired and not waiting and not await db.pending(site)
 
     with trio.fail_after(300):
         while not await all_paid():
@@ -729,9 +725,7 @@ async def waits_for_long(db: Database) -> bool:
     """Whether nobody will ask for the rules by himself within the time that a test has."""
     reactions = [reaction for reaction, _ in await db.reactions("lngs", handler="rucio_rules")]
     late = utcnow() + timedelta(minutes=10)
-    return all(
-        d.state is State.DONE or (d.state is State.PENDING and d.due > late) for d in reactions
-    )
+    return all(d.state is State.PENDING and d.due > late for d in reactions)
 
 
 @pytest.mark.replicaset

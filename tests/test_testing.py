@@ -40,7 +40,8 @@ async def test_a_reaction_runs(here: Lab) -> None:
     await here.tag(run, "count")
     assert await here.settle() == []
     assert (await here.look(run)).document["good"] == 2
-    assert [reaction.state for reaction in await here.reactions(run)] == [State.DONE] * 2
+    assert [row.handler for row in await here.history(run)] == ["count"] * 2
+    assert {row.site for row in await here.history(handler="count")} == {*here.names}
 
 
 @lab(lab_reactions)

@@ -26,9 +26,12 @@ from caxev.cli.requests import no_listener, requester
 from caxev.cli.runs import shown, which
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
 from caxev.cli.values import SITE
+from caxev.config import ConfigError
 from caxev.copies.holds import words
 from caxev.core.clock import utcnow
-from caxev.core.model import REQUESTED, Copy, Run
+from caxev.core.job import Skip
+from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
+from caxev.core.recording import Maker
 from caxev.core.update import RunUpdate
 from caxev.finite import Finite
 
@@ -89,6 +92,21 @@ def copy(
             options().with_database(one.run, (timeout or float("inf")) if wait else 0.0)
 
 
+def _declined(site: str, run: Run | None, key: CopyKey) -> str:
+    """Return why the handlers of a site leave a requested copy alone, as far as they do."""
+    copy = None if run is None else run.copy(key)
+    if run is None or copy is None or copy.status != REQUESTED:
+        return ""
+    try:
+        registry = options().registry(site)
+    except ConfigError:
+        return ""  # the site has handlers that this machine lacks: only it knows
+    event = Event(run.id, key, None, copy.seen_as)
+    decisions = Maker(registry, options().sites()).decisions(event, run, utcnow())
+    whys = [(handler, one.why) for handler, one in decisions if isinstance(one, Skip)]
+    return "; ".join(f"{handler.name} at {site}: {why}" for handler, why in whys)
+
+
 # -- doing it -----------------------------------------------------------------------------------
 
 
@@ -116,7 +134,7 @@ class CopyCommand:
         if not patience:
             return
         with trio.move_on_after(patience) as scope:
-            await self._watch(database, path)
+            await self._watch(database, path, doer)
         if scope.cancelled_caught:
             raise NothingToDo(f"not done after {patience:g} s; {self._left()}")
 
@@ -155,7 +173,7 @@ class CopyCommand:
             raise NoSuchRun(f"{run} was deleted")
         return found
 
-    async def _watch(self, database: Database, path: CopyPath) -> None:
+    async def _watch(self, database: Database, path: CopyPath, doer: str) -> None:
         """Show the state of the copy at each change, until it is final."""
         import trio
 
@@ -165,7 +183,7 @@ class CopyCommand:
         with self.display.live():
             while True:
                 try:
-                    await self._follow(database, path)
+                    await self._follow(database, path, doer)
                 except DatabaseError as error:
                     if not is_transient(error):
                         raise
@@ -177,21 +195,29 @@ class CopyCommand:
                 else:
                     return
 
-    async def _follow(self, database: Database, path: CopyPath) -> None:
+    async def _follow(self, database: Database, path: CopyPath, doer: str) -> None:
         assert self.found is not None
         assert self.source is not None
         run, sites = self.found.id, (self.source, self.request.target.name)
         # Follow before the first read, so that no change between the two is missed.
         async with database.follow(run, sites) as changed:
             while True:
-                # Reactions before the run: a reaction settles after its writes to the run, so the
-                # run that is read next has them.
+                # Snapshot, reactions, run, in this order: a snapshot is recorded with its
+                # reactions, and a reaction settles after its writes to the run.
+                seen = (await database.snapshot(doer, [run])).before.get(run, {})
                 reactions = [
                     pair for site in sites for pair in await database.reactions(site, run=run)
                 ]
                 found = (await database.runs([run])).get(run)
                 self._weigh(found, path)
-                self._note(copy_state(found, path.target, reactions))
+                state = copy_state(
+                    found,
+                    path.target,
+                    reactions,
+                    seen_as=seen.get(path.target),
+                    declined=_declined(doer, found, path.target),
+                )
+                self._note(state)
                 if self.last is None or self.last.over:
                     return
                 await changed()

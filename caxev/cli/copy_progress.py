@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from caxev.cli.reaction_rows import ReportedProgress
 from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, CopyKey, Run
 
 if TYPE_CHECKING:
     import rich.progress
@@ -38,9 +38,18 @@ class CopyState:
 
 
 def copy_state(
-    run: Run | None, key: CopyKey, reactions: Iterable[tuple[Reaction, Any]]
+    run: Run | None,
+    key: CopyKey,
+    reactions: Iterable[tuple[Reaction, Any]],
+    *,
+    seen_as: str | None = None,
+    declined: str = "",
 ) -> CopyState:
-    """Return the state of a requested copy, from its run and reactions. Pure."""
+    """Return the state of a requested copy, from its run and reactions. Pure.
+
+    `seen_as` is how the site that is to make it saw the copy last; `declined` is why its handlers
+    leave it alone, if they do.
+    """
     copy = None if run is None else run.copy(key)
     if copy is None:
         return CopyState(GONE, "the request was withdrawn", over=True)
@@ -48,20 +57,16 @@ def copy_state(
         return CopyState(copy.status, over=True)
     if copy.status == ERROR:
         return CopyState(copy.status, copy.error or "", over=True)
-    return _under_way(copy, [pair for pair in reactions if pair[0].aspect == key])
-
-
-def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> CopyState:
+    about = [pair for pair in reactions if pair[0].aspect == key]
     # Only these react to the present status: the others belong to an earlier entry of that copy.
-    current = [reaction for reaction, _ in reactions if reaction.after == copy.seen_as]
-    # A reaction that is done, and has left the copy as `requested`, has declined it. In later
-    # states only a failure is final.
-    notes = [f"{d.handler} at {d.site}: {d.note}" for d in current if d.note]
-    words, states = "; ".join(notes), {reaction.state for reaction in current}
-    ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
-    if states and states <= ended:
-        return CopyState(copy.status, words or "no handler makes this copy", over=True)
-    known = [ReportedProgress.of(document.get("progress")) for _, document in reactions]
+    current = [reaction for reaction, _ in about if reaction.after == copy.seen_as]
+    # A site that has seen a request, and has nothing left to do about it, has declined it.
+    if copy.status == REQUESTED and copy.seen_as == seen_as and not current:
+        return CopyState(copy.status, declined or "no handler makes this copy", over=True)
+    words = "; ".join(f"{d.handler} at {d.site}: {d.note}" for d in current if d.note)
+    if {reaction.state for reaction in current} == {State.FAILED}:
+        return CopyState(copy.status, words, over=True)
+    known = [ReportedProgress.of(document.get("progress")) for _, document in about]
     moving = [progress for progress in known if progress is not None]
     return CopyState(copy.status, words, ReportedProgress.sum(moving) if moving else None)
 

@@ -12,6 +12,7 @@ from attrs import define, field
 from caxev.cli import timeline
 from caxev.cli.admin import in_words
 from caxev.cli.command import command
+from caxev.cli.history_rows import facts
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, print_line, show, time
 from caxev.cli.reaction_rows import ReportedProgress
@@ -20,6 +21,7 @@ from caxev.cli.selection import RunChoice, selects_run
 from caxev.cli.values import SITE
 from caxev.copies.holds import standing, words
 from caxev.core.clock import utcnow
+from caxev.core.history import HistoryRow
 from caxev.core.job import Skip
 from caxev.core.ledger import Reaction
 from caxev.core.model import (
@@ -70,25 +72,29 @@ def explain(*, run: RunChoice, site: str | None, as_timeline: bool) -> None:
     if site is None and not as_timeline:
         raise click.UsageError("name the site whose handlers to explain: --site (or --timeline)")
     registry = None if site is None else options().registry(site)
-    found, reactions, listening, known = options().with_database(_history, run, site)
+    found, reactions, listening, known, history = options().with_database(_read, run, site)
     if not options().as_json:
         print_line(f"{found}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
-        show(Table(timeline.COLUMNS, timeline.rows(found, reactions, site)), empty="nothing")
+        rows = timeline.rows(found, history, reactions, site)
+        show(Table(timeline.COLUMNS, rows), empty="nothing")
         return
     if not options().as_json:
         _print_preface(registry, found)
-    explanation = Explanation(registry, found, reactions, listening, known)
+    explanation = Explanation(registry, found, reactions, listening, known, history)
     show(Table(_COLUMNS, list(explanation.rows())), empty="no handlers")
 
 
-async def _history(
+async def _read(
     database: Database, choice: RunChoice, site: str | None
-) -> tuple[Run, list[Owed], bool, Container[str]]:
+) -> tuple[Run, list[Owed], bool, Container[str], list[HistoryRow]]:
     """Return the run, and the reactions to it at the sites.
 
-    Then, of the site: whether a listener acts for it, and which handlers know the run.
+    Then, of the site, whether a listener acts for it, and which handlers know the run; and what
+    happened to the run there, or at all sites, the newest first.
     """
+    from caxev.database import HistorySearch
+
     found = await choice.find_one(database)
     run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
     # A site that is no longer in sites.json may have reactions, too: ask for its record.
@@ -101,7 +107,9 @@ async def _history(
     if site is not None:
         by = (await database.snapshot(site, [run.id])).handlers.get(run.id, 0)
         known = (await database.handler_sets(site)).get(by, ())
-    return run, reactions, any(one.active and one.site == site for one in records), known
+    history = await database.history(HistorySearch(site=site, runs=[run.id]), limit=_LATEST)
+    active = any(one.active and one.site == site for one in records)
+    return run, reactions, active, known, history
 
 
 def _print_preface(registry: Registry, run: Run) -> None:
@@ -124,13 +132,16 @@ def _request_of(copy: Copy) -> str:
 
 
 _COLUMNS = columns("handler", "event", "state", "why")
+_LATEST = 1000
+"""Rows of history of one run that are read, the newest."""
 
 
 @define
 class Explanation:
     """The work of a site's handlers on a run, given the run and the site's reactions for it.
 
-    `listening`: whether a listener acts for the site now.
+    `listening`: whether a listener acts for the site now. `history`: what the handlers did, the
+    newest first.
     """
 
     registry: Registry
@@ -138,6 +149,7 @@ class Explanation:
     reactions: Sequence[Owed]
     listening: bool
     known: Container[str] = ()
+    history: Sequence[HistoryRow] = ()
     snapshot: Mapping[Aspect, str] = field(init=False)
     outlook: Sequence[Outlook] = field(init=False)
 
@@ -164,21 +176,30 @@ class Explanation:
         owed = [pair for pair in self.reactions if pair[0].handler == handler.name]
         for reaction, document in owed:
             yield self._reaction_document(reaction, document)
+        standing = {reaction.aspect for reaction, _ in owed}
+        mine = [row for row in self.history if row.handler == handler.name]
+        done = {row.aspect: row for row in reversed(mine) if row.aspect is not None}
+        for aspect, row in done.items():
+            if aspect not in standing:
+                yield _done(row)
         if handler not in self.registry.enabled:
             why = options().sites().get(self.registry.here.name).unmet(handler)
             yield _row(handler.name, None, "off", f"not enabled: {why}")
             return
-        standing = {reaction.id for reaction, _ in owed}
+        standing |= {aspect for aspect, row in done.items() if row.after == self._value(aspect)}
         ahead = [
             one
             for one in self.outlook
-            if one.reaction.handler == handler.name and one.reaction.id not in standing
+            if one.reaction.handler == handler.name and one.reaction.aspect not in standing
         ]
         for one in ahead:
             yield _row(handler.name, one.reaction.event, *self._ahead(one))
         # No reaction, and none is due: only the triggers' conditions explain that.
-        if not owed and not ahead:
+        if not owed and not ahead and not done:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
+
+    def _value(self, aspect: Aspect | None) -> str | None:
+        return None if aspect is None else self.snapshot.get(aspect)
 
     def _ahead(self, one: Outlook) -> tuple[str, str]:
         """Return the state, and why, of what has no reaction."""
@@ -199,10 +220,6 @@ class Explanation:
 
     def _reason(self, reaction: Reaction, document: Mapping[str, Any]) -> str:
         match str(reaction.state):
-            case "done":
-                return _joined(
-                    f"{time(document.get('settled')) or 'at an unknown time'}", reaction.note
-                )
             case "running" if self.listening:
                 return _joined("running", str(ReportedProgress.of(document.get("progress")) or ""))
             case "running":  # its listener has died; the next one takes it up again
@@ -253,6 +270,13 @@ def _about(trigger: Trigger) -> type:
             return CopyField
         case _:
             return Existence
+
+
+def _done(row: HistoryRow) -> dict[str, Any]:
+    """Return the row of what a handler did."""
+    why = _joined(time(row.at) or "", ", ".join(filter(None, (str(row.deed.what), facts(row)))))
+    shown = _row(row.handler, row.event, "done", why)
+    return {**shown, "settled": row.at, "note": row.deed.reason}
 
 
 def _row(handler: str, event: Event | None, what: str, why: str) -> dict[str, Any]:

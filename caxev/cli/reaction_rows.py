@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from caxev.cli.output import Column, columns, event_parts, lasting, size
-from caxev.core.ledger import Reaction
+from caxev.cli.history_rows import facts
+from caxev.cli.output import Column, columns, event_parts, lasting, run_parts, size
+from caxev.core.history import HistoryRow
+from caxev.core.ledger import Reaction, State
 from caxev.core.transcript import unpacked
 
 RUN_COLUMN: Final = Column("run", "RUN")
@@ -119,4 +121,18 @@ def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, A
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
         "note": reaction.note,
         **_output(document),
+    }
+
+
+def done_row(row: HistoryRow) -> dict[str, Any]:
+    """Return the row of a reaction that is done, from the history."""
+    return {
+        "run": run_parts(row.run, row.number, row.name),
+        "site": row.site,
+        "event": None if row.event is None else event_parts(row.event),
+        "handler": row.handler,
+        "state": str(State.DONE),
+        "due": row.at,
+        "attempts": row.attempt - 1,
+        "note": ", ".join(filter(None, (str(row.deed.what), facts(row)))),
     }

@@ -11,13 +11,14 @@ import click
 from caxev.cli.command import command
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
-from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
+from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, done_row, reaction_row
 from caxev.cli.replay import handler_called
 from caxev.cli.requests import leave, listening_sites, with_hint
 from caxev.cli.runs import pages, shown_all
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.alarms import UNRECORDED
+from caxev.core.ledger import State
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -45,7 +46,7 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     """List the reactions that are pending, running or failed.
 
     A reaction is one handler's work on one change of a run. Without a state, all are listed
-    that are not done.
+    that are not done. Those that are done, and did something, are in `caxev history`, too.
     """
     named = None if handler is None else _handler(handler, site)
     wanted = tuple(dict.fromkeys(states)) or _STATES
@@ -82,10 +83,26 @@ async def _find(
     limit: int,
 ) -> AsyncIterator[dict[str, Any]]:
     for site, one in product(sites, states):
+        if one == State.DONE:
+            async for row in _done(database, site, handler, limit):
+                yield row
+            continue
         async for page in database.reaction_pages(site, one, handler, limit):
             named = await shown_all(database, (reaction.run for reaction, _ in page))
             for reaction, document in page:
                 yield {"run": named[reaction.run], **reaction_row(reaction, document)}
+
+
+async def _done(
+    database: Database, site: str, handler: str | None, limit: int
+) -> AsyncIterator[dict[str, Any]]:
+    """Return the rows of reactions that have left the ledger, the newest first."""
+    from caxev.database import HistorySearch
+
+    async for page in database.history_pages(HistorySearch(site=site, handler=handler), limit):
+        for row in page:
+            if row.event is not None:
+                yield done_row(row)
 
 
 # -- retry --------------------------------------------------------------------------------------

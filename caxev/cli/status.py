@@ -121,10 +121,7 @@ async def site_rows(
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
-            **{
-                key: tally.get(one, {}).get(key, 0)
-                for key in ("pending", "running", "failed", "done")
-            },
+            **{key: tally.get(one, {}).get(key, 0) for key in ("pending", "running", "failed")},
             **_moving_cells(moving.get(one, ())),
             "requests": len(await database.pending(one)),
             **_alarm_cells([alarm for alarm in alarms if alarm.alarm.site == one]),
@@ -244,7 +241,6 @@ async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list
         reaction_row(reaction, document)
         for site in sites
         for reaction, document in await database.reactions(site, run=run.id)
-        if reaction.state != "done"
     ]
 
 

@@ -21,6 +21,9 @@ from caxev.limited import SECRET, read_limited
 URI: Final = "CAXEV_MONGO_URI"
 EXAMPLE: Final = "mongodb://user@host1,host2:27017/run?replicaSet=runs"
 PASSWORDLESS: Final = ("mongodb-x509", "mongodb-aws", "mongodb-oidc", "gssapi")
+HISTORY_DAYS: Final = 730.0
+"""Days for which what happened is kept, unless CAXEV_HISTORY_DAYS says otherwise."""
+LONGEST: Final = 36500
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]\s]+)(:(?P<port>[0-9]+))?")
 _SECRET: Final = re.compile(
     r"(.*_)?(PASSWORD|TOKEN|SECRET|KEY)(_FILE)?"
@@ -153,14 +156,16 @@ class Settings:
     """How to reach the runs database, and what it is called there.
 
     `mongo_uri` holds the password and is kept out of ``repr``; `safe_uri` is for messages.
-    `prefix` begins the names of caxev's own collections in that database. `source` loads the
-    settings again. Raises `ConfigError` if a value is not usable.
+    `prefix` begins the names of caxev's own collections in that database. `history_days` is how
+    long what this process adds to the history is kept; 0: for ever. `source` loads the settings
+    again. Raises `ConfigError` if a value is not usable.
     """
 
     mongo_uri: str = field(repr=False, converter=_uri)
     database: str = field(default="run")
     collection: str = field(default="runs_new")
     prefix: str = "caxev_"
+    history_days: float = field(default=HISTORY_DAYS)
     source: Callable[[], Settings] | None = field(default=None, eq=False, repr=False)
 
     @database.validator
@@ -177,6 +182,13 @@ class Settings:
             raise ConfigError(
                 f"CAXEV_COLLECTION or --collection is {value!r}: "
                 "a collection's name has no $ and does not begin with 'system.'"
+            )
+
+    @history_days.validator
+    def _check_history_days(self, _attribute: object, value: float) -> None:
+        if not 0 <= value <= LONGEST:
+            raise ConfigError(
+                f"CAXEV_HISTORY_DAYS is {value:g}: give days, 0 (for ever) to {LONGEST}"
             )
 
     @classmethod
@@ -201,6 +213,7 @@ class Settings:
             mongo_uri=str(_with_login(Address.of(uri), environ)),
             database=database or environ.get("CAXEV_DATABASE") or "run",
             collection=collection or environ.get("CAXEV_COLLECTION") or "runs_new",
+            history_days=_days(environ.get("CAXEV_HISTORY_DAYS")),
             source=lambda: cls.load(
                 mongo_uri=mongo_uri, database=database, collection=collection, environ=environ
             ),
@@ -213,6 +226,13 @@ class Settings:
     @property
     def safe_uri(self) -> str:
         return Address.of(self.mongo_uri).safe
+
+
+def _days(value: str | None) -> float:
+    try:
+        return float(value) if value else HISTORY_DAYS
+    except ValueError:
+        raise ConfigError(f"CAXEV_HISTORY_DAYS is {value!r}: it is a number of days") from None
 
 
 def _with_login(address: Address, environ: Mapping[str, str]) -> Address:

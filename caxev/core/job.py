@@ -17,6 +17,7 @@ from attrs import define, field, frozen
 from caxev.core.alarms import Alarm, Severity
 from caxev.core.clock import Clocks, clock, utcnow
 from caxev.core.errors import Damaged, Retry, Superseded
+from caxev.core.history import Deed, joined
 from caxev.core.model import (
     Copy,
     CopyField,
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 @frozen
 class Skip:
-    """Return this from a handler if there is nothing to do; ``caxev explain`` shows `why`."""
+    """Return this from a handler that did nothing, with the reason; it leaves no history."""
 
     why: str
 
@@ -110,6 +111,7 @@ class Job:
     ports: Ports = field(factory=_NoPorts)
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
     if_parked: tuple[RunUpdate, ...] = ()
+    deed: Deed | None = None
     urgency: tuple[int, int] = (0, 0)
     at: datetime = field(factory=utcnow)
 
@@ -248,6 +250,14 @@ class Job:
         self._check_own(*updates)
         self.if_parked = updates
 
+    def did(self, what: str, **facts: Any) -> None:
+        """Set what the history shows of this attempt: `what` was done, with the facts of a `Deed`.
+
+        Called again, it adds to what was set. Without it, an attempt that does not return a `Skip`
+        is shown as done. Example: ``job.did("transferred", source="lngs", bytes=moved)``.
+        """
+        self.deed = joined(self.deed, Deed(what=what, **facts))
+
     async def alarm(
         self,
         name: str,
@@ -280,7 +290,8 @@ class Job:
     async def keep(self, output: str) -> None:
         """Keep the output of a program with this reaction, behind what is kept already.
 
-        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it.
+        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it until
+        the reaction is done.
         """
         await self.ports.keep(packed(output))
 

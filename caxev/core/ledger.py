@@ -5,17 +5,17 @@ Theory
 A site makes a reaction for every pair of an event and a handler that wants it. The ledger keeps one
 reaction for each *key*: (site, run, aspect, handler). A newer event on the same aspect renews the
 reaction that is there and does not make a second one, because handlers read the run as it is now.
-So the same handler runs on the same copy one at a time and in order, and the ledger grows with the
-copies and not with time.
+So the same handler runs on the same copy one at a time and in order, and the ledger grows with what
+is to be done and not with time.
 
 ::
 
               renew                 claim                   settle: Done
-    (none) ────────▶ PENDING ──────────────▶ RUNNING ─────────────────────▶ DONE
-                     ▲ ▲ ▲                     │ │ │                          │
-                     │ │ └── settle: Postponed ┘ │ └─ settle: Failed ▶ FAILED │
-                     │ └──── interrupt ──────────┘                       │    │
-                     └───────────────────────── renew ───────────────────┴────┘
+    (none) ────────▶ PENDING ──────────────▶ RUNNING ─────────────────────▶ DONE = (none)
+                     ▲ ▲ ▲                     │ │ │
+                     │ │ └── settle: Postponed ┘ │ └─ settle: Failed ▶ FAILED
+                     │ └──── interrupt ──────────┘                       │
+                     └───────────────────────── renew ───────────────────┘
 
 A reaction that is `Hindered` becomes PENDING like one that is `Postponed`. If it waits for a disk,
 it is due as soon as the disk is back.
@@ -24,6 +24,9 @@ Each renewal gives the reaction a new `generation`. A settlement names the gener
 claimed: if the reaction was renewed meanwhile, the settlement changes nothing and the reaction
 stays PENDING, to run again. DONE and FAILED are final for their generation: only a renewal opens
 the key again.
+
+The ledger keeps what is owed. A reaction that is DONE leaves it, and what it did becomes a row of
+`history` in the same transaction. One that has FAILED stays until it is retried or renewed.
 
 A claim carries the epoch of the process that made it. A process that takes the site over interrupts
 every claim of an older epoch, so a deposed process can settle nothing.
@@ -84,9 +87,10 @@ class State(StrEnum):
 
 @frozen
 class Done:
-    """The handler returned; `note` is its result in words."""
+    """The handler returned. `idle`: it did nothing, and `note` says why."""
 
     note: str = ""
+    idle: bool = False
 
 
 @frozen

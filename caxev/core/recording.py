@@ -5,8 +5,9 @@ result in one transaction; `engine.requests` calls `again` for a replay.
 
 A handler's decision is asked here, about the very document that the snapshot is of. What there is
 nothing to do about leaves no reaction: the snapshot alone records that it was seen. A decision
-counts only if no reaction stands under its key. One that stands waits for something, has failed, or
-has raised an alarm: then the handler is run, so that it can end what it began.
+counts only if no reaction stands under its key, and no alarm about the run is active. A reaction
+that stands waits for something, runs or has failed: then the handler is run, so that it can end
+what it began.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from attrs import Factory, evolve, frozen
 from caxev.core.diff import diff
 from caxev.core.job import Decision, Job, Skip, Wait
 from caxev.core.ledger import Reaction, State, new_reaction, priority_of, reaction_key
-from caxev.core.model import REQUESTED, Event, Run, RunId, Snapshot, Tag
+from caxev.core.model import Event, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 
 MOST_COPIES: Final = 1000
@@ -92,8 +93,7 @@ class Maker:
         """
         handlers = self.registry.wanting(event)
         job: Job | None = None
-        # What a person asked for gets an answer: the reaction shows who declined it, and why.
-        if handlers and run is not None and self.sites is not None and event.status != REQUESTED:
+        if handlers and run is not None and self.sites is not None:
             here = self.sites.get(self.registry.here.name)
             job = Job(run, event, here, self.sites, at=at)
         for handler in handlers:

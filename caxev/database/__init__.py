@@ -6,6 +6,7 @@ for each kind of thing that is stored:
 - `run_queries`: the runs, read and written; `stream`: their changes, in batches;
 - `snapshots`: what a site last saw of each run, and recording what changed since;
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
+- `history`: what happened, once it is settled;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
 - `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
@@ -39,6 +40,7 @@ from caxev.database.client import (
     of_the_site,
 )
 from caxev.database.database import Database
+from caxev.database.history import HistorySearch
 from caxev.database.indexes import URGENT_FIRST
 from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
@@ -57,6 +59,7 @@ __all__ = [
     "DatabaseError",
     "Gap",
     "HistoryLost",
+    "HistorySearch",
     "Ingest",
     "InvalidDocument",
     "Lease",

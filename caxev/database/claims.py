@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Final, TypeVar
@@ -17,14 +17,17 @@ from caxev.core.transcript import KEPT_PARTS
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument, Unreachable, translated
 from caxev.database.connection import Session, operation
+from caxev.database.history import NO_ROWS, History, Rows
 from caxev.database.run_queries import Runs
-from caxev.database.writes import Lease, lease_lost, write_all, write_each
+from caxev.database.writes import Lease, delete_all, lease_lost, write_all, write_each
 from caxev.failpoints import point
 
 T = TypeVar("T")
 
 CLAIMING: Final = 10.0
 """Seconds that claiming reactions may take once the caller is cancelled."""
+MOST_SETTLED: Final = 500
+"""Reactions that are settled in one transaction with their rows of history."""
 _FREED: Final = {"$set": {"state": State.PENDING.value}, "$unset": {"epoch": "", "progress": ""}}
 
 
@@ -36,7 +39,7 @@ class _NotTogether(Exception):
     """Several updates cannot be written at once: nothing was written."""
 
 
-class Claims(Runs):
+class Claims(Runs, History):
     """The life of a claim: taken, kept up to date, settled or given back."""
 
     async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
@@ -113,37 +116,76 @@ class Claims(Runs):
     # -- settling ---------------------------------------------------------------------------
 
     @operation
-    async def settle(self, reactions: Sequence[Reaction], epoch: int) -> tuple[int, int]:
+    async def settle(
+        self, reactions: Sequence[Reaction], epoch: int, rows: Rows = NO_ROWS
+    ) -> tuple[int, int]:
         """Write the ends of attempts; return how many counted, and how many had been renewed.
 
-        A reaction that was renewed while it ran stays open and is only freed. One that is in
-        neither number was claimed by a process that has lost the lease since.
+        A reaction that is done leaves the ledger. One that was renewed while it ran stays open and
+        is only freed. One that is in neither number was claimed by a process that has lost the
+        lease since, or was settled before. `rows` are what the history shows of some of them, by
+        their keys.
         """
-        return await self._settle(reactions, epoch, None)
+        noted = [reaction for reaction in reactions if reaction.id in rows]
+        others = [reaction for reaction in reactions if reaction.id not in rows]
+        numbers = [await self._settle_noted(some, epoch, rows) for some in _parts(noted)]
+        if others:
+            numbers.append(await self._settle(others, epoch, None))
+        return sum(one[0] for one in numbers), sum(one[1] for one in numbers)
+
+    async def _settle_noted(
+        self, reactions: Sequence[Reaction], epoch: int, rows: Rows
+    ) -> tuple[int, int]:
+        """Settle reactions together with their rows of history, all or none of each."""
+
+        async def write(session: AsyncClientSession) -> tuple[int, int]:
+            found = await self._settle(reactions, epoch, session, rows)
+            if sum(found) < len(reactions):
+                raise _ClaimGone
+            return found
+
+        try:
+            return await self._transaction(write)
+        except _ClaimGone:
+            if len(reactions) == 1:
+                return 0, 0
+        # The history must not show what another process does again: find out which is gone.
+        numbers = [await self._settle_noted([one], epoch, rows) for one in reactions]
+        return sum(one[0] for one in numbers), sum(one[1] for one in numbers)
 
     async def _settle(
-        self, reactions: Sequence[Reaction], epoch: int, session: Session
+        self, reactions: Sequence[Reaction], epoch: int, session: Session, rows: Rows = NO_ROWS
     ) -> tuple[int, int]:
         point("database.settle.before")
-        ours = [_claimed(reaction, epoch) for reaction in reactions]
+        done = [_generation(one, epoch) for one in reactions if one.state is State.DONE]
         writes = [
-            {"q": {**mine, "generation": reaction.generation}, "u": _settlement(reaction)}
-            for mine, reaction in zip(ours, reactions, strict=True)
+            {"q": _generation(one, epoch), "u": _settlement(one)}
+            for one in reactions
+            if one.state is not State.DONE
         ]
-        counted = await write_all(self._ledger, writes, session)
+        counted = await delete_all(self._ledger, done, session)
+        counted += await write_all(self._ledger, writes, session)
         renewed = 0
         # The others were renewed meanwhile, so their generation differs, or are no longer ours.
         if counted < len(reactions):
-            freed = [{"q": mine, "u": _FREED} for mine in ours]
+            freed = [{"q": _claimed(one, epoch), "u": _FREED} for one in reactions]
             renewed = await write_all(self._ledger, freed, session)
+        # What was done was done, also if it is to be done again.
+        if happened := [rows[one.id] for one in reactions if one.id in rows]:
+            await self._add_rows(happened, session)
         point("database.settle.after")
         return counted, renewed
 
     @operation
     async def settle_with(
-        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
+        self,
+        reaction: Reaction,
+        epoch: int,
+        update: RunUpdate,
+        now: datetime,
+        rows: Rows = NO_ROWS,
     ) -> tuple[bool, bool]:
-        """Write a run update and settle the reaction, both or neither.
+        """Write a run update and settle the reaction with its row of history, all or nothing.
 
         Returns whether the update fitted and whether the reaction had been renewed. If the update
         no longer fits the run, nothing is written. Raises `LeaseLost`.
@@ -153,7 +195,7 @@ class Claims(Runs):
             if await self._apply(update, now, session) is None:
                 return False, False
             point("database.update.settle")
-            settled, renewed = await self._settle([reaction], epoch, session)
+            settled, renewed = await self._settle([reaction], epoch, session, rows)
             # Raising ends the transaction: the update must not stay without the settlement.
             if not settled + renewed:
                 raise _ClaimGone
@@ -167,7 +209,12 @@ class Claims(Runs):
 
     @operation
     async def settle_together(
-        self, reactions: Sequence[Reaction], epoch: int, updates: Sequence[RunUpdate], now: datetime
+        self,
+        reactions: Sequence[Reaction],
+        epoch: int,
+        updates: Sequence[RunUpdate],
+        now: datetime,
+        rows: Rows = NO_ROWS,
     ) -> int | None:
         """Write an update for each of these reactions and settle them: how many had been renewed.
 
@@ -184,7 +231,7 @@ class Claims(Runs):
                 if await self._apply(update, now, session) is None:
                     raise _NotTogether
             point("database.update.settle")
-            settled, renewed = await self._settle(reactions, epoch, session)
+            settled, renewed = await self._settle(reactions, epoch, session, rows)
             if settled + renewed < len(reactions):
                 raise _NotTogether
             return renewed
@@ -235,6 +282,16 @@ class Claims(Runs):
 
 def _claimed(reaction: Reaction, epoch: int) -> Document:
     return {"_id": reaction.id, "epoch": epoch}
+
+
+def _generation(reaction: Reaction, epoch: int) -> Document:
+    return {**_claimed(reaction, epoch), "generation": reaction.generation}
+
+
+def _parts(reactions: Sequence[Reaction]) -> Iterator[Sequence[Reaction]]:
+    # A long transaction would keep the lease from being renewed.
+    for start in range(0, len(reactions), MOST_SETTLED):
+        yield reactions[start : start + MOST_SETTLED]
 
 
 def _settlement(reaction: Reaction) -> Document:

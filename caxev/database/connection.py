@@ -85,6 +85,7 @@ class Connection:
     _ledger: Collection = field(init=False)
     _requests: Collection = field(init=False)
     _manifests: Collection = field(init=False)
+    _history: Collection = field(init=False)
     # All transactions of this process use one session, one at a time: the next process ends it
     # when it takes over, so that nothing half-written can block it.
     _session: Session = field(init=False, default=None)
@@ -111,6 +112,7 @@ class Connection:
         self._ledger = database[f"{settings.prefix}ledger"]
         self._requests = database[f"{settings.prefix}requests"]
         self._manifests = database[f"{settings.prefix}manifests"]
+        self._history = database[f"{settings.prefix}history"]
 
     async def _call(
         self,

@@ -18,12 +18,13 @@ class Database(Claims, Leases, Recording, Requests, Alarms, Manifests, Streams, 
     Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one
     leaves its write done or not done; the filters make it safe to do it again.
 
-    Three collections of ours stand beside the runs, with the prefix ``caxev_``:
+    Four collections of ours stand beside the runs, with the prefix ``caxev_``:
 
     - ``ledger``: the reactions, by key; each site's snapshots, by (site, run); and each site's
       own document, by its name, with its lease, its position in the stream and its gaps of
       history. They share a collection so that what a change leads to is one write and a commit.
       Alarms and malformed documents are there as well;
     - ``requests``: what people asked a site's listener to do (replay, retry, scan);
-    - ``manifests``: what copies consist of, by digest.
+    - ``manifests``: what copies consist of, by digest;
+    - ``history``: what happened; see `caxev.core.history`.
     """

@@ -29,11 +29,17 @@ class Index:
     keys: Order
     serves: str
     only: Filter | None = None
+    expires: bool = False
+    """Whether the server deletes a document at the time in the (only) key."""
 
     @property
     def model(self) -> IndexModel:
         """Return the index as pymongo makes it."""
-        options = {} if self.only is None else {"partialFilterExpression": self.only}
+        options: dict[str, Any] = {}
+        if self.only is not None:
+            options["partialFilterExpression"] = self.only
+        if self.expires:
+            options["expireAfterSeconds"] = 0
         return IndexModel(list(self.keys), name=self.name, **options)
 
     @property
@@ -47,8 +53,9 @@ class Index:
         if tuple(existing["key"].items()) != self.keys:
             return False
         # One that leaves out documents, or hides, or compares in another way, serves no such query.
-        others = ("sparse", "hidden", "collation", "expireAfterSeconds")
+        others = ("sparse", "hidden", "collation")
         same = existing.get("partialFilterExpression") == self.only
+        same = same and ("expireAfterSeconds" in existing) is self.expires
         return same and not any(existing.get(name) for name in others)
 
 
@@ -120,3 +127,13 @@ LEDGER: Final = (
 )
 REQUESTS: Final = (_of("site", "site", serves="what people asked a site to do"),)
 MANIFESTS: Final = (_of("manifest", "m", serves="a manifest by its digest"),)
+
+EXPIRES: Final = Index(
+    "expires", (("expires", ASCENDING),), "forgetting what is old (CAXEV_HISTORY_DAYS)", None, True
+)
+# By `_id` behind the time, so that a page can begin after any row.
+HISTORY: Final = (
+    _of("site", "site", "at", "_id", serves="history of a site, or of all"),
+    _of("run", "run", "at", "_id", serves="history of a run"),
+    EXPIRES,
+)

@@ -20,6 +20,7 @@ from caxev.core.clock import clock
 from caxev.core.ledger import Reaction, State, interrupt
 from caxev.database.client import AUTH_CODES, DOCUMENT_CODES, Document
 from caxev.database.connection import WRITES_LIMIT, operation, within
+from caxev.database.history import History
 from caxev.database.reactions import Reactions
 from caxev.database.sites import ACTIVE, SITE, SiteRecord, Sites, number
 from caxev.database.writes import Lease, lease_lost, write_each
@@ -32,7 +33,7 @@ _EPOCHS: Final = 2**22
 _EPOCH: Final = {"$toLong": {"$floor": number("epoch", 0, _EPOCHS - 1)}}
 
 
-class Leases(Sites, Reactions):
+class Leases(Sites, Reactions, History):
     """Taking, renewing and releasing the lease of a site."""
 
     @within(WRITES_LIMIT)
@@ -60,7 +61,12 @@ class Leases(Sites, Reactions):
         # No transaction: if we were killed in one, it would lock the site's document for a minute,
         # and the next process could not know whose session it has to end.
         state = {"owner": owner, "lsid": self._session.session_id, "configuration": configuration}
-        least = 0 if _is_epoch(former.get("epoch")) else await self._last_epoch(site)
+        # A ledger that was restored from a back-up is older than the history: a generation that
+        # was used before would have a row there already.
+        least = await self._last_generation(site) >> 40
+        if not _is_epoch(former.get("epoch")):
+            least = max(least, await self._last_epoch(site))
+        least = min(least, _EPOCHS - 2)
         epoch = await self._take_over(site, lease_time, state, least)
         if epoch is None:
             return None

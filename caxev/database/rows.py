@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from typing import Any, Final, TypeVar
 
 from attrs import frozen
@@ -68,6 +69,11 @@ class Row:
         value = self._get(name, "a whole number", _is_whole, default)
         return value if value is default else int(value)
 
+    def number(self, name: str, default: Any = ...) -> Any:
+        """Return a number, as a float."""
+        value = self._get(name, "a number", _is_number, default)
+        return value if value is default else float(value)
+
     def moment(self, name: str, default: Any = ...) -> Any:
         """Return a time, UTC."""
         return self._get(name, "a date", _is_moment, default)
@@ -93,6 +99,10 @@ def _is_whole(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -_LARGEST < value < _LARGEST and value == int(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _is_moment(value: object) -> bool:

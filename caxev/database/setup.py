@@ -21,7 +21,8 @@ from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Collection, Connection, operation, within
 from caxev.database.indexes import Index
 
-OWN: Final = ("ledger", "requests", "manifests")
+HISTORY: Final = "history"
+OWN: Final = ("ledger", "requests", "manifests", HISTORY)
 """Collections that the sites keep for themselves."""
 EXTERNAL: Final = "$external"
 _EXISTS: Final = {51002, 51003}  # of a role, of a user
@@ -48,6 +49,7 @@ class Setup(Connection):
             (self._ledger, indexes.LEDGER),
             (self._requests, indexes.REQUESTS),
             (self._manifests, indexes.MANIFESTS),
+            (self._history, indexes.HISTORY),
         ]
 
     @within(LONG_LIMIT)
@@ -130,11 +132,13 @@ def privileges(settings: Settings) -> list[Document]:
     Reading and following are for the whole database: a run and its reactions are followed together,
     by one stream.
     """
-    own = (f"{settings.prefix}{name}" for name in OWN)
+    own = (f"{settings.prefix}{name}" for name in OWN if name != HISTORY)
     return [
         _on(settings, "", "find", "changeStream"),
         _on(settings, settings.collection, "update"),
         *(_on(settings, name, "insert", "update", "remove") for name in own),
+        # What happened is only ever added to.
+        _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
     ]
 
 

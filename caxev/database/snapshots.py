@@ -7,7 +7,7 @@ the new snapshots and the stream's position in one transaction.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final
@@ -17,7 +17,7 @@ from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from caxev.core.ledger import Reaction
+from caxev.core.ledger import Reaction, State
 from caxev.core.model import (
     NO_FIELDS,
     Aspect,
@@ -64,9 +64,9 @@ class Ingest:
     """What one batch of changes leads to; written in one transaction.
 
     `handlers` is the id of the set of handlers that has seen all of a run whose snapshot is new;
-    with `replayed` they have seen all of each. `runs` are those that were read whole; they are not
-    written but passed on with the reactions. `priorities` are those of runs whose tags changed
-    them, for the reactions that stand already.
+    with `replayed` they have seen all of each. A reaction that is done leaves the ledger. `runs`
+    are those that were read whole; they are not written but passed on with the reactions.
+    `priorities` are those of runs whose tags changed them, for the reactions that stand already.
     """
 
     snapshots: Mapping[RunId, Snapshot | None]
@@ -210,8 +210,9 @@ class Recording(Quarantine):
             writes.insert(0 if next(attempts) else len(writes), guard)
             if await write_all(self._ledger, writes, session) < len(writes):
                 raise lease_lost(lease.site)
-            gone = [_key(lease.site, run) for run, one in ingest.snapshots.items() if one is None]
-            # Otherwise each scan would find these runs again.
+            # Otherwise each scan would find the runs again that are gone.
+            gone: list[Any] = [_key(lease.site, run) for run in _gone(ingest)]
+            gone += [one.id for one in ingest.reactions if one.state is State.DONE]
             if gone:
                 await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
             for run, priority in ingest.priorities.items():
@@ -240,8 +241,13 @@ def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
     renewals = (
         upsert(one.id, {"$set": reaction_document(one), "$unset": stale})
         for one in ingest.reactions
+        if one.state is not State.DONE
     )
     return [*snapshots, *renewals]
+
+
+def _gone(ingest: Ingest) -> Iterator[RunId]:
+    return (run for run, snapshot in ingest.snapshots.items() if snapshot is None)
 
 
 def _moved(position: Position | None, now: datetime) -> Document:

@@ -261,13 +261,14 @@ class Streams(Connection):
     async def follow(
         self, run: RunId, sites: Sequence[str]
     ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Follow a run and its reactions at these sites: a function that waits for a change.
+        """Follow a run, its reactions and its snapshots at sites: a function that awaits a change.
 
         No change after the block was entered is missed: read first, then wait. Cancelling the wait
         ends the stream, and so does any error.
         """
         which: list[Document] = [{"ns.coll": self._runs.name, "documentKey._id": run}]
-        keys = (run_keys(site, run)["_id"] for site in sites)
+        keys = [run_keys(site, run)["_id"] for site in sites]
+        keys += [{"s": site, "r": run} for site in sites]
         which += [{"ns.coll": self._ledger.name, "documentKey._id": one} for one in keys]
         following = await self._watch(which)
 

@@ -66,20 +66,32 @@ async def write_all(collection: Collection, updates: Sequence[Document], session
     By commands of our own: pymongo's bulk writes check and wrap each operation, which takes long
     for thousands.
     """
+    return await _in_parts(collection, "update", "updates", updates, session)
+
+
+async def delete_all(collection: Collection, queries: Sequence[Document], session: Session) -> int:
+    """Delete a document for each query, as `write_all`; return how many were found."""
+    deletes = [{"q": query, "limit": 1} for query in queries]
+    return await _in_parts(collection, "delete", "deletes", deletes, session)
+
+
+async def _in_parts(
+    collection: Collection, verb: str, name: str, writes: Sequence[Document], session: Session
+) -> int:
     found = 0
-    for start in range(0, len(updates), AT_ONCE):
-        some = updates[start : start + AT_ONCE]
-        command: Document = {"update": collection.name, "updates": some, "ordered": False}
+    for start in range(0, len(writes), AT_ONCE):
+        some = writes[start : start + AT_ONCE]
+        command: Document = {verb: collection.name, name: some, "ordered": False}
         # In a transaction the commit has the write concern.
         if session is None:
             command["writeConcern"] = collection.write_concern.document
         reply = await collection.database.command(command, session=session)
-        _check_reply(reply)
+        check_reply(reply)
         found += reply["n"]
     return found
 
 
-def _check_reply(reply: Document) -> None:
+def check_reply(reply: Document) -> None:
     """Raise what pymongo would have raised for a write of its own."""
     for error in reply.get("writeErrors", ())[:1]:
         raise OperationFailure(error.get("errmsg", "a write failed"), error.get("code"))

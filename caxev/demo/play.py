@@ -38,7 +38,7 @@ from caxev.core.model import (
 )
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database import Database, open_database, run
+from caxev.database import Database, HistorySearch, open_database, run
 from caxev.demo.world import SITES, TAPE, World
 from caxev.engine.listener import prepare
 
@@ -366,8 +366,9 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     everywhere = [copy for copy in copies if copy.type == "raw"]
     raw = [copy for copy in everywhere if copy.host in world.listening]
     tally = await database.tally()
-    reactions = await database.reactions(state="done", limit=100_000)
-    waits = [1000 * (d.started - d.at).total_seconds() for d, _ in reactions if d.started]
+    pages = [page async for page in database.history_pages(HistorySearch())]
+    done = [row for page in pages for row in page if row.event is not None]
+    waits = [1000 * row.waited for row in done if row.waited is not None]
     # Counted by the server itself, while all listeners idle: an event-driven program makes none.
     before = await trio.to_thread.run_sync(_queries, world)
     await trio.sleep(IDLE)
@@ -383,7 +384,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
             for kind in ("processed", "minitrees")
         },
         "reactions": {
-            "done": sum(states.get("done", 0) for states in tally.values()),
+            "done": len(done),
             "failed": sum(states.get("failed", 0) for states in tally.values()),
             "pending": sum(
                 states.get("pending", 0) + states.get("running", 0) for states in tally.values()

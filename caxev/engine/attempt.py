@@ -15,6 +15,7 @@ from loguru import logger
 
 from caxev.alarms.health import lacks_files
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
+from caxev.core.history import HistoryRow
 from caxev.core.job import Job, Skip
 from caxev.core.ledger import (
     Done,
@@ -45,12 +46,16 @@ LATELY: Final = 30.0
 
 @define(eq=False)
 class Ended:
-    """An attempt that is over and has to be settled. `run` is the run's label for people."""
+    """An attempt that is over and has to be settled.
+
+    `run` is the run's label for people. `row` is what the history shows of it, if it did anything.
+    """
 
     reaction: Reaction
     outcome: Outcome
     updates: tuple[RunUpdate, ...] = ()
     run: str = ""
+    row: HistoryRow | None = None
 
 
 class Watch:
@@ -140,7 +145,7 @@ def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
         case RunUpdate():
             return Done(), result
         case Skip(why):
-            return Done(f"nothing to do: {why}"), None
+            return Done(f"nothing to do: {why}", idle=True), None
         case None:
             return Done(), None
         case _:
@@ -168,7 +173,7 @@ def failure(error: BaseException) -> Outcome:
         case GiveUp():
             return Failed(str(error))
         case Superseded():
-            return Done(f"nothing to do: {error}")
+            return Done(f"nothing to do: {error}", idle=True)
         case LeaseLost():
             # The process that took over runs the reaction again.
             return Interrupted(str(error))

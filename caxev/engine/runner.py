@@ -22,6 +22,7 @@ from caxev.config import Site, Sites
 from caxev.config.directories import are_near
 from caxev.core.alarms import missing, uncancellable, uncancellable_key
 from caxev.core.clock import utcnow
+from caxev.core.history import Deed, HistoryRow, of_attempt
 from caxev.core.job import Job
 from caxev.core.ledger import (
     Done,
@@ -119,7 +120,7 @@ class Runner:
             handler = self.context.registry.handlers.get(reaction.handler)
             without = self._without_attempt(reaction, handler, run)
             if handler is None or without is not None:
-                ended = Ended(reaction, without or Done(), run=str(run or ""))
+                ended = Ended(reaction, without or Done(idle=True), run=str(run or ""))
                 return
             with logger.contextualize(
                 run=str(run or reaction.run), event=str(reaction.event), handler=reaction.handler
@@ -137,9 +138,9 @@ class Runner:
             why = f"no handler named {reaction.handler!r} is installed here: waiting for one"
             return Postponed(why, WITHOUT_HANDLER)
         if run is None and reaction.after is not None:
-            return Done("the run is no longer in the database")
+            return Done("the run is no longer in the database", idle=True)
         if run is not None and not self.context.site.wants_run(run.name):
-            return Done("nothing to do: the run is not in dataset_list")
+            return Done("nothing to do: the run is not in dataset_list", idle=True)
         return None
 
     async def _attempt(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
@@ -171,8 +172,10 @@ class Runner:
         sites = await self.roots.known()
         watch = Watch(handler)
         job = self._job(reaction, run, sites, watch)
+        began = trio.current_time()
         with self._shown(reaction, watch, run):
             outcome, update = await attempt(handler, job, watch)
+        row = _row(reaction, outcome, job, trio.current_time() - began)
         self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
         if isinstance(outcome, Failed) and await self.roots.have_changed(sites):
@@ -187,7 +190,7 @@ class Runner:
         if not isinstance(outcome, Done):
             updates = job.if_parked if _is_last(reaction, handler, outcome) else ()
         log_outcome(outcome)
-        return Ended(reaction, outcome, updates, str(run))
+        return Ended(reaction, outcome, updates, str(run), row)
 
     def _job(self, reaction: Reaction, run: Run, sites: Sites, watch: Watch) -> Job:
         context = self.context
@@ -298,6 +301,17 @@ class Runner:
                 logger.error("{}", alarm.summary)
                 self.context.alarms.raise_(alarm)
                 self.lanes.notify()
+
+
+def _row(reaction: Reaction, outcome: Outcome, job: Job, seconds: float) -> HistoryRow | None:
+    """Return what the history shows of an attempt; None if it did nothing."""
+    deed = job.deed
+    if deed is None and isinstance(outcome, Done) and not outcome.idle:
+        deed = Deed()
+    if deed is None:
+        return None
+    over = isinstance(outcome, Done)
+    return of_attempt(reaction, deed, job.run, now=utcnow(), seconds=seconds, over=over)
 
 
 def _is_last(reaction: Reaction, handler: Handler, outcome: Outcome) -> bool:

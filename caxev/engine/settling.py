@@ -19,6 +19,7 @@ from loguru import logger
 from caxev import metrics
 from caxev.core.alarms import parked, parked_key, refused, refused_key, unrecorded
 from caxev.core.clock import utcnow
+from caxev.core.history import HistoryRow
 from caxev.core.ledger import Failed, Hindered, Postponed, Reaction, State, settle
 from caxev.database import DatabaseError, LeaseLost, concerns_one
 from caxev.engine.attempt import Ended, as_parked, refusal
@@ -92,7 +93,7 @@ class Settler:
         """Settle attempts without updates in one write."""
         reactions = [self._settled(one) for one in ended]
         epoch = self.context.lease.epoch
-        counted, renewed = await self.context.database.settle(reactions, epoch)
+        counted, renewed = await self.context.database.settle(reactions, epoch, _rows(ended))
         # A settlement that did not count was of a reaction that was renewed meanwhile, or had been
         # written before, when we did not hear of it. Fetch again in either case.
         self._follow_up(ended, reactions, renewed=counted < len(reactions))
@@ -171,7 +172,9 @@ class Settler:
         updates = [one.updates[-1] for one in ended]
         database, epoch = self.context.database, self.context.lease.epoch
         try:
-            renewed = await database.settle_together(reactions, epoch, updates, utcnow())
+            renewed = await database.settle_together(
+                reactions, epoch, updates, utcnow(), _rows(ended)
+            )
         except LeaseLost:
             raise
         except DatabaseError:
@@ -189,7 +192,9 @@ class Settler:
             # All but the last by themselves: if the process dies in between, they are made again.
             for update in first:
                 await database.update(ended.reaction, epoch, update, utcnow())
-            fitted, renewed = await database.settle_with(reaction, epoch, last, utcnow())
+            fitted, renewed = await database.settle_with(
+                reaction, epoch, last, utcnow(), _rows([ended])
+            )
         except DatabaseError as error:
             outcome = refusal(error)
             if outcome is None:
@@ -271,3 +276,8 @@ class Settler:
         for name in {one.reaction.lane for one in ended}:
             self.lanes.show(self.lanes[name])
         self.lanes.notify()
+
+
+def _rows(ended: Iterable[Ended]) -> dict[str, HistoryRow]:
+    """Return what the history shows of these attempts, by the keys of their reactions."""
+    return {one.reaction.id: one.row for one in ended if one.row is not None}

@@ -25,7 +25,8 @@ from caxev import aio, failpoints
 from caxev.config import Settings, Sites, load_sites
 from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
-from caxev.core.ledger import Reaction, State
+from caxev.core.history import HistoryRow
+from caxev.core.ledger import Reaction
 from caxev.core.model import (
     TRANSFERRED,
     CopyKey,
@@ -35,7 +36,7 @@ from caxev.core.model import (
 from caxev.core.registry import Handler, HandlerFunction, recorded
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database import Database, open_database
+from caxev.database import Database, HistorySearch, open_database
 from caxev.engine.listener import prepare
 from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop
@@ -59,8 +60,8 @@ class Lab:
     """Some sites with directories of their own, and a database; nothing happens by itself.
 
     `new_run`, `put`, `tag`, `set`, `change` and `update` make something happen, `settle` lets the
-    sites react by the real watcher and dispatcher, `look`, `reactions`, `alarms` and `path` show
-    the result. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
+    sites react by the real watcher and dispatcher, `look`, `reactions`, `history`, `alarms` and
+    `path` show the result. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
     """
 
     database: Database
@@ -253,11 +254,7 @@ class Lab:
             for name in sites or self.names:
                 await self._turn(name)
             if await self._state() == before:
-                return [
-                    reaction
-                    for reaction in await self.reactions()
-                    if reaction.state is not State.DONE
-                ]
+                return await self.reactions()
         raise AssertionError(f"after {TURNS} turns the sites still react to each other")
 
     async def points(self, site: str | None = None) -> list[str]:
@@ -297,10 +294,18 @@ class Lab:
     async def reactions(
         self, run: Run | None = None, *, handler: str | None = None
     ) -> list[Reaction]:
-        """Return the sites' reactions, finished or not: state, note, due time, attempts."""
+        """Return the sites' reactions that are not done: state, note, due time, attempts."""
         found = [reaction for reaction, _ in await self.database.reactions(handler=handler)]
         chosen = [reaction for reaction in found if run is None or reaction.run == run.id]
         return sorted(chosen, key=lambda reaction: reaction.id)
+
+    async def history(
+        self, run: Run | None = None, *, handler: str | None = None
+    ) -> list[HistoryRow]:
+        """Return what happened, the latest last: a row for each reaction that did something."""
+        search = HistorySearch(runs=None if run is None else [run.id], handler=handler)
+        pages = [page async for page in self.database.history_pages(search)]
+        return [row for page in pages for row in page][::-1]
 
     async def alarms(self) -> list[Alarm]:
         """Return the active alarms."""

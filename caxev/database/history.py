@@ -1,0 +1,227 @@
+"""The history: adding rows, and reading them page by page. `caxev.core.history` has their fields.
+
+Each row has the time at which the server may delete it, so that every site can keep its own as long
+as it wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from re import fullmatch
+from typing import Any, Final, TypeAlias
+
+from attrs import define, field, frozen
+from pymongo import DESCENDING
+from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import OperationFailure
+
+from caxev.core.history import Deed, HistoryRow
+from caxev.core.ledger import aspect_row
+from caxev.core.model import RunId, new_id
+from caxev.database.client import Document
+from caxev.database.connection import Session, operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import Row, aspect_of, texts
+from caxev.database.writes import AT_ONCE, check_reply
+
+Rows: TypeAlias = Mapping[str, HistoryRow]
+"""Rows of history by the keys of the reactions that they are about."""
+NO_ROWS: Final[Rows] = {}
+PAGE: Final = 500
+"""Rows that are read at a time."""
+_LATEST: Final = 20
+"""Rows of which one is of the latest epoch of a site: others follow in order of time, or nearly."""
+_DUPLICATE: Final = 11000
+
+
+@frozen(kw_only=True)
+class HistorySearch:
+    """Which rows: all that fit every condition given. `since` and `until` are UTC, inclusive."""
+
+    site: str | None = None
+    runs: Sequence[RunId] | None = None
+    what: Sequence[str] = ()
+    handler: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@define(eq=False, slots=False)
+class History(Quarantine):
+    """Adding rows of history and reading them. Malformed ones are left out; see `odd`."""
+
+    # Rows that were to be added in a transaction, and are there: as after a restored ledger.
+    _there: set[str] = field(init=False, factory=set)
+
+    @operation
+    async def note(self, *rows: HistoryRow) -> None:
+        """Add rows; one whose id is there already changes nothing. Repeatable if rows have ids.
+
+        What a reaction did needs no note: its handler gives the facts by `Job.did`.
+        """
+        await self._add_rows(rows, None)
+
+    async def _add_rows(self, rows: Sequence[HistoryRow], session: Session) -> None:
+        # Inserts, not upserts: a site may add to the history, and change nothing in it.
+        days = self.settings.history_days
+        documents = [
+            {"_id": row.id or new_id(), **history_document(row, days)}
+            for row in rows
+            if row.id not in self._there
+        ]
+        for start in range(0, len(documents), AT_ONCE):
+            await self._insert(documents[start : start + AT_ONCE], session)
+
+    async def _insert(self, documents: Sequence[Document], session: Session) -> None:
+        command: Document = {
+            "insert": self._history.name,
+            "documents": documents,
+            "ordered": False,
+        }
+        # In a transaction the commit has the write concern.
+        if session is None:
+            command["writeConcern"] = self._history.write_concern.document
+        reply = await self._history.database.command(command, session=session)
+        errors = reply.get("writeErrors", ())
+        known = [documents[one["index"]]["_id"] for one in errors if one.get("code") == _DUPLICATE]
+        check_reply({**reply, "writeErrors": [e for e in errors if e.get("code") != _DUPLICATE]})
+        # The server has given the transaction up: have it tried again, without those.
+        if known and session is not None:
+            self._there.update(known)
+            again = {"errorLabels": ["TransientTransactionError"]}
+            raise OperationFailure("a row of history is there already", _DUPLICATE, again)
+
+    @operation
+    async def history(
+        self, search: HistorySearch, *, after: HistoryRow | None = None, limit: int = PAGE
+    ) -> list[HistoryRow]:
+        """Return a page of up to `limit` rows, newest first; `after`: only those behind this one.
+
+        The page behind the last one is empty.
+        """
+        cursor = await self._search(search, after, limit)
+        return self._history_rows(await cursor.to_list(None))
+
+    async def history_pages(
+        self, search: HistorySearch, limit: int = 0
+    ) -> AsyncIterator[list[HistoryRow]]:
+        """Return all rows page by page, newest first; `limit` is the most in all, 0: no limit."""
+        cursor = await self._open_history(search, limit)
+        while (page := await self._next_rows(cursor)) is not None:
+            yield page
+
+    @operation
+    async def _open_history(self, search: HistorySearch, limit: int) -> AsyncCursor[Document]:
+        return await self._search(search, None, limit)
+
+    @operation
+    async def _next_rows(self, cursor: AsyncCursor[Document]) -> list[HistoryRow] | None:
+        documents = await cursor.to_list(PAGE)
+        return self._history_rows(documents) if documents else None
+
+    async def _search(
+        self, search: HistorySearch, after: HistoryRow | None, limit: int
+    ) -> AsyncCursor[Document]:
+        query = _query(search)
+        if search.site is None and search.runs is None:
+            # With each site named, the server reads them in order from one index.
+            query["site"] = {"$in": await self._history.distinct("site")}
+        if after is not None:
+            query["$and"] = [{"at": {"$lte": after.at}}]
+            query["$or"] = [{"at": {"$lt": after.at}}, {"_id": {"$lt": after.id}}]
+        order = [("at", DESCENDING), ("_id", DESCENDING)]
+        return self._history.find(query, batch_size=PAGE).sort(order).limit(limit)
+
+    async def _last_generation(self, site: str) -> int:
+        """Return the highest generation in the site's latest rows; 0 without any."""
+        query = {"site": site, "handler": {"$exists": True}}
+        cursor = self._history.find(query, {"_id": 1}).sort("at", DESCENDING).limit(_LATEST)
+        keys = [str(row["_id"]).rpartition(":") for row in await cursor.to_list(None)]
+        hexes = [text for of, _, text in keys if of == site and fullmatch("[0-9a-f]+", text)]
+        return max((int(text, 16) for text in hexes), default=0)
+
+    def _history_rows(self, documents: Sequence[Document]) -> list[HistoryRow]:
+        return [row for _, row in self._read(self._history, documents, history_row_from)]
+
+
+def _query(search: HistorySearch) -> Document:
+    query: Document = {}
+    if search.site is not None:
+        query["site"] = search.site
+    if search.runs is not None:
+        query["run"] = {"$in": list(search.runs)}
+    if search.what:
+        query["what"] = {"$in": list(search.what)}
+    if search.handler is not None:
+        query["handler"] = search.handler
+    times = {"$gte": search.since, "$lte": search.until}
+    if bounds := {name: time for name, time in times.items() if time is not None}:
+        query["at"] = bounds
+    return query
+
+
+def history_document(row: HistoryRow, days: float) -> Document:
+    """Return a row as the database keeps it for so many days (0: for ever), without its id.
+
+    What is unknown or empty is left out: there are many rows.
+    """
+    deed = row.deed
+    fields: Document = {
+        "at": row.at,
+        "site": row.site,
+        "what": str(deed.what),
+        "handler": row.handler,
+        "run": row.run,
+        "number": row.number,
+        "name": row.name,
+        "aspect": None if row.aspect is None else aspect_row(row.aspect),
+        "before": row.before,
+        "after": row.after,
+        "from": deed.source,
+        "to": deed.target,
+        "bytes": deed.bytes,
+        "seconds": row.seconds,
+        "waited": row.waited,
+        "attempt": None if row.attempt == 1 else row.attempt,
+        "files": list(deed.files),
+        "reason": deed.reason,
+        "by": deed.by,
+        "proof": list(deed.proof),
+        "expires": row.at + timedelta(days=days) if days else None,
+    }
+    return {
+        name: value
+        for name, value in fields.items()
+        if value not in (None, "") and (value != [] or name == "aspect")
+    }
+
+
+def history_row_from(document: Mapping[str, Any]) -> HistoryRow:
+    """Return the row that a document holds. Raises `Malformed`."""
+    row = Row.of(document)
+    return HistoryRow(
+        id=row.text("_id"),
+        at=row.moment("at"),
+        site=row.text("site"),
+        deed=Deed(
+            what=row.text("what"),
+            source=row.text("from", ""),
+            target=row.text("to", ""),
+            bytes=row.whole("bytes", None),
+            files=texts(row.many("files", [])),
+            reason=row.text("reason", ""),
+            by=row.text("by", ""),
+            proof=texts(row.many("proof", [])),
+        ),
+        handler=row.text("handler", ""),
+        run=row.run("run") if "run" in document else None,
+        number=row.whole("number", None),
+        name=row.text("name", ""),
+        aspect=aspect_of(document["aspect"]) if "aspect" in document else None,
+        before=row.text("before", None),
+        after=row.text("after", None),
+        seconds=row.number("seconds", None),
+        waited=row.number("waited", None),
+        attempt=row.whole("attempt", 1),
+    )
