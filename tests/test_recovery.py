@@ -513,7 +513,7 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
         assert not await recorder.record_batch(late)
         server["runs_new"].update_one({}, {"$set": {"data.0.status": "verifying"}})
         assert await recorder.record_batch(await ahead())
-    assert [reaction.after for reaction in intake.started] == ["transferred", "error", "verifying"]
+    assert [reaction.event.status for reaction in intake.started] == [*statuses]
 
 
 async def test_what_arrived_long_ago_is_removed_daily(
