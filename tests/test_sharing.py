@@ -17,6 +17,8 @@ from tests import engine
 from tests.conftest import Database as Named
 
 RAW = CopyKey("raw", "lngs")
+NEEDED = ("number", "name", "detector")
+PLACED = ("status", "location")
 SPELLINGS = (
     "{root}//run",
     "/{root}/run",
@@ -132,5 +134,9 @@ async def test_the_database_finds_all_that_may_be_there(database: Named, root: P
         found = await db.neighbours(neighbours(copy, here, known))
         numbers = {one.number for one in found} - {1}
         assert numbers == {*range(2, 2 + len(places))}
+        # They may be many: no more of them is read than it takes.
+        assert {name for one in found for name in one.document} == {"_id", *NEEDED, "data"}
+        there = [row for one in found for row in one.document["data"]]
+        assert all(tuple(row) == ("type", "host", *PLACED) for row in there)
         shared = await sharing_here(db.neighbours, run, copy, here, known)
         assert len(shared) == len(places)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from bson.regex import Regex
 from pymongo import ReturnDocument
@@ -28,6 +28,9 @@ from caxev.database.connection import LONG_LIMIT, PAGE, Session, operation, with
 from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
 from caxev.database.selections import totals_pipeline
+
+_NAMES: Final = ("number", "name", "detector")
+_PLACE: Final = ("type", "host", "pax_version", "status", "location")
 
 
 class Runs(RunPages):
@@ -110,7 +113,10 @@ class Runs(RunPages):
 
     @operation
     async def neighbours(self, wanted: Neighbours) -> list[Run]:
-        """Read the runs that have a copy whose files may be those of another copy, too."""
+        """Read the runs that have a copy whose files may be those of another copy, too.
+
+        Of the runs only their names, and of their copies at these hosts what and where each is.
+        """
         above = {str(one) for name in wanted.names for one in _upwards(name)}
         below = "|".join(map(re.escape, wanted.names))
         ways: list[Document] = [
@@ -121,11 +127,12 @@ class Runs(RunPages):
             *({"manifest": one} for one in (wanted.manifest,) if one),
             *({"checksum": one} for one in (wanted.checksum,) if one),
         ]
-        return await self._with_copies(wanted.hosts, ways)
+        # These may be all runs at the hosts, if nothing is known of their content.
+        query = _having_copies(wanted.hosts, ways)
+        return await _read(self._runs.find(query, _places_at(wanted.hosts)))
 
     async def _with_copies(self, hosts: Iterable[str], ways: Sequence[Document]) -> list[Run]:
-        wanted = {"host": {"$in": list(hosts)}, "$or": list(ways)}
-        return await _read(self._shown({"data": {"$elemMatch": wanted}}))
+        return await _read(self._shown(_having_copies(hosts, ways)))
 
     @operation
     async def table(self, name: str) -> list[Document]:
@@ -167,6 +174,18 @@ class Runs(RunPages):
         )
         assert found is not None  # an upsert always has one
         return found["_id"]
+
+
+def _having_copies(hosts: Iterable[str], ways: Sequence[Document]) -> Document:
+    return {"data": {"$elemMatch": {"host": {"$in": list(hosts)}, "$or": list(ways)}}}
+
+
+def _places_at(hosts: Iterable[str]) -> Document:
+    """Return the projection of runs to their names, and where their copies at these hosts are."""
+    at_hosts = {"$in": ["$$this.host", {"$literal": list(hosts)}]}
+    there = {"$filter": {"input": "$data", "as": "this", "cond": at_hosts}}
+    fields = {name: f"$$this.{name}" for name in _PLACE}
+    return {**dict.fromkeys(_NAMES, 1), "data": {"$map": {"input": there, "in": fields}}}
 
 
 async def _read(cursor: AsyncCursor[Document]) -> list[Run]:
