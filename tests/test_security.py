@@ -44,9 +44,10 @@ from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.certificates import SUBJECT, Certificates, make_certificates
 from tests.conftest import Database as Named
+from tests.engine import run_document
 from tests.mongod import Cluster
 from tests.sshd import free_port
-from tests.test_cli import Caxev, caxev
+from tests.test_cli import Caxev, assert_one_line, caxev
 
 __all__ = ["caxev"]
 
@@ -270,6 +271,120 @@ def test_indexes_need_no_administrator(
     finally:
         admin.admin.command("dropUser", "caxev_init")
         admin.admin.command("dropRole", "caxev_init")
+
+
+# -- people -----------------------------------------------------------------------------------
+
+LOOKING = (
+    ("status",),
+    ("status", "--run", "1"),
+    ("status", "--totals"),
+    ("explain", "--run", "1", "--site", "lngs"),
+    ("reactions", "--pending"),
+    ("alarms",),
+    ("holds",),
+    ("rm", "--run", "1", "--site", "lngs", "--dry-run"),
+)
+"""Commands that write nothing."""
+HOSTS = ("lngs", "chicago", "depot", "stockholm")
+_AT = ("--run", "1", "--site", "lngs")
+ASKING = (
+    (("copy", "--run", "1", "--to", "stockholm", "--no-wait"), "update", "runs_new"),
+    (("hold", "--run", "1", "--site", "depot"), "update", "runs_new"),
+    (("verify", "--deep", *_AT), "update", "runs_new"),
+    (("rm", *_AT), "update", "runs_new"),
+    (("replay", *_AT), "update", "caxev_ledger"),
+)
+"""Commands that ask for something, with the first right that they need."""
+FORBIDDEN = tuple(
+    pytest.param(deed, id=name)
+    for name, deed in (
+        ("add a run", lambda there: there["runs_new"].insert_one({})),
+        ("delete a run", lambda there: there["runs_new"].delete_one({})),
+        ("drop the runs", lambda there: there["runs_new"].drop()),
+        ("delete a reaction", lambda there: there["caxev_ledger"].delete_one({})),
+        ("change a request", lambda there: there["caxev_requests"].update_one({}, {"$set": {}})),
+        ("delete a manifest", lambda there: there["caxev_manifests"].delete_one({})),
+        ("write elsewhere", lambda there: there["another"].insert_one({})),
+        ("read elsewhere", lambda there: there.client["admin"]["system.users"].find_one()),
+        ("make a user", lambda there: there.command("createUser", "x", pwd="x", roles=[])),
+    )
+)
+"""What neither a reader nor an operator may do."""
+
+
+@pytest.fixture
+def people(
+    caxev: Caxev,
+    secured: Secured,
+    named: Named,
+    admin: Admin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[dict[str, str]]:
+    """The addresses of a reader and of an operator, beside a run at three sites."""
+    granted(caxev, secured, named, monkeypatch)
+    sites = [{"name": one, "dir_raw": f"/{one}"} for one in HOSTS]
+    Path("sites.json").write_text(json.dumps(sites))
+    good = {"type": "raw", "status": "transferred", "manifest": "b3:0", "checksum": "ab"}
+    data = [{**good, "host": one, "location": f"/{one}/run"} for one in HOSTS[:3]]
+    admin[named.name]["runs_new"].insert_one({**run_document(1), "data": data})
+    found = {}
+    for role in ("reader", "operator"):
+        assert caxev("db", "grants", f"--{role}", f"a_{role}", "--apply").code == 0
+        login = f"caxev_a_{role}:{quote_plus(PASSWORD)}"
+        found[role] = f"mongodb://{login}@{secured.address}&authSource=admin"
+    try:
+        yield found
+    finally:
+        for role in found:
+            admin.admin.command("dropUser", f"caxev_a_{role}")
+            admin.admin.command("dropRole", f"caxev_{role}")
+
+
+def test_a_reader_may_look_and_an_operator_ask(caxev: Caxev, people: dict[str, str]) -> None:
+    """A refusal names the right that is missing, and not the command as the server repeats it."""
+    for uri in people.values():
+        for args in LOOKING:
+            answer = caxev(*args, "--mongo-uri", uri)
+            assert answer.code in {0, 1}, answer
+            assert "denied" not in answer.err
+    for args, right, collection in ASKING:
+        answer = caxev(*args, "--mongo-uri", people["reader"])
+        assert_one_line(answer, 4, f"lacks the right {right!r} on ", f".{collection}; ")
+        assert not re.search("lsid|signature|clusterTime", answer.err)
+    for args, _, _ in ASKING:
+        answer = caxev(*args, "--mongo-uri", people["operator"])
+        assert "denied" not in answer.err, (args, answer)
+        assert answer.code == 0, (args, answer)
+
+
+@pytest.mark.parametrize("deed", FORBIDDEN)
+def test_what_no_person_may_do(
+    people: dict[str, str], named: Named, deed: Callable[[Any], object]
+) -> None:
+    """Neither by a role of its own nor by that of the other."""
+    for uri in people.values():
+        with MongoClient[dict[str, Any]](uri) as client:
+            with pytest.raises(OperationFailure) as refused:
+                deed(client[named.name])
+            assert refused.value.code == 13
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "give one of --site, --reader, --operator and --init"),
+        (("--reader", "me", "--operator", "me"), "give one of"),
+        (("--reader", "lngs"), "lngs is the name of another user"),
+        (("--operator", "init"), "init is the name of another user"),
+    ],
+    ids=str,
+)
+def test_who_gets_rights_is_one(caxev: Caxev, args: tuple[str, ...], words: str) -> None:
+    """A person has no name that a site's user has."""
+    Path("sites.json").write_text(json.dumps([{"name": "lngs"}]))
+    answer = caxev("db", "grants", *args, "--mongo-uri", "mongodb://localhost/")
+    assert (answer.code, words in answer.err) == (2, True), answer
 
 
 def test_without_apply_the_grants_are_only_shown(caxev: Caxev, secured: Secured) -> None:

@@ -57,7 +57,7 @@ GROUPS: Final = {
     "Set up": {
         "sites": ("caxev.cli.admin:sites", "Check sites.json and the connections between sites."),
         "handlers": ("caxev.cli.admin:handlers", "List the handlers and what triggers them."),
-        "db": ("caxev.cli.admin:db", "Prepare the database: indexes, users and their rights."),
+        "db": ("caxev.cli.db:db", "Prepare the database: indexes, users and their rights."),
         "completion": ("caxev.cli.completion:completion", "Switch on completion in your shell."),
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },

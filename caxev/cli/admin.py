@@ -1,18 +1,17 @@
-"""Commands for administrators: `caxev sites`, `caxev handlers` and `caxev db`."""
+"""Commands for administrators: `caxev sites` and `caxev handlers`."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from caxev.cli.command import command
 from caxev.cli.errors import CONFIGURATION
-from caxev.cli.options import GlobalOptions, as_json, as_text, example, options
+from caxev.cli.options import GlobalOptions, as_text, example, options
 from caxev.cli.output import Column, Table, columns, print_line, show, show_json
 from caxev.cli.values import PLACE, SITE
 from caxev.config import (
@@ -24,7 +23,6 @@ from caxev.config import (
     find_sites,
     load_handlers,
     private_directories,
-    secret,
 )
 from caxev.config.merging import merge as merged
 from caxev.config.sites import DIRECTORIES
@@ -42,119 +40,6 @@ from caxev.core.registry import (
 )
 from caxev.files import is_bare, lies_in, not_private, to_nobody
 from caxev.files.roots import find_markers
-
-if TYPE_CHECKING:
-    from caxev.database import Database
-    from caxev.database.setup import Role, Standing
-
-
-# -- the database -------------------------------------------------------------------------------
-
-
-@click.group(epilog=example("caxev db init", "caxev db grants --site lngs"))
-def db() -> None:
-    """Prepare the database: indexes, users and their rights."""
-
-
-@command(
-    "caxev db init --dry-run",
-    "caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs",
-    group=db,
-    name="init",
-)
-@click.option("--dry-run", is_flag=True, help="Show what is there and what is missing.")
-def db_init(*, dry_run: bool) -> None:
-    """Make the collections and indexes that listeners and commands need.
-
-    A listener makes those of caxev's own collections at its start, if its user may. Those of
-    the runs are made by this command only: commands on one run, a host or a tag are slow
-    without them. It can be repeated.
-    """
-
-    async def make(database: Database) -> list[Standing]:
-        return await database.init(dry_run=dry_run)
-
-    made = options().with_database(make)
-    rows = [
-        {
-            "collection": one.collection,
-            "index": one.index.name,
-            "keys": one.index.words,
-            "state": one.state,
-            "for": one.index.serves,
-        }
-        for one in made
-    ]
-    show(Table(_INDEXES, rows), failed=any(one.refused for one in made))
-
-
-_INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Column("for", minor=2))
-
-
-@command(
-    "caxev db grants --site lngs",
-    "caxev db grants --site lngs --apply",
-    "caxev db grants --init",
-    group=db,
-    name="grants",
-    output=as_json,
-)
-@click.option("--site", type=SITE, help="The site whose user it is.")
-@click.option("--init", "for_init", is_flag=True, help="A user that may run only caxev db init.")
-@click.option(
-    "--x509",
-    metavar="SUBJECT",
-    help="A certificate's subject, instead of a password.",
-)
-@click.option("--apply", "apply_", is_flag=True, help="Create or update them.")
-def db_grants(*, site: str | None, for_init: bool, x509: str | None, apply_: bool) -> None:
-    """Show, or make, the role and the user that a listener needs.
-
-    They are made with --apply. The role allows what a listener does, or with --init what caxev
-    db init does, and no more. Give an administrator's --mongo-uri. The new user's password is
-    read from NEW_PASSWORD, or from the file that NEW_PASSWORD_FILE names.
-    """
-    from caxev.database.setup import init_role, site_role
-
-    if (site is None) != for_init:
-        raise click.UsageError("give either --site or --init")
-    settings = options().settings()
-    role = init_role(settings) if site is None else site_role(settings)
-    user = x509 or f"{settings.prefix}{site or 'init'}"
-    if not apply_:
-        _show_grants(role, user, x509=x509 is not None)
-        return
-    password = None if x509 else secret("NEW_PASSWORD")
-    if password is None and x509 is None:
-        raise ConfigError(
-            f"there is no password for {user}: set NEW_PASSWORD_FILE to a file that holds it"
-        )
-
-    async def grant(database: Database) -> None:
-        await database.grant(user, password, role, x509=x509 is not None)
-
-    options().with_database(grant)
-    rights = "caxev db init" if site is None else f"{site}'s listener"
-    print_line(f"{user} has the rights of {rights} at {settings.safe_uri}")
-
-
-def _show_grants(role: Role, user: str, *, x509: bool) -> None:
-    from caxev.database.setup import commands
-
-    rows = commands(role, user, None, x509=x509)
-    if options().as_json:
-        show_json([{"database": name, "command": command} for name, command in rows])
-        return
-    for name, one in rows:
-        click.echo(_in_shell(name, one))
-
-
-def _in_shell(database: str, command: dict[str, Any]) -> str:
-    """Return a command as mongosh takes it; it asks for a password there."""
-    # A password on the screen would end up in the terminal's history.
-    text = json.dumps(command, indent=2).replace('"pwd": null', '"pwd": passwordPrompt()')
-    return f"db.getSiblingDB({json.dumps(database)}).runCommand({text});"
-
 
 # -- sites.json ---------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import getpass
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import Factory, field, frozen
@@ -80,9 +81,8 @@ async def plan_and_write(
     database: Database, runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool
 ) -> list[dict[str, Any]]:
     """Make a request of each selected run, and write it unless it is a dry run."""
-    return [
-        await plan(run).write(database, dry_run=dry_run) async for run in runs.each_whole(database)
-    ]
+    async with aclosing(runs.each_whole(database)) as found:
+        return [await plan(run).write(database, dry_run=dry_run) async for run in found]
 
 
 REQUESTED: Final = columns("run", "what", "state")

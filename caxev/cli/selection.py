@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -103,7 +103,7 @@ class RunChoice:
         words = RunChoice(evolve(self.selection, numbers=ranges)).words
         raise NoSuchRun(f"no {words} in {where}{await self._hint()}")
 
-    async def each(self, database: Database) -> AsyncIterator[Run]:
+    async def each(self, database: Database) -> AsyncGenerator[Run, None]:
         """Read the runs page by page, with only the fields that matching needs.
 
         Raises `NoSuchRun` if there is no such run at all, whatever its copies.
@@ -125,7 +125,7 @@ class RunChoice:
         if len(singles) < len(numbers) or not numbers:
             await self.find(database, limit=1)
 
-    async def each_whole(self, database: Database) -> AsyncIterator[Run]:
+    async def each_whole(self, database: Database) -> AsyncGenerator[Run, None]:
         """Read the runs with all their fields, page by page. Raises `NoSuchRun`."""
         for page in pages([run.id for run in await self.find(database)]):
             whole = await database.runs(page)

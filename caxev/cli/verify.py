@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -81,13 +82,14 @@ class Verification:
 
         self.sites = await read_markers(database, self.sites)
         now = utcnow()
-        async for run in choice.each(database):
-            for copy in run.copies:
-                if not choice.selection.means_copy(copy, now):
-                    continue
-                found, why = await self._verdict(database, run, copy)
-                self.any_bad = self.any_bad or found in BAD
-                yield _row(run, copy, found, why)
+        async with aclosing(choice.each(database)) as runs:
+            async for run in runs:
+                for copy in run.copies:
+                    if not choice.selection.means_copy(copy, now):
+                        continue
+                    found, why = await self._verdict(database, run, copy)
+                    self.any_bad = self.any_bad or found in BAD
+                    yield _row(run, copy, found, why)
 
     async def _verdict(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
         site = self.sites.find(copy.host)

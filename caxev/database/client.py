@@ -315,11 +315,15 @@ def _first_of(error: BulkWriteError) -> OperationFailure:
 
 def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
     code, reason = error.code, _first_line(error)
-    if code in AUTH_CODES:
-        kind = LoginFailed if code in LOGIN_CODES else NotAuthorized
-        return kind(
+    if code in LOGIN_CODES:
+        return LoginFailed(
             f"the database at {where} denied access: {reason}; "
             "check the user, and the password in MONGO_PASSWORD"
+        )
+    if code in AUTH_CODES:
+        return NotAuthorized(
+            f"the database at {where} denied access: {_lacking(error)}; "
+            "an administrator gives rights by caxev db grants"
         )
     if code == NOT_REPLICA_SET:
         return NotReplicaSet(not_replica_set(where))
@@ -334,6 +338,34 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
             f"the database at {where} is temporarily unable to do it: {reason} (code {code})"
         )
     return DatabaseError(f"the database at {where}: {reason} (code {code})")
+
+
+_DENIED: Final = re.compile(r'not authorized on (\S+) to execute command \{ (\w+): (?:"([^"]*)")?')
+_RIGHTS: Final = {
+    "aggregate": "find",
+    "count": "find",
+    "distinct": "find",
+    "getMore": "find",
+    "findAndModify": "update",
+    "delete": "remove",
+    "createIndexes": "createIndex",
+    "create": "createCollection",
+    "drop": "dropCollection",
+}
+"""The right that a command of the server needs, if it has another name."""
+
+
+def _lacking(error: OperationFailure) -> str:
+    """Return which right the user lacks, without the command that the server's message repeats."""
+    # It has the session's id, the cluster's signature, and what was to be written.
+    text = str((error.details or {}).get("errmsg", error))
+    found = _DENIED.search(text)
+    if found is None:
+        return _first_line(error)
+    database, command, collection = found.groups()
+    right = "changeStream" if "$changeStream" in text else _RIGHTS.get(command, command)
+    place = f"{database}.{collection}" if collection else f"the database {database}"
+    return f"this user lacks the right {right!r} on {place}"
 
 
 def _details(error: OperationFailure) -> str:

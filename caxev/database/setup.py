@@ -1,7 +1,8 @@
-"""What an administrator does once: making indexes, and the users of sites with their rights.
+"""What an administrator does once: making indexes, and the users of sites and people.
 
 MongoDB gives rights to collections, not to documents: a site may change any run and any site's
-reactions, but can neither add nor delete runs, nor touch another database or another user.
+reactions, but can neither add nor delete runs, nor touch another database or another user. A
+person who is a reader may look at all of it, an operator also write what commands request.
 `caxev db grants` shows the rights and makes the user. Indexes need rights of their own, which an
 administrator has, or a user with `init_role`.
 """
@@ -121,6 +122,25 @@ def init_role(settings: Settings) -> Role:
     return Role(f"{settings.prefix}init", allowed)
 
 
+def reader_role(settings: Settings) -> Role:
+    """Return the role of people who may look: it reads and follows the database, and no more."""
+    return Role(f"{settings.prefix}reader", [_looking(settings)])
+
+
+def operator_role(settings: Settings) -> Role:
+    """Return the role of people who may ask: a reader's rights, and what requests write.
+
+    Requests to listeners are counted in the ledger, in the record of their site.
+    """
+    asking = [
+        _on(settings, settings.collection, "update"),
+        _on(settings, f"{settings.prefix}requests", "insert"),
+        _on(settings, f"{settings.prefix}ledger", "insert", "update"),
+        _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
+    ]
+    return Role(f"{settings.prefix}operator", [_looking(settings), *asking])
+
+
 def role_name(settings: Settings) -> str:
     """Return the name of the role that every site's user has."""
     return f"{settings.prefix}site"
@@ -134,12 +154,16 @@ def privileges(settings: Settings) -> list[Document]:
     """
     own = (f"{settings.prefix}{name}" for name in OWN if name != HISTORY)
     return [
-        _on(settings, "", "find", "changeStream"),
+        _looking(settings),
         _on(settings, settings.collection, "update"),
         *(_on(settings, name, "insert", "update", "remove") for name in own),
         # What happened is only ever added to.
         _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
     ]
+
+
+def _looking(settings: Settings) -> Document:
+    return _on(settings, "", "find", "changeStream")
 
 
 def _on(settings: Settings, collection: str, *actions: str) -> Document:
