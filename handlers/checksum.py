@@ -126,7 +126,7 @@ async def recheck(job: Job) -> Result:
 
 def _answer_plan(job: Job) -> Copy | Skip:
     if isinstance(job.event.aspect, CopyKey) and job.event.before is None:
-        return Skip("at first sight a request is an event of its own")
+        return Skip("a request for a reading is an event of its own")
     return plan_answer(job.copy, job.site, job.sites)
 
 

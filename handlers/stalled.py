@@ -112,7 +112,7 @@ async def stalled(job: Job) -> Result:
                 raise Wait("somebody is at work on it", again).retry(now)
             summary = _summary(job, seen, hours)
             await job.alarm(ALARM, summary, severity="warning", **todo(job, seen))
-            raise Wait(f"{seen.status} for {hours:.0f} h", again).retry(now)
+            raise Wait(f"it has been {seen.status} for {hours:.0f} h", again).retry(now)
         case TooLate(hours):
             # Checked last, right before the removal: the owner may have come back to life.
             if await _is_live(job, seen):
@@ -147,7 +147,7 @@ def _stays(job: Job, seen: Copy) -> bool:
 
 
 def _summary(job: Job, seen: Copy, hours: float) -> str:
-    return f"{seen.key} of {job.run} is {seen.status} for {hours:.0f} h"
+    return f"{seen.key} of {job.run} has been {seen.status} for {hours:.0f} h"
 
 
 def todo(job: Job, seen: Copy) -> dict[str, str]:
@@ -202,7 +202,7 @@ def plan_stalled(
     age = (now - since).total_seconds() / 3600
     warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
     if now < min(warn, retry):
-        return Wait(f"it is {seen.status} since lately", min(warn, retry))
+        return Wait(f"it has not been {seen.status} for long", min(warn, retry))
     if seen.status != TRANSFERRING and (stays or not seen.is_abandoned):
         return Late(age, now + timedelta(hours=max(rules.retry, 1.0)))
     return Late(age, retry) if now < retry else TooLate(age)

@@ -573,11 +573,11 @@ async def test_an_entry_of_old_cax_goes_by_its_age(
             )
             return reactions and reactions[0][0].note
 
-        assert await three.until(looked) == "transferring for 3 h"
+        assert await three.until(looked) == "it has been transferring for 3 h"
         copy = await three.becomes(run, "chicago", status=TRANSFERRING)
         (standing,) = await three.database.alarms("chicago")
         assert standing.over is None
-        assert "is transferring for 3 h" in standing.alarm.summary
+        assert "has been transferring for 3 h" in standing.alarm.summary
         now = await three.run(run)
         await three.database.update_run(RunUpdate.remove_copy(now, copy), utcnow())
 

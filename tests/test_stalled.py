@@ -37,7 +37,7 @@ def copy(status: str = "transferring", hours: float | None = 1.0, **fields: Any)
 
 
 def early(hours: int, status: str = "transferring") -> Wait:
-    return Wait(f"it is {status} since lately", NOW + timedelta(hours=hours))
+    return Wait(f"it has not been {status} for long", NOW + timedelta(hours=hours))
 
 
 def test_an_age_is_judged_by_the_rules() -> None:
