@@ -53,7 +53,7 @@ from tests.faults.__main__ import _parser
 from tests.mongod import Cluster
 
 README = "README.md"
-GROUPS = {"sites", "db", "tape", "rucio"}
+GROUPS = {"sites", "db", "tag", "tape", "rucio"}
 """Commands that only hold others."""
 TAPE = [["tape", name] for name in ("put", "get", "ls", "check", "status", "forget")]
 COLLECTIONS = {"caxev_ledger", "caxev_requests", "caxev_manifests", "caxev_history"}
@@ -188,7 +188,16 @@ def test_every_option_of_a_command_is_there() -> None:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     selects = {f"--{one}" for one in (*CONDITIONS, *COPY_PARTS)}
-    general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help", "--wide"}
+    general = {
+        "--json",
+        "--yes",
+        "--lease",
+        "--grace",
+        "--metrics-port",
+        "--limit",
+        "--help",
+        "--wide",
+    }
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)

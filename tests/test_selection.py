@@ -187,6 +187,10 @@ def test_a_value_that_nobody_knows(
         (["replay", "--lacks", "raw@chicago=eror"], 2, "'error'"),
         (["replay", "--lacks", "processed:v6.8.1"], 2, "'v6.8.0'"),
         (["replay", "--version", "v6.8.1"], 5, "'v6.8.0'"),
+        (["status", "--version", "v6.8.1"], 5, "'v6.8.0'"),
+        (["verify", "--version", "v6.8.1"], 5, "'v6.8.0'"),
+        (["tag", "rm", "goo", "--run", "1"], 2, "'go'"),
+        (["tag", "add", "new", "--tag", "goo"], 5, "'go'"),
     ],
     ids=str,
 )

@@ -27,6 +27,7 @@ GROUPS: Final = {
     },
     "See what is going on": {
         "status": ("caxev.cli.status:status", "Show the sites, a run, or which copies there are."),
+        "runs": ("caxev.cli.run_list:runs", "Find runs: list them, or where their files are."),
         "explain": ("caxev.cli.explain:explain", "Show what each handler did with a run, and why."),
         "holds": ("caxev.cli.hold:holds", "List the copies that somebody holds."),
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
@@ -39,6 +40,8 @@ GROUPS: Final = {
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),
         "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
         "replay": ("caxev.cli.replay:replay", "Run the reactions for existing runs again."),
+        "tag": ("caxev.cli.annotate:tag", "Add tags to runs, or remove them."),
+        "comment": ("caxev.cli.annotate:comment", "Add a comment to runs."),
         "vouch": ("caxev.cli.vouch:vouch", "Decide which copy is right if no majority does."),
     },
     "Work on the files of a site": {

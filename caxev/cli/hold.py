@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +17,8 @@ from attrs import evolve, frozen
 from caxev.cli.command import command, together
 from caxev.cli.options import options
 from caxev.cli.output import Column, Table, columns, show
-from caxev.cli.requests import RunRequest, plan_and_write, requester, show_requests
+from caxev.cli.plans import asks
+from caxev.cli.requests import Planner, RunRequest, planner, request_each, requester, show_requests
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
 from caxev.cli.values import HOST, SITE
@@ -138,15 +139,18 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be held
 @_selects_site
 @selects_data
 @keeps
+@asks
 @_dry_run
-def hold(*, runs: RunChoice, site: str, data: DataChoice, keep: Keep, dry_run: bool) -> None:
+def hold(
+    *, runs: RunChoice, site: str, data: DataChoice, keep: Keep, yes: bool, dry_run: bool
+) -> None:
     """Keep copies at a site, although its rules would delete them.
 
     Neither purge nor a full disk nor `caxev rm` deletes a copy that is held. Without --keep-for or
     --keep-until it is held until you release it. Each person has one hold on a copy, and a new one
     replaces it. A deletion that is under way is withdrawn unless files are being erased.
     """
-    _carry_out(runs, partial(_held, keep=keep, site=site, data=data), dry_run=dry_run)
+    _carry_out(runs, partial(_held, keep=keep, site=site, data=data), yes=yes, dry_run=dry_run)
 
 
 @command("caxev release --run 123 --site lngs", "caxev release --run 123 --site lngs --all")
@@ -154,20 +158,21 @@ def hold(*, runs: RunChoice, site: str, data: DataChoice, keep: Keep, dry_run: b
 @_selects_site
 @selects_data
 @click.option("--all", "everybody", is_flag=True, help="End the holds of other people, too.")
+@asks
 @_dry_run
 def release(
-    *, runs: RunChoice, site: str, data: DataChoice, everybody: bool, dry_run: bool
+    *, runs: RunChoice, site: str, data: DataChoice, everybody: bool, yes: bool, dry_run: bool
 ) -> None:
     """End your holds of copies at a site.
 
     Its rules of deletion apply to them again at once, unless somebody else holds them, too.
     """
     plan = partial(_released, everybody=everybody, site=site, data=data)
-    _carry_out(runs, plan, dry_run=dry_run)
+    _carry_out(runs, plan, yes=yes, dry_run=dry_run)
 
 
-def _carry_out(runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool) -> None:
-    show_requests(options().with_database(plan_and_write, runs, plan, dry_run=dry_run))
+def _carry_out(runs: RunChoice, plan: Planner, *, yes: bool, dry_run: bool) -> None:
+    show_requests(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
 
 
 def _held(run: Run, *, keep: Keep, site: str, data: DataChoice) -> RunRequest:

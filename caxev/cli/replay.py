@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from attrs import evolve, frozen
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, show, show_lines
+from caxev.cli.plans import Tally, asks
 from caxev.cli.requests import leave, listening_sites, with_hint
 from caxev.cli.runs import pages, shown
 from caxev.cli.selection import RunChoice, selects_runs
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
 @click.option("--handler", type=HANDLER, help="Only this handler.")
 @click.option("--dry-run", is_flag=True, help="Show what would run; write nothing.")
 @click.option("--force", is_flag=True, help="Also run reactions that are done.")
+@asks
 def replay(
-    *, runs: RunChoice, site: str | None, handler: str | None, dry_run: bool, force: bool
+    *, runs: RunChoice, site: str | None, handler: str | None, dry_run: bool, force: bool, yes: bool
 ) -> None:
     """Run the reactions for existing runs again.
 
@@ -53,8 +56,11 @@ def replay(
         rows = options().with_database(_plan, places, runs, request)
         show(Table(_COLUMNS, rows), empty="no reaction would run")
         return
-    rows = options().with_database(_request, list(places), runs, request)
-    show_lines(rows, queued)
+    # The selection becomes ids now: what the user was shown is what the listeners replay, whenever
+    # they come to it.
+    ids = options().with_database(runs.ids)
+    Tally(Counter({f"replayed at {', '.join(places)}": len(ids)})).ask(yes=yes)
+    show_lines(options().with_database(_request, list(places), ids, request), queued)
 
 
 _COLUMNS = columns("run", "site", "event", "handler", "why")
@@ -97,11 +103,8 @@ def handler_called(name: str, registries: Iterable[Registry]) -> str:
 
 
 async def _request(
-    database: Database, sites: Sequence[str], choice: RunChoice, request: Request
+    database: Database, sites: Sequence[str], ids: Sequence[RunId], request: Request
 ) -> list[dict[str, Any]]:
-    # The selection becomes ids now: what the user was shown is what the listeners replay, whenever
-    # they come to it.
-    ids = [run.id for run in await choice.find(database)]
     requests = [evolve(request, runs=page) for page in pages(ids)]
     return [{**await leave(database, site, requests), "runs": len(ids)} for site in sites]
 

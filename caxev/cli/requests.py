@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +17,7 @@ from attrs import Factory, field, frozen
 
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, show
+from caxev.cli.plans import FEW, Tally
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.config import ConfigError, Site
@@ -47,8 +48,9 @@ def requester() -> str:
 class RunRequest:
     """A write that is to be made to a run, or the reason why there is none.
 
-    `what` is the data concerned. `state` is what comes of the write, or the reason; `planned` what
-    would come of it, for a dry run. `ok`: whether the user gets what was asked for; None: neither.
+    `what` is the data concerned, `size` its bytes. `state` is what comes of the write, or the
+    reason; `planned` what would come of it, for a dry run. `ok`: whether the user gets what was
+    asked for; None: neither.
     """
 
     run: Run
@@ -57,6 +59,12 @@ class RunRequest:
     update: RunUpdate | None = None
     planned: str = field(default=Factory(lambda self: f"would be {self.state}", takes_self=True))
     ok: bool | None = field(default=Factory(lambda self: self.update is not None, takes_self=True))
+    size: int | None = field(default=None, kw_only=True)
+
+    @property
+    def why(self) -> str:
+        """Why there is no write, in the same words for all runs."""
+        return self.state.replace(str(self.run), "it")
 
     async def write(self, database: Database, *, dry_run: bool) -> dict[str, Any]:
         """Write it unless it is a dry run; return the row that the command prints."""
@@ -77,12 +85,56 @@ async def write_all(
     return [await one.write(database, dry_run=dry_run) for one in requests]
 
 
-async def plan_and_write(
-    database: Database, runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool
+Planner = Callable[[Run], RunRequest]
+
+
+def request_each(
+    runs: RunChoice,
+    make: Callable[[Database], Awaitable[Planner]],
+    *,
+    yes: bool,
+    dry_run: bool,
 ) -> list[dict[str, Any]]:
-    """Make a request of each selected run, and write it unless it is a dry run."""
+    """Make a request of each selected run, and write it unless it is a dry run; return the rows.
+
+    `make` returns the planner, which is pure except for the time. Of many runs the plan is shown
+    first, and a person confirms it. Each run is planned again when its turn comes.
+    """
+    if not dry_run and runs.selection.at_most > FEW:
+        options().with_database(_tallied, runs, make).ask(yes=yes)
+    return options().with_database(_write_each, runs, make, dry_run=dry_run)
+
+
+async def _tallied(
+    database: Database, runs: RunChoice, make: Callable[[Database], Awaitable[Planner]]
+) -> Tally:
+    tally, plan = Tally(), await make(database)
+    async with aclosing(runs.each_whole(database)) as found:
+        async for run in found:
+            one = plan(run)
+            tally.add(one.what, one.size, None if one.update is not None else one.why)
+    return tally
+
+
+async def _write_each(
+    database: Database,
+    runs: RunChoice,
+    make: Callable[[Database], Awaitable[Planner]],
+    *,
+    dry_run: bool,
+) -> list[dict[str, Any]]:
+    plan = await make(database)
     async with aclosing(runs.each_whole(database)) as found:
         return [await plan(run).write(database, dry_run=dry_run) async for run in found]
+
+
+def planner(plan: Planner) -> Callable[[Database], Awaitable[Planner]]:
+    """Return the `make` of `request_each` for a planner that needs nothing of the database."""
+
+    async def make(_database: Database) -> Planner:
+        return plan
+
+    return make
 
 
 REQUESTED: Final = columns("run", "what", "state")

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from caxev.cli.command import Function, together
 from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import options
-from caxev.cli.runs import naming, pages
+from caxev.cli.runs import naming
 from caxev.cli.values import (
     DATA_TYPE,
     HOST,
@@ -31,7 +31,7 @@ from caxev.cli.values import (
 )
 from caxev.config.errors import hint
 from caxev.core.clock import utcnow
-from caxev.core.model import Copy, Run
+from caxev.core.model import Copy, Run, RunId
 from caxev.core.selection import (
     COPY_PARTS,
     EVERY,
@@ -101,20 +101,30 @@ class RunChoice:
         settings = database.settings
         where = f"{settings.database}.{settings.collection}"
         words = RunChoice(evolve(self.selection, numbers=ranges)).words
-        raise NoSuchRun(f"no {words} in {where}{await self._hint()}")
+        raise NoSuchRun(f"no {words} in {where}{await self.hint()}")
 
     async def each(self, database: Database) -> AsyncGenerator[Run, None]:
         """Read the runs page by page, with only the fields that matching needs.
 
-        Raises `NoSuchRun` if there is no such run at all, whatever its copies.
+        Raises `NoSuchRun` if there is no such run at all, whatever its copies, or if none is found
+        and one of the values is unknown.
         """
         whatever = RunChoice(evolve(self.selection, copy=CopyPattern()))
         if whatever.selects or not self.selects:
             await whatever.check(database)
+        some = False
         async with aclosing(database.pages(self.selection, utcnow())) as found:
             async for page in found:
                 for run in page:
+                    some = True
                     yield run
+        if not some and (hint := await self.hint()):
+            raise NoSuchRun(f"no {self.words}{hint}")
+
+    async def ids(self, database: Database) -> list[RunId]:
+        """Read the ids of the runs. Raises `NoSuchRun` as `find` does."""
+        await self.check(database)
+        return [run.id async for run in self.each(database)]
 
     async def check(self, database: Database) -> None:
         """Raise `NoSuchRun` as `find` does, without reading all of the runs."""
@@ -127,11 +137,13 @@ class RunChoice:
 
     async def each_whole(self, database: Database) -> AsyncGenerator[Run, None]:
         """Read the runs with all their fields, page by page. Raises `NoSuchRun`."""
-        for page in pages([run.id for run in await self.find(database)]):
-            whole = await database.runs(page)
-            for run in page:
-                if run in whole:  # one may be deleted in between
-                    yield whole[run]
+        await self.check(database)
+        async with aclosing(database.pages(self.selection, utcnow())) as found:
+            async for page in found:
+                whole = await database.runs([run.id for run in page])
+                for run in page:
+                    if run.id in whole:  # one may be deleted in between
+                        yield whole[run.id]
 
     async def find_whole(self, database: Database) -> list[Run]:
         """Read the runs with all their fields. Raises `NoSuchRun`."""
@@ -145,7 +157,7 @@ class RunChoice:
             raise NoSuchRun(f"{len(found)} runs match ({detectors}): choose one by --detector")
         return found[0]
 
-    async def _hint(self) -> str:
+    async def hint(self) -> str:
         """Return the known value that was probably meant, as the end of a message."""
         import trio
 

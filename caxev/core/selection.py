@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from math import inf
 from shlex import quote
 from typing import Any, Final, NamedTuple, Self
 
@@ -165,6 +166,11 @@ class Selection:
     def single_numbers(self) -> tuple[int, ...]:
         """The numbers that are named one by one."""
         return tuple(one.first for one in self.numbers if one.first == one.last)
+
+    @property
+    def at_most(self) -> float:
+        """How many runs can be selected, as far as that shows; infinite if it does not."""
+        return sum(last - first + 1 for first, last in self.numbers) or inf
 
     def with_copy(self, **parts: str | None) -> Self:
         """Return the selection with these parts of `copy`; None leaves a part as it is."""

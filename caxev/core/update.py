@@ -25,7 +25,7 @@ from caxev.core.model import (
 )
 
 OWN_FIELDS: Final = frozenset(
-    {"_id", "data", "deleted_data", "detector", "given_up", "name", "number", "tags"}
+    {"_id", "comments", "data", "deleted_data", "detector", "given_up", "name", "number", "tags"}
 )
 """Fields that identify a run or have operations of their own: they are not set as a whole."""
 KEY_FIELDS: Final = frozenset({"type", "host", "pax_version"})
@@ -179,11 +179,11 @@ class RunUpdate:
 
     The expectations go into the write's own filter, so of two sites that try the same change one
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
-    Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag` or
-    `set_fields`. `append` adds to lists in the entry that is changed, of which the last
-    `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``, `given_up` to its
-    list of that name. Raises ValueError if it would break what makes the run or the copy what it
-    is; only what `overwrites` may set any field of the run.
+    Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag`, `remove_tag`,
+    `add_comment` or `set_fields`. `append` adds to lists in the entry that is changed, of which the
+    last `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``, `given_up` to
+    its list of that name. Raises ValueError if it would break what makes the run or the copy what
+    it is; only what `overwrites` may set any field of the run.
     """
 
     run: RunId
@@ -193,6 +193,8 @@ class RunUpdate:
     append: Mapping[str, Sequence[Any]] = Factory(dict)
     remove: CopyIs | None = None
     tag: Mapping[str, Any] | None = None
+    untag: str | None = None
+    comment: Mapping[str, Any] | None = None
     fields: Mapping[str, Any] = Factory(dict)
     tombstone: Mapping[str, Any] | None = None
     given_up: Mapping[str, Any] | None = None
@@ -302,6 +304,19 @@ class RunUpdate:
     def add_tag(cls, run: Run, name: str, **fields: Any) -> RunUpdate:
         """Tag the run, unless it has that tag."""
         return cls(run.id, (TagAbsent(name),), tag={"name": name, **fields})
+
+    @classmethod
+    def remove_tag(cls, run: Run, name: str) -> RunUpdate:
+        """Take a tag from the run, if it has it: all of that name."""
+        return cls(run.id, (TagThere(name),), untag=name)
+
+    @classmethod
+    def add_comment(cls, run: Run, text: str, user: str) -> RunUpdate:
+        """Add a comment to the run's ``comments``."""
+        # `$push` onto what is no list would fail.
+        there = run.document.get("comments")
+        expected = () if there is None or isinstance(there, list) else (FieldIs("comments"),)
+        return cls(run.id, expected, comment={"text": text, "user": user})
 
     @classmethod
     def set_fields(cls, run: Run, *expect: Expectation, **fields: Any) -> RunUpdate:

@@ -186,8 +186,8 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
     array_filters = None
     if update.add is not None:
         change["$push"] = {"data": _dated(update.add, now)}
-    if update.remove is not None:
-        change["$pull"] = {"data": _copy_filter(update.remove)}
+    if removed := _removed_from_lists(update):
+        change["$pull"] = removed
     if update.change is not None:
         which, fields = update.change
         if fields:
@@ -206,9 +206,20 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
     return query, change, array_filters
 
 
+def _removed_from_lists(update: RunUpdate) -> Document:
+    """Return filters for what is taken out of lists of the run."""
+    removed = {} if update.remove is None else {"data": _copy_filter(update.remove)}
+    return removed if update.untag is None else {**removed, "tags": {"name": {"$eq": update.untag}}}
+
+
 def _added_to_lists(update: RunUpdate, now: datetime) -> Document:
     """Return the rows that are added to lists of the run, each with its date."""
-    rows = {"tags": update.tag, "deleted_data": update.tombstone, "given_up": update.given_up}
+    rows = {
+        "tags": update.tag,
+        "comments": update.comment,
+        "deleted_data": update.tombstone,
+        "given_up": update.given_up,
+    }
     last = {"given_up": {"$slice": -GIVEN_UP_KEPT}}
     return {
         name: {"$each": [{"date": now, **row}], **last.get(name, {})}

@@ -13,7 +13,8 @@ from caxev.cli.command import command
 from caxev.cli.copy_request import CopyPath, new_request
 from caxev.cli.hold import Keep
 from caxev.cli.options import options
-from caxev.cli.requests import RunRequest, plan_and_write, requester, show_requests
+from caxev.cli.plans import asks
+from caxev.cli.requests import RunRequest, planner, request_each, requester, show_requests
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.cli.values import PLACE, SITE
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
 @command("caxev rucio put --run 100-200 --from lngs", group=rucio)
 @selects_catalogue()
 @click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
+@asks
 @click.option("--dry-run", is_flag=True, help="Show what would be requested; write nothing.")
-def put(*, chosen: CatalogueChoice, source: str, dry_run: bool) -> None:
+def put(*, chosen: CatalogueChoice, source: str, yes: bool, dry_run: bool) -> None:
     """Upload runs to the catalogue.
 
     The listener of the site that has them does it. Uploads that were given up, or that wait as
     RSEreupload or RSEquota, are tried again at once.
     """
-    _request(CatalogueRequest(chosen, source, chosen.there.name), dry_run=dry_run)
+    _request(CatalogueRequest(chosen, source, chosen.there.name), yes=yes, dry_run=dry_run)
 
 
 @command("caxev rucio get --run 123 --to chicago --rse NIKHEF_USERDISK", group=rucio)
@@ -51,8 +53,9 @@ def put(*, chosen: CatalogueChoice, source: str, dry_run: bool) -> None:
     help="A site, or a directory here.",
 )
 @click.option("--rse", metavar="R", help="Only from this RSE.")
+@asks
 @click.option("--dry-run", is_flag=True, help="Show what would be fetched; write nothing.")
-def get(*, chosen: CatalogueChoice, target: str, rse: str | None, dry_run: bool) -> None:
+def get(*, chosen: CatalogueChoice, target: str, rse: str | None, yes: bool, dry_run: bool) -> None:
     """Fetch runs from the catalogue, to a site or to a directory here.
 
     To a site: its listener fetches, registers and verifies the copy. To a directory: this
@@ -62,7 +65,7 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, dry_run: bool)
     if target in options().sites():
         extra = {} if rse is None else {"from_rse": rse}
         request = CatalogueRequest(chosen, chosen.there.name, target, extra)
-        _request(request, dry_run=dry_run)
+        _request(request, yes=yes, dry_run=dry_run)
         return
     # A bare word is more likely a mistyped site than a directory: ./NAME is always a directory.
     if "/" not in target:
@@ -92,7 +95,7 @@ class CatalogueRequest:
         is_upload = self.target == self.chosen.there.name
         if there is not None and not (is_upload and there.status in AGAIN):
             return RunRequest(run, what, f"there already: {there.status}", ok=True)
-        return RunRequest(run, what, "requested", self._update(run, copy, there))
+        return RunRequest(run, what, "requested", self._update(run, copy, there), size=copy.size)
 
     def _update(self, run: Run, source: Copy, there: Copy | None) -> RunUpdate:
         if there is not None:
@@ -107,9 +110,9 @@ AGAIN: Final = ("RSEreupload", "RSEquota", "error")
 """States of an entry whose upload can be tried again."""
 
 
-def _request(request: CatalogueRequest, *, dry_run: bool) -> None:
-    choice = request.chosen.choice
-    show_requests(options().with_database(plan_and_write, choice, request.of, dry_run=dry_run))
+def _request(request: CatalogueRequest, *, yes: bool, dry_run: bool) -> None:
+    choice, make = request.chosen.choice, planner(request.of)
+    show_requests(request_each(choice, make, yes=yes, dry_run=dry_run))
 
 
 @frozen

@@ -12,10 +12,12 @@ from attrs import evolve
 from caxev.cli.command import command
 from caxev.cli.forget import forget_entries, forgets
 from caxev.cli.options import options
+from caxev.cli.plans import asks
 from caxev.cli.requests import (
+    Planner,
     RunRequest,
     check_listener,
-    plan_and_write,
+    request_each,
     requester,
     show_requests,
 )
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
 @command("caxev rucio rm --run 123 --why 'taken in error'", group=rucio)
 @selects_catalogue()
 @click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
+@asks
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
-def rm(*, chosen: CatalogueChoice, why: str, dry_run: bool) -> None:
+def rm(*, chosen: CatalogueChoice, why: str, yes: bool, dry_run: bool) -> None:
     """Give up datasets, so that the catalogue deletes all replicas.
 
     Like `caxev rm`: the site that uploaded a dataset has the other copies read again first, and
@@ -45,22 +48,24 @@ def rm(*, chosen: CatalogueChoice, why: str, dry_run: bool) -> None:
     """
     there = chosen.there
     plan = partial(_removal, chosen=chosen, there=there, why=why)
-    show_requests(options().with_database(_write, chosen, there, plan, dry_run=dry_run))
+    show_requests(_request(chosen, there, plan, yes=yes, dry_run=dry_run))
 
 
-async def _write(
-    database: Database,
+def _request(
     chosen: CatalogueChoice,
     here: Site,
     plan: Callable[[Run, Sites], RunRequest],
     *,
+    yes: bool,
     dry_run: bool,
 ) -> list[dict[str, Any]]:
     """Plan and write for each selected run, given the sites with their markers."""
-    sites = await with_markers(database, options().sites(), here)
-    return await plan_and_write(
-        database, chosen.choice, lambda run: plan(run, sites), dry_run=dry_run
-    )
+
+    async def make(database: Database) -> Planner:
+        sites = await with_markers(database, options().sites(), here)
+        return lambda run: plan(run, sites)
+
+    return request_each(chosen.choice, make, yes=yes, dry_run=dry_run)
 
 
 def _removal(
@@ -116,8 +121,9 @@ def forget(
 @command("caxev rucio purge --site lngs --run 1-1000 --dry-run", group=rucio)
 @selects_catalogue()
 @click.option("--site", type=SITE, required=True, help="The site whose copies are deleted.")
+@asks
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
-def purge(*, chosen: CatalogueChoice, site: str, dry_run: bool) -> None:
+def purge(*, chosen: CatalogueChoice, site: str, yes: bool, dry_run: bool) -> None:
     """Delete copies on disk that the catalogue has, too.
 
     Like `caxev rm`, for many runs: the site's listener deletes a copy only if enough others are
@@ -126,7 +132,7 @@ def purge(*, chosen: CatalogueChoice, site: str, dry_run: bool) -> None:
     here = options().sites().get(site)
     check_listener(here)
     plan = partial(_purge, chosen=chosen, here=here)
-    show_requests(options().with_database(_write, chosen, here, plan, dry_run=dry_run))
+    show_requests(_request(chosen, here, plan, yes=yes, dry_run=dry_run))
 
 
 def _purge(run: Run, sites: Sites, *, chosen: CatalogueChoice, here: Site) -> RunRequest:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from caxev.cli.copy_request import CopyPath, new_request, why_not
 from caxev.cli.forget import forget_entries, forgets
 from caxev.cli.hold import Keep
 from caxev.cli.options import options
-from caxev.cli.requests import RunRequest, plan_and_write, requester, show_requests
+from caxev.cli.plans import asks
+from caxev.cli.requests import Planner, RunRequest, planner, request_each, requester, show_requests
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 
 
-def _request(runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool) -> None:
-    _show(options().with_database(plan_and_write, runs, plan, dry_run=dry_run))
+def _request(runs: RunChoice, plan: Planner, *, yes: bool, dry_run: bool) -> None:
+    _show(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
@@ -54,8 +56,11 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 @selects_runs(copies=())
 @selects_archive
 @click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
+@asks
 @_dry_run
-def put(*, runs: RunChoice, archive: ArchiveChoice, source: str | None, dry_run: bool) -> None:
+def put(
+    *, runs: RunChoice, archive: ArchiveChoice, source: str | None, yes: bool, dry_run: bool
+) -> None:
     """Bring raw data to tape.
 
     This adds an entry that is `requested`; the listener of a site that has the data does it.
@@ -63,7 +68,7 @@ def put(*, runs: RunChoice, archive: ArchiveChoice, source: str | None, dry_run:
     host, sites = archive.there.name, options().sites()
     names = [one.name for one in sites.values() if host in one.upload_options]
     names = names if source is None else [source]
-    _request(runs, lambda run: put_request(run, names, host), dry_run=dry_run)
+    _request(runs, lambda run: put_request(run, names, host), yes=yes, dry_run=dry_run)
 
 
 def put_request(
@@ -76,7 +81,8 @@ def put_request(
         path = CopyPath(raw_at(name), raw_at(target))
         if (why := why_not(run, path)) is None:
             update = new_request(run, path, requester(), utcnow(), hold)
-            return RunRequest(run, f"raw from {name} to {target}", "requested", update)
+            what = f"raw from {name} to {target}"
+            return RunRequest(run, what, "requested", update, size=run.raw_size)
         reasons.append(why)
     why = reasons[0] if reasons else f"no site uploads to {target}"
     return RunRequest(run, f"raw to {target}", why)
@@ -88,8 +94,11 @@ def put_request(
 @selects_runs(copies=())
 @selects_reach
 @click.option("--to", "directory", metavar="DIR", help="Restore into this directory here.")
+@asks
 @_dry_run
-def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, dry_run: bool) -> None:
+def get(
+    *, runs: RunChoice, archive: ArchiveChoice, directory: str | None, yes: bool, dry_run: bool
+) -> None:
     """Bring raw data back from tape.
 
     Without --to, the site's listener restores, compares and registers the copy, which is held as
@@ -101,7 +110,8 @@ def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, dry_r
     target, source = reach.here.name, reach.there.name
     if directory is None:
         hold = Keep().of_request(raw_at(target), reach.here, utcnow())
-        _request(runs, lambda run: put_request(run, [source], target, hold), dry_run=dry_run)
+        plan = partial(put_request, names=[source], target=target, hold=hold)
+        _request(runs, plan, yes=yes, dry_run=dry_run)
         return
     place = Path(directory).absolute()
     if not place.is_dir():
@@ -156,15 +166,16 @@ def _unusable(copy: Copy | None) -> str:
 @command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)
 @selects_runs(copies=())
 @selects_archive
+@asks
 @_dry_run
-def check(*, runs: RunChoice, archive: ArchiveChoice, dry_run: bool) -> None:
+def check(*, runs: RunChoice, archive: ArchiveChoice, yes: bool, dry_run: bool) -> None:
     """Read copies on tape again, and compare them.
 
     The listener of the site that brought them there restores them to scratch. It answers in
     `check_answered` and `verified_at` of the entry.
     """
     host = archive.there.name
-    _request(runs, lambda run: check_request(run, host), dry_run=dry_run)
+    _request(runs, lambda run: check_request(run, host), yes=yes, dry_run=dry_run)
 
 
 def check_request(run: Run, host: str) -> RunRequest:
@@ -174,7 +185,12 @@ def check_request(run: Run, host: str) -> RunRequest:
         return RunRequest(run, f"raw at {host}", _unusable(copy))
     update = RunUpdate.ask(run, copy, new_id(), utcnow())
     return RunRequest(
-        run, f"raw at {host}", "will be read again", update, planned="would be read again"
+        run,
+        f"raw at {host}",
+        "will be read again",
+        update,
+        "would be read again",
+        size=run.raw_size,
     )
 
 

@@ -1,0 +1,160 @@
+"""Run ``caxev runs``: find runs, and list them or where their files are."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from caxev.cli.command import command
+from caxev.cli.errors import NoSuchRun
+from caxev.cli.options import options
+from caxev.cli.output import SIZE, Column, Parts, cell, columns, print_line, show_rows
+from caxev.cli.runs import shown
+from caxev.cli.selection import RunChoice, selects_runs
+from caxev.cli.values import HOST
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED, Copy, Run
+from caxev.core.selection import CopyPattern, source_of
+
+if TYPE_CHECKING:
+    from caxev.database import Database
+
+Found = AsyncGenerator[Run, None]
+
+
+@command(
+    "caxev runs --limit 20",
+    "caxev runs --lacks raw@chicago --since 30d",
+    "caxev runs --tag _sciencerun0 --fewer-than 2 --csv",
+    "caxev runs --run 100-200 --type raw --paths --at lngs",
+)
+@selects_runs(required=False)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="The most to list: the newest.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a line of headings.")
+@click.option("--paths", "as_paths", is_flag=True, help="Print the paths of good copies instead.")
+@click.option("--at", type=HOST, metavar="SITE", help="With --paths: only of copies there.")
+def runs(
+    *, runs: RunChoice, limit: int | None, as_csv: bool, as_paths: bool, at: str | None
+) -> None:
+    """Find runs: list those that are selected, the newest first.
+
+    COPIES are the sites with a good copy of raw data. --paths prints the path of each good copy
+    that --host, --type and --version select, as HOST:PATH, or with --at as PATH.
+    """
+    if as_csv + as_paths + options().as_json > 1:
+        raise click.UsageError("give one of --csv, --paths and --json")
+    if at is not None and not as_paths:
+        raise click.UsageError("--at is about paths: add --paths")
+    if as_paths:
+        wanted = runs.narrowed(host=at, status=runs.selection.copy.status or TRANSFERRED)
+        options().with_database(_print, wanted, limit, _paths(wanted, plain=at is not None))
+    elif as_csv:
+        options().with_database(_print, runs, limit, _csv())
+    else:
+        options().with_database(_table, runs, limit)
+
+
+async def find(database: Database, choice: RunChoice, limit: int | None) -> Found:
+    """Read the selected runs, the newest first. Raises `NoSuchRun` for an unknown value."""
+    left = limit
+    async with aclosing(database.pages(choice.selection, utcnow(), newest_first=True)) as pages:
+        async for page in pages:
+            for run in page[:left]:
+                yield run
+            left = None if left is None else left - len(page[:left])
+            if left == 0:
+                return
+    if left == limit and (hint := await choice.hint()):
+        raise NoSuchRun(f"no {choice.words}{hint}")
+
+
+# -- as a table -----------------------------------------------------------------------------------
+
+_COLUMNS: Final = columns(
+    "run",
+    Column("run.name", "NAME"),
+    Column("detector", minor=2),
+    Column("start", minor=1),
+    Column("source", minor=3),
+    SIZE,
+    Column("good", "COPIES"),
+    "tags",
+)
+
+
+async def _table(database: Database, choice: RunChoice, limit: int | None) -> None:
+    async with aclosing(find(database, choice, limit)) as found:
+        await show_rows(_COLUMNS, (_row(run) async for run in found), empty="no such run")
+
+
+_RAW: Final = CopyPattern(type="raw", status=TRANSFERRED)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    return {
+        "run": shown(run),
+        "detector": run.detector or None,
+        "start": run.start,
+        "source": source_of(run),
+        "bytes": run.raw_size,
+        "good": [one.host for one in run.copies if _RAW.means(one)],
+        "tags": [*run.tags],
+        "copies": [_copy(one) for one in run.copies],
+    }
+
+
+def _copy(copy: Copy) -> dict[str, Any]:
+    return {
+        "type": copy.type,
+        "version": copy.version,
+        "host": copy.host,
+        "status": copy.status,
+        "location": copy.location,
+    }
+
+
+# -- as lines -------------------------------------------------------------------------------------
+
+Printer = Callable[[Run], None]
+
+
+async def _print(
+    database: Database, choice: RunChoice, limit: int | None, printer: Printer
+) -> None:
+    async with aclosing(find(database, choice, limit)) as found:
+        async for run in found:
+            printer(run)
+
+
+def _paths(choice: RunChoice, *, plain: bool) -> Printer:
+    def show(run: Run) -> None:
+        for copy in run.copies:
+            if choice.selection.means_copy(copy, utcnow()) and copy.location is not None:
+                print_line(copy.location if plain else f"{copy.host}:{copy.location}")
+
+    return show
+
+
+def _csv() -> Printer:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("number", "name", *_IN_CSV))
+
+    def show(run: Run) -> None:
+        writer.writerow([*_cells(_row(run))])
+
+    return show
+
+
+_IN_CSV: Final = ("detector", "start", "source", "bytes", "good", "tags")
+
+
+def _cells(row: Mapping[str, Any]) -> Iterator[str]:
+    run: Parts = row["run"]
+    values = (run.parts["number"], run.parts["name"], *(row[name] for name in _IN_CSV))
+    for value in values:
+        yield "" if value in (None, "", []) else cell(value)
