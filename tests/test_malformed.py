@@ -355,6 +355,24 @@ async def test_an_absurd_number_ends_no_first_start(
 
 
 @pytest.mark.replicaset
+@pytest.mark.parametrize("generation", ["f" * 16, "f" * 40, f"{(2**22 - 1) << 40:x}", "x"])
+async def test_an_absurd_row_of_history_uses_up_no_epochs(database: Named, generation: str) -> None:
+    """A site goes on from its other rows, as if a back-up of the ledger had been restored."""
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            rows = {f"{3 << 40:x}": NOW, generation: NOW + timedelta(days=9)}
+            client[database.name]["caxev_history"].insert_many(
+                [
+                    {"_id": f"{SITE}:{one}", "site": SITE, "handler": "x", "at": at}
+                    for one, at in rows.items()
+                ]
+            )
+        taken = await db.acquire(SITE, "me", 10.0, NOW)
+        assert taken is not None
+        assert taken[0].epoch == 4
+
+
+@pytest.mark.replicaset
 @pytest.mark.parametrize(
     "expires", [9999, "9999-12-31", datetime(9999, 1, 1, tzinfo=UTC), Timestamp(2**31, 1), None]
 )

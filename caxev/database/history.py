@@ -133,13 +133,14 @@ class History(Quarantine):
         order = [("at", DESCENDING), ("_id", DESCENDING)]
         return self._history.find(query, batch_size=PAGE).sort(order).limit(limit)
 
-    async def _last_generation(self, site: str) -> int:
-        """Return the highest generation in the site's latest rows; 0 without any."""
+    async def _last_generation(self, site: str, most: int) -> int:
+        """Return the highest generation in the site's latest rows, none above `most`; else 0."""
         query = {"site": site, "handler": {"$exists": True}}
         cursor = self._history.find(query, {"_id": 1}).sort("at", DESCENDING).limit(_LATEST)
         keys = [str(row["_id"]).rpartition(":") for row in await cursor.to_list(None)]
-        hexes = [text for of, _, text in keys if of == site and fullmatch("[0-9a-f]+", text)]
-        return max((int(text, 16) for text in hexes), default=0)
+        hexes = [text for of, _, text in keys if of == site and fullmatch("[0-9a-f]{1,16}", text)]
+        # One row that is malformed must not use up all epochs.
+        return max((one for text in hexes if (one := int(text, 16)) <= most), default=0)
 
     def _history_rows(self, documents: Sequence[Document]) -> list[HistoryRow]:
         return [row for _, row in self._read(self._history, documents, history_row_from)]

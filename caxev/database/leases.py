@@ -30,6 +30,8 @@ SHORTEST_LIMIT: Final = 2.0
 """Seconds that renewing a lease gets at least."""
 _EPOCHS: Final = 2**22
 """Epochs are below this: they are the upper part of a generation, which has 63 bits."""
+_GENERATIONS: Final = ((_EPOCHS - 1) << 40) - 1
+"""No generation is above this: the epoch after it must be one, too."""
 _EPOCH: Final = {"$toLong": {"$floor": number("epoch", 0, _EPOCHS - 1)}}
 
 
@@ -63,7 +65,7 @@ class Leases(Sites, Reactions, History):
         state = {"owner": owner, "lsid": self._session.session_id, "configuration": configuration}
         # A ledger that was restored from a back-up is older than the history: a generation that
         # was used before would have a row there already.
-        least = await self._last_generation(site) >> 40
+        least = await self._last_generation(site, _GENERATIONS) >> 40
         if not _is_epoch(former.get("epoch")):
             least = max(least, await self._last_epoch(site))
         least = min(least, _EPOCHS - 2)
@@ -96,9 +98,8 @@ class Leases(Sites, Reactions, History):
 
         For a site whose document was lost: its generations must be new all the same.
         """
-        last = _EPOCHS - 2  # the next one must be an epoch, too
-        top = {"$max": _whole_up_to("generation", (last << 40) + (1 << 40) - 1)}
-        claimed = {"$max": _whole_up_to("epoch", last)}
+        top = {"$max": _whole_up_to("generation", _GENERATIONS)}
+        claimed = {"$max": _whole_up_to("epoch", _EPOCHS - 2)}
         match = {"$match": {"site": site, "handler": {"$exists": True}}}
         group = {"$group": {"_id": None, "generation": top, "epoch": claimed}}
         cursor = await self._ledger.aggregate([match, group])
