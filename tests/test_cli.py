@@ -30,14 +30,13 @@ from caxev.cli.output import (
     Table,
     cell,
     event_parts,
-    lasting,
     run_parts,
     show,
     show_json,
-    size,
 )
-from caxev.cli.reaction_rows import ReportedProgress, progress_cells
+from caxev.cli.reaction_rows import progress_cells
 from caxev.config import Settings
+from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.escapes import escaped
 from caxev.core.model import (
     YES,

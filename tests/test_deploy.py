@@ -29,6 +29,7 @@ from tests.conftest import Database as Named
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "caxev@.service"
+WEB = DEPLOY / "caxev-web.service"
 EXAMPLE = DEPLOY / "caxev.env.example"
 SCRIPTS = [
     path
@@ -65,12 +66,13 @@ def option_of(name: str) -> click.Option:
     return option
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", [UNIT, WEB], ids=lambda unit: unit.name)
+def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     """Verifying the unit says nothing: of a wrong key it would warn, and end with 0."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    installed = tmp_path / UNIT.name
-    installed.write_text(UNIT.read_text().replace(command()[0], sys.executable))
+    installed = tmp_path / unit.name
+    installed.write_text(unit.read_text().replace(command()[0], sys.executable))
     said = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", "--generators=no", str(installed)],
         capture_output=True,
@@ -78,6 +80,16 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
         check=False,
     )
     assert (said.returncode, said.stderr.strip()) == (0, "")
+
+
+def test_the_page_s_unit_starts_a_command_that_there_is() -> None:
+    """It starts `caxev web` as nobody in particular, and confines it at least as a listener."""
+    ours, listeners = WEB.read_text(), UNIT.read_text()
+    assert "ExecStart=/opt/caxev/bin/caxev web $CAXEV_WEB_OPTIONS\n" in ours
+    confining = re.findall(
+        r"^(?:Protect|Private|Restrict|Capability|NoNew).*", listeners, re.MULTILINE
+    )
+    assert [line for line in confining if line not in ours] == []
 
 
 def test_the_unit_starts_a_command_that_there_is() -> None:
@@ -149,12 +161,14 @@ def locked(name: str) -> dict[str, str]:
 def test_the_locks_fit_the_project() -> None:
     """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    base, rucio = locked("requirements.lock"), locked("requirements-rucio.lock")
-    assert base.items() <= rucio.items()
-    for line in (*project["dependencies"], *project["optional-dependencies"]["rucio"]):
-        wanted = Requirement(line)
-        assert wanted.specifier.contains(rucio[wanted.name]), line
-        assert wanted.name in base or line not in project["dependencies"]
+    base = locked("requirements.lock")
+    for extra in ("rucio", "web"):
+        more = locked(f"requirements-{extra}.lock")
+        assert base.items() <= more.items()
+        for line in (*project["dependencies"], *project["optional-dependencies"][extra]):
+            wanted = Requirement(line)
+            assert wanted.specifier.contains(more[wanted.name]), line
+            assert wanted.name in base or line not in project["dependencies"]
 
 
 def test_without_a_list_of_vulnerabilities_there_is_no_audit() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field, frozen
 
-from caxev.cli.reaction_rows import ReportedProgress
+from caxev.core.amounts import ReportedProgress
 from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, CopyKey, Run

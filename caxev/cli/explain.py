@@ -15,11 +15,11 @@ from caxev.cli.command import command
 from caxev.cli.history_rows import facts
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, print_line, show, time
-from caxev.cli.reaction_rows import ReportedProgress
 from caxev.cli.runs import which
 from caxev.cli.selection import RunChoice, selects_run
 from caxev.cli.values import SITE
 from caxev.copies.holds import standing, words
+from caxev.core.amounts import ReportedProgress
 from caxev.core.clock import utcnow
 from caxev.core.history import HistoryRow
 from caxev.core.job import Skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from caxev.cli.output import SIZE, Column, columns, event_parts, lasting, run_parts, size
+from caxev.cli.output import SIZE, Column, columns, event_parts, run_parts
+from caxev.core.amounts import lasting, size
 from caxev.core.history import HistoryRow
 from caxev.core.model import CopyField, CopyKey, Tag
 

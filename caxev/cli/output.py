@@ -22,6 +22,7 @@ from attrs import Factory, define, field, frozen
 
 from caxev.cli.errors import FAILED
 from caxev.cli.options import options
+from caxev.core.amounts import size
 from caxev.core.escapes import escaped
 from caxev.core.model import CopyField, CopyKey, Event, Field, Tag
 
@@ -307,27 +308,7 @@ def cell(value: Any) -> str:
     return escaped(str(value))
 
 
-def size(number: object) -> str | None:
-    """Return bytes as people read them: ``1.2 GB`` (powers of 1000)."""
-    if not isinstance(number, int | float):
-        return None
-    value = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:  # noqa: PLR2004  # rounds to 1000
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
 SIZE: Final = Column("bytes", "SIZE", size)
-
-
-def lasting(seconds: float) -> str:
-    """Return a duration for people, in the largest unit of which there are at least two."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _json(value: Any) -> Any:

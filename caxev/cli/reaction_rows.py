@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from math import isfinite
+from collections.abc import Mapping
 from typing import Any, Final
 
-from attrs import frozen
-
 from caxev.cli.history_rows import facts
-from caxev.cli.output import Column, columns, event_parts, lasting, run_parts, size
+from caxev.cli.output import Column, columns, event_parts, run_parts
+from caxev.core.amounts import ReportedProgress
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State
 from caxev.core.transcript import unpacked
@@ -27,60 +25,6 @@ COLUMNS: Final = columns(
     "note",
 )
 """The columns of a `reaction_row`; in lists of several runs `RUN_COLUMN` follows the site."""
-
-
-@frozen
-class ReportedProgress:
-    """The progress of reactions in bytes, and bytes a second; None if unknown."""
-
-    done: int
-    total: int | None = None
-    rate: float | None = None
-
-    @classmethod
-    def of(cls, row: object) -> ReportedProgress | None:
-        """Return the progress in a reaction's ledger document; None if it has none, or nonsense."""
-        # Ledger documents may come from other versions of the program: trust no type.
-        match row:
-            case {"done": int(done)}:
-                assert isinstance(row, Mapping)
-                return cls(done, _total(row.get("total")), _rate(row.get("rate")))
-            case _:
-                return None
-
-    @classmethod
-    def sum(cls, several: Iterable[ReportedProgress]) -> ReportedProgress:
-        """Return the total progress, as far as it is known."""
-        found = list(several)
-        rates = [one.rate for one in found if one.rate is not None]
-        return cls(
-            sum(one.done for one in found),
-            sum(one.total or 0 for one in found) or None,
-            sum(rates) if rates else None,
-        )
-
-    @property
-    def left(self) -> float | None:
-        """Return the seconds until the end at this rate; None if unknown."""
-        if self.total is None or not self.rate:
-            return None
-        return max(self.total - self.done, 0) / self.rate
-
-    def __str__(self) -> str:
-        whole = "" if self.total is None else f" of {size(self.total)}"
-        rate = "" if self.rate is None else f", {size(self.rate)}/s"
-        left = "" if self.left is None else f", {lasting(self.left)} left"
-        return f"{size(self.done)}{whole}{rate}{left}"
-
-
-def _total(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
-
-
-def _rate(value: object) -> float | None:
-    if not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return max(float(value), 0.0)
 
 
 def progress_cells(progress: ReportedProgress | None) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, sho
 from caxev.cli.reaction_rows import (
     COLUMNS,
     RUN_COLUMN,
-    ReportedProgress,
     progress_cells,
     reaction_row,
 )
@@ -22,6 +21,7 @@ from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import SITE
 from caxev.core.alarms import AlarmState
+from caxev.core.amounts import ReportedProgress
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, Run
 

@@ -8,6 +8,7 @@ for each kind of thing that is stored:
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `history`: what happened, once it is settled;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
+- `feed`: what the page shows, and its changes;
 - `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
 
@@ -40,6 +41,7 @@ from caxev.database.client import (
     of_the_site,
 )
 from caxev.database.database import Database
+from caxev.database.feed import Changed, FeedStream, News
 from caxev.database.history import HistorySearch
 from caxev.database.indexes import URGENT_FIRST
 from caxev.database.opening import one_of, open_database, run
@@ -55,8 +57,10 @@ __all__ = [
     "OLDEST_FIRST",
     "URGENT_FIRST",
     "Batch",
+    "Changed",
     "Database",
     "DatabaseError",
+    "FeedStream",
     "Gap",
     "HistoryLost",
     "HistorySearch",
@@ -66,6 +70,7 @@ __all__ = [
     "LeaseKeeper",
     "LeaseLost",
     "LoginFailed",
+    "News",
     "NotAuthorized",
     "NotReplicaSet",
     "Odd",

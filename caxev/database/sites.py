@@ -127,7 +127,8 @@ class SiteRecord:
         )
 
 
-_SHOWN: Final = dict.fromkeys((one.name for one in fields(SiteRecord)), 1)
+SHOWN_OF_SITES: Final = dict.fromkeys((one.name for one in fields(SiteRecord)), 1)
+"""The fields of a site's document that a `SiteRecord` is made of."""
 
 
 def _position_from(value: object) -> Position | None:
@@ -210,7 +211,7 @@ class Sites(Connection):
         return records[0] if records else None
 
     async def _site_records(self, query: Document) -> list[SiteRecord]:
-        shown = {**_SHOWN, "active": ACTIVE}
+        shown = {**SHOWN_OF_SITES, "active": ACTIVE}
         cursor = self._ledger.find({"kind": SITE, **query}, shown).sort("_id")
         return [SiteRecord.from_document(document) async for document in cursor]
 

@@ -107,7 +107,8 @@ def _concerned(interest: Interest) -> Document:
     }
 
 
-_ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
+ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
+"""Changes after which a stream is of no use."""
 
 
 @frozen
@@ -211,7 +212,7 @@ def _when(change: Document) -> datetime:
 def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
     runs: dict[RunId, datetime] = {}
     for change in changes:
-        if change["operationType"] in _ENDS:
+        if change["operationType"] in ENDS:
             raise HistoryLost(f"the runs collection had a {change['operationType']!r}")
         run = change["documentKey"]["_id"]
         if is_usable(run):

@@ -22,20 +22,11 @@ from attrs import define, field
 from caxev.cli.command import command
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import options
-from caxev.cli.output import (
-    SIZE,
-    Column,
-    Table,
-    columns,
-    fail_if,
-    print_line,
-    show,
-    show_rows,
-    size,
-)
+from caxev.cli.output import SIZE, Column, Table, columns, fail_if, print_line, show, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import ArchiveChoice, copies_on_tape, raw_at, selects_reach, tape
+from caxev.core.amounts import size
 from caxev.core.entry import Entry
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run

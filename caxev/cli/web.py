@@ -1,0 +1,74 @@
+"""Run ``caxev web``: serve the page that shows all sites and runs, live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from caxev.cli import timeline
+from caxev.cli.command import command
+from caxev.cli.options import as_text, options
+from caxev.cli.output import print_line
+from caxev.config import ConfigError
+
+
+@command(
+    "caxev web",
+    "caxev web --port 9000",
+    "caxev web --host 0.0.0.0 --name caxev.example.org --certificate cert.pem --key key.pem",
+    output=as_text,
+    log=None,
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="The port; 0: any that is free.",
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A name under which browsers ask for the page, as behind a proxy; may be repeated.",
+)
+@click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS.")
+@click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key.")
+def web(
+    *, host: str, port: int, names: Sequence[str], certificate: Path | None, key: Path | None
+) -> None:
+    """Serve the page: all sites and runs, live, in a browser.
+
+    It shows whether anybody has to do something, what moves, what failed and why. It reads the
+    database and writes nothing. Without options only this machine can reach it.
+
+    It needs `pip install 'caxev[web]'`.
+    """
+    given = options()
+    given.log("info", lasting=True)
+    if (certificate is None) != (key is None):
+        raise click.UsageError("--certificate and --key go together")
+    from caxev import database
+
+    try:
+        from caxev.web import server
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"the page needs the package {missing.name}: pip install 'caxev[web]'"
+        ) from missing
+    serving = server.Options(
+        settings=given.settings(),
+        sites=given.sites(),
+        history=timeline.rows,
+        host=host,
+        port=port,
+        names=names,
+        certificate=certificate,
+        key=key,
+        started=lambda address: print_line(f"the page is at {address}"),
+    )
+    database.run(server.serve, serving)

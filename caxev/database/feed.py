@@ -1,0 +1,297 @@
+"""What the page is fed with: one pass over all that it shows, then what changes, in batches.
+
+A stream of the whole database brings only which documents changed. They are read afterwards, a
+batch at once and only the fields that are shown, so a change is small, and nothing is read while
+nothing changes. Snapshots change most often and are not shown: the server leaves them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from attrs import frozen
+from bson import Int64
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
+
+from caxev.core.alarms import AlarmState
+from caxev.core.entry import NOTED
+from caxev.core.ledger import Reaction, State
+from caxev.core.model import RunId
+from caxev.core.selection import Selection
+from caxev.database.alarms import KIND as ALARM
+from caxev.database.client import BAD_TOKEN_CODES, Document, HistoryLost
+from caxev.database.connection import PAGE, operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import alarm_state_from, reaction_from
+from caxev.database.selections import query_of
+from caxev.database.sites import ACTIVE, SHOWN_OF_SITES, SITE, Position, SiteRecord
+from caxev.database.stream import ALL, BATCH, ENDS, is_usable, pipeline
+
+SHOWN_OF_RUNS: Final = dict.fromkeys(
+    (
+        *("number", "name", "detector", "start", "tags.name", "raw_size_byte"),
+        "source.type",
+        *(
+            f"data.{name}"
+            for name in (
+                *("type", "host", "pax_version", "status", "status_since", "creation_time"),
+                *(
+                    "source",
+                    "arrived_at",
+                    "size",
+                    "error",
+                    "trigger",
+                    "owner",
+                    "verified_at",
+                    NOTED,
+                ),
+            )
+        ),
+    ),
+    1,
+)
+"""The fields of a run that its row on the page is made of."""
+_OPEN: Final = tuple(one.value for one in State if one is not State.DONE)
+_TEXTS: Final = {"$gte": ""}
+"""Any text: with a bound on its first key the server uses an index by site."""
+
+
+@frozen
+class Changed:
+    """Which documents changed: ids of runs, and keys of the ledger. Read on from `position`."""
+
+    runs: tuple[RunId, ...]
+    ledger: tuple[Any, ...]
+    requests: bool
+    position: Position
+
+    def __bool__(self) -> bool:
+        return bool(self.runs or self.ledger or self.requests)
+
+
+@frozen
+class News:
+    """What changed documents are now.
+
+    `runs`: documents with `SHOWN_OF_RUNS`, by id; None: it was deleted. `gone` are the keys of
+    reactions that are done, were removed or cannot be read.
+    """
+
+    runs: dict[RunId, Document | None]
+    sites: tuple[SiteRecord, ...] = ()
+    reactions: tuple[tuple[Reaction, Document], ...] = ()
+    gone: frozenset[str] = frozenset()
+    alarms: tuple[AlarmState, ...] = ()
+    ended: frozenset[tuple[str, str]] = frozenset()
+    """Site and key of alarms that were removed."""
+
+
+class FeedStream:
+    """An open change stream on the runs, the ledger and the requests. Methods are for asyncio."""
+
+    def __init__(
+        self, database: AsyncDatabase[Document], runs: str, ledger: str, requests: str
+    ) -> None:
+        self._database = database
+        self._names = (runs, ledger, requests)
+        self._session: AsyncClientSession | None = None
+        self._cursor = 0
+        self._first: Document | None = None
+
+    async def open(self, position: Position) -> None:
+        """Start after `position`. Raises pymongo's errors, and `HistoryLost` for a bad token."""
+        self._session = self._database.client.start_session()
+        begin: Document = {"startAtOperationTime": position.start}
+        if position.token is not None:
+            begin = {"startAfter": position.token}
+        command = {
+            "aggregate": 1,
+            "pipeline": [{"$changeStream": begin}, *_stages(*self._names)],
+            "cursor": {"batchSize": BATCH},
+            "readConcern": {"level": "majority"},
+        }
+        try:
+            self._first = await self._command(command)
+        except OperationFailure as error:
+            if position.token is None or error.code not in BAD_TOKEN_CODES:
+                raise
+            raise HistoryLost(f"the position is unusable (code {error.code})") from error
+        self._cursor = self._first["id"]
+
+    async def next(self, wait: float) -> Changed:
+        """Wait for changes; empty after `wait` seconds without one. Raises `HistoryLost`."""
+        cursor, self._first = self._first, None
+        if cursor is None or not cursor["firstBatch"]:
+            command = {
+                "getMore": Int64(self._cursor),
+                "collection": "$cmd.aggregate",
+                "batchSize": BATCH,
+                "maxTimeMS": int(wait * 1000),
+            }
+            cursor = await self._command(command)
+        changes = cursor.get("firstBatch") or cursor.get("nextBatch") or []
+        token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
+        return self._changed(changes, Position(token=token))
+
+    async def _command(self, command: Document) -> Document:
+        plain = self._database.codec_options
+        reply = await self._database.command(command, session=self._session, codec_options=plain)
+        cursor: Document = reply["cursor"]
+        return cursor
+
+    def _changed(self, changes: Sequence[Document], position: Position) -> Changed:
+        runs, ledger, _ = self._names
+        found: dict[str, dict[Any, None]] = {name: {} for name in self._names}
+        for change in changes:
+            if change["operationType"] in ENDS:
+                raise HistoryLost(f"a collection had a {change['operationType']!r}")
+            key = change["documentKey"]["_id"]
+            name = change["ns"]["coll"]
+            if name == ledger and isinstance(key, dict):
+                key = (key.get("s"), key.get("alarm"))
+            if is_usable(key):
+                found[name][key] = None
+        return Changed(
+            tuple(found[runs]), tuple(found[ledger]), bool(found[self._names[2]]), position
+        )
+
+    async def close(self) -> None:
+        """Forget the cursor; the server ends it with its session."""
+        if self._session is not None:
+            await self._session.end_session()
+            self._session = None
+
+
+def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
+    """Return the stages that pass on what is shown."""
+    match, project = pipeline(ALL)
+    which = "documentKey._id"
+    wanted = [
+        {"ns.coll": runs, **match["$match"]},
+        # Of the ledger's documents only snapshots have a key with a run.
+        {"ns.coll": ledger, f"{which}.r": {"$exists": False}},
+        {"ns.coll": requests},
+    ]
+    return [{"$match": {"$or": wanted}}, {"$project": {**project["$project"], "ns.coll": 1}}]
+
+
+class Feeds(Quarantine):
+    """Reading all that the page shows, and following it."""
+
+    @operation
+    async def open_feed(self, position: Position) -> FeedStream:
+        """Open the stream after `position`. Raises `HistoryLost`."""
+        names = (self._runs.name, self._ledger.name, self._requests.name)
+        stream = FeedStream(self._client[self.settings.database], *names)
+        await stream.open(position)
+        return stream
+
+    async def next_changes(self, stream: FeedStream, wait: float) -> Changed:
+        """Wait for the next changes; empty after `wait` seconds. Cancelling ends the stream."""
+        return await self._call(stream.next, wait, held=wait)
+
+    @operation
+    async def close_feed(self, stream: FeedStream) -> None:
+        """Close the stream."""
+        await stream.close()
+
+    @operation
+    async def read_changed(self, changed: Changed) -> News:
+        """Read what the changed documents are now; of nothing changed nothing is read."""
+        runs = await self._documents(changed.runs)
+        texts = [key for key in changed.ledger if isinstance(key, str)]
+        alarms = [key for key in changed.ledger if isinstance(key, tuple)]
+        rows = await self._ledger_rows(texts)
+        reactions = self._open(rows)
+        shown = {reaction.id for reaction, _ in reactions}
+        sites = [row["_id"] for row in rows if row.get("kind") == SITE]
+        states = await self._alarms_of(alarms)
+        kept = {(one.alarm.site, one.alarm.key) for one in states}
+        return News(
+            {run: runs.get(run) for run in changed.runs},
+            sites=tuple(await self._site_records_of(sites)),
+            reactions=reactions,
+            gone=frozenset(texts) - shown,
+            alarms=tuple(states),
+            ended=frozenset(alarms) - kept,
+        )
+
+    async def _documents(self, ids: Collection[RunId]) -> dict[RunId, Document]:
+        if not ids:
+            return {}
+        cursor = self._runs.find({"_id": {"$in": list(ids)}}, SHOWN_OF_RUNS)
+        return {one["_id"]: one for one in await cursor.to_list(None)}
+
+    async def _ledger_rows(self, keys: Sequence[str]) -> list[Document]:
+        # What programs printed can be large, and is not shown here.
+        return await self._ledger.find({"_id": {"$in": list(keys)}}, {"kept": 0}).to_list(None)
+
+    def _open(self, rows: Iterable[Document]) -> tuple[tuple[Reaction, Document], ...]:
+        rows = [row for row in rows if row.get("state") in _OPEN]
+        read = self._read(self._ledger, rows, reaction_from)
+        return tuple((reaction, document) for document, reaction in read)
+
+    async def _site_records_of(self, names: Sequence[str]) -> list[SiteRecord]:
+        if not names:
+            return []
+        query = {"kind": SITE, "_id": {"$in": list(names)}}
+        cursor = self._ledger.find(query, {**SHOWN_OF_SITES, "active": ACTIVE})
+        return [SiteRecord.from_document(one) for one in await cursor.to_list(None)]
+
+    async def _alarms_of(self, keys: Sequence[tuple[Any, Any]]) -> list[AlarmState]:
+        if not keys:
+            return []
+        ids = [{"alarm": key, "s": site} for site, key in keys]
+        rows = await self._ledger.find({"_id": {"$in": ids}, "kind": ALARM}).to_list(None)
+        return [one for _, one in self._read(self._ledger, rows, alarm_state_from)]
+
+    # -- the pass at the start --------------------------------------------------------------
+
+    @operation
+    async def feed_ledger(self) -> News:
+        """Read the sites, the open reactions and the alarms, each by its index."""
+        sites = self._ledger.find({"kind": SITE}, {**SHOWN_OF_SITES, "active": ACTIVE})
+        rows: list[Document] = []
+        for state in _OPEN:
+            query: Document = {"site": _TEXTS, "state": state}
+            if state == State.RUNNING.value:
+                query["epoch"] = {"$exists": True}
+            rows += await self._ledger.find(query, {"kept": 0}).to_list(None)
+        alarms = await self._ledger.find({"kind": ALARM}).to_list(None)
+        return News(
+            {},
+            sites=tuple([SiteRecord.from_document(one) async for one in sites]),
+            reactions=self._open(rows),
+            alarms=tuple(a for _, a in self._read(self._ledger, alarms, alarm_state_from)),
+        )
+
+    @operation
+    async def feed_runs(self, after: RunId | None) -> tuple[list[Document], RunId | None]:
+        """Read the next page of all runs; return it, and where the next one begins (None: end)."""
+        cursor = self._runs.find({}, SHOWN_OF_RUNS).hint([("_id", 1)])
+        if after is not None:
+            cursor = cursor.min([("_id", after)])
+        found = await cursor.limit(PAGE + 1).to_list(None)
+        return found[:PAGE], found[PAGE]["_id"] if len(found) > PAGE else None
+
+    @operation
+    async def estimated_runs(self) -> int:
+        """Return about how many runs there are, without reading them."""
+        return await self._runs.estimated_document_count()
+
+    @operation
+    async def newest_runs(
+        self, selection: Selection, now: datetime, before: RunId | None, limit: int
+    ) -> list[Document]:
+        """Read the newest runs, those stored last first, from before this id on.
+
+        All that are selected, and perhaps more: see `selections.query_of`.
+        """
+        bound: Document = {} if before is None else {"_id": {"$lt": before}}
+        query = {"$and": [query_of(selection, now), bound]}
+        cursor = self._runs.find(query, SHOWN_OF_RUNS).sort("_id", -1).limit(limit)
+        return await cursor.to_list(None)

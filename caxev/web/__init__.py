@@ -1,0 +1,15 @@
+"""The page: all sites and runs, live, in a browser. `caxev.cli.web` starts it.
+
+A change walks from `caxev.database.feed` through `feeder` into the `state`, which is pure, and from
+there as rendered parts of the page through the `hub` to every browser that shows them:
+
+- `state`: what is known now, made of `runs` (copies by host, the latest changes, links) and the
+  ledger's open reactions; `lights` and `reasons` are what people conclude from it;
+- `feeder`: fills the state by one pass, then follows the change stream;
+- `views`: what each view shows, as parts; `rendering` makes HTML of them, `drawing` SVG;
+- `hub`: sends each part that changed to all that watch its view, rendered once;
+- `app`: the addresses; `guard`: who may ask for what; `server`: Hypercorn, in our own nursery.
+
+It reads, and writes nothing: what a person asks for is done by functions of the command line, which
+are handed in.
+"""

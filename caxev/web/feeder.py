@@ -1,0 +1,175 @@
+"""Feed the page's state: one pass over everything, then what changes, for ever.
+
+The stream is opened at a time before the pass, so that nothing falls between the two; what comes
+twice changes nothing. Without a viewer and without a change no document is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import trio
+from attrs import define, field, frozen
+from loguru import logger
+
+from caxev.core.clock import utcnow
+from caxev.core.model import RunId
+from caxev.database import (
+    Changed,
+    Database,
+    DatabaseError,
+    FeedStream,
+    HistoryLost,
+    News,
+    Position,
+    is_transient,
+)
+from caxev.web.runs import label_of
+from caxev.web.state import LiveState
+
+PAUSE: Final = 0.25
+"""Seconds between two batches at least: a viewer sees no more than four states a second."""
+AWAIT: Final = 30.0
+"""Seconds that the server holds an empty answer back."""
+NAMED_AT_ONCE: Final = 1000
+_DELAYS: Final = (1.0, 2.0, 5.0)
+
+Documents = Sequence[dict[str, Any]]
+
+
+@frozen
+class Heard:
+    """What a batch brought: runs as they are now, and which of them are new."""
+
+    runs: Documents = ()
+    new: Container[RunId] = ()
+
+
+@define(eq=False)
+class Feeder:
+    """Feeds `state` from `database`. `heard` is called after each batch."""
+
+    database: Database
+    state: LiveState
+    heard: Callable[[Heard], None] = field(default=lambda _: None)
+    _position: Position | None = field(init=False, default=None)
+
+    async def run(self) -> None:
+        """Feed the state for ever; waits out trouble with the database, and shows it.
+
+        Raises `NotAuthorized` or another `DatabaseError` that waiting does not cure.
+        """
+        failures = 0
+        while True:
+            try:
+                await self._feed()
+            except HistoryLost as lost:
+                logger.warning("reading everything again: {}", lost)
+                self.state.health.gap = (utcnow(), str(lost))
+                self._position = None
+            except DatabaseError as error:
+                if not is_transient(error):
+                    raise
+                failures = 0 if self.state.health.trouble is None else failures + 1
+                self._note_trouble(error)
+                await trio.sleep(_DELAYS[min(failures, len(_DELAYS) - 1)])
+
+    def _note_trouble(self, error: DatabaseError) -> None:
+        health = self.state.health
+        if health.trouble is None:
+            logger.warning("the page is not up to date: {}", error)
+        since = utcnow() if health.trouble is None else health.trouble[0]
+        health.trouble = (since, str(error))
+        self.heard(Heard())
+
+    async def _feed(self) -> None:
+        if self._position is None:
+            start = Position(start=await self.database.cluster_time())
+            await self._pass()
+            self._position = start
+        stream = await self.database.open_feed(self._position)
+        try:
+            await self._follow(stream)
+        finally:
+            with trio.move_on_after(2.0, shield=True):
+                await self.database.close_feed(stream)
+
+    async def _follow(self, stream: FeedStream) -> None:
+        while True:
+            changed = await self.database.next_changes(stream, AWAIT)
+            began = trio.current_time()
+            if changed:
+                await self._take(changed)
+            self._position = changed.position
+            self._well()
+            if changed:
+                await trio.sleep_until(began + PAUSE)
+
+    def _well(self) -> None:
+        health = self.state.health
+        health.fed = utcnow()
+        if health.trouble is not None:
+            logger.info("the page is up to date again")
+            health.trouble = None
+            self.heard(Heard())
+
+    async def _take(self, changed: Changed) -> None:
+        news = await self.database.read_changed(changed)
+        new = {run for run in news.runs if run not in self.state.runs}
+        self._apply(news, utcnow())
+        await self._name()
+        self.heard(Heard([one for one in news.runs.values() if one is not None], new))
+
+    def _apply(self, news: News, now: datetime) -> None:
+        state = self.state
+        for run, document in news.runs.items():
+            if document is None:
+                state.runs.drop(run, now)
+            else:
+                state.runs.put(document, now)
+                state.name(run, label_of(document))
+        for record in news.sites:
+            state.of_site(record)
+        for reaction, document in news.reactions:
+            state.of_reaction(reaction, document)
+        for key in news.gone:
+            state.done(key)
+        state.of_alarms(news.alarms, news.ended)
+
+    async def _name(self) -> None:
+        """Read the names of runs that are shown and of which nothing was heard yet."""
+        while missing := self.state.unnamed(NAMED_AT_ONCE):
+            found = await self.database.read_changed(Changed(tuple(missing), (), False, Position()))
+            for run, document in found.runs.items():
+                self.state.name(run, str(run) if document is None else label_of(document))
+
+    async def _pass(self) -> None:
+        health = self.state.health
+        health.pass_done, health.pass_total = 0, await self.database.estimated_runs()
+        news = await self.database.feed_ledger()
+        self.state.forget_ledger()
+        self._apply(news, utcnow())
+        self.heard(Heard())
+        await self._pass_runs()
+        self.state.runs.begin()
+        health.pass_done = None
+        await self._name()
+        self._well()
+        self.heard(Heard())
+
+    async def _pass_runs(self) -> None:
+        runs, unseen = self.state.runs, self.state.runs.ids
+        after, more = None, True
+        while more:
+            documents, after = await self.database.feed_runs(after)
+            now = utcnow()
+            for document in documents:
+                runs.put(document, now)
+                unseen.discard(document["_id"])
+            assert self.state.health.pass_done is not None
+            self.state.health.pass_done += len(documents)
+            more = after is not None
+        for gone in unseen:  # deleted while the history was lost
+            runs.drop(gone, utcnow())

@@ -1,0 +1,76 @@
+"""Who may ask: checked before any view, and headers that let a browser run nothing but our own.
+
+The page is for readers on this machine, or behind a proxy that lets people in. Another site's page
+in the same browser must neither read it (the name that was asked for is checked, against DNS
+rebinding) nor have it do anything (nothing is done by GET).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from typing import Any, Final, TypeAlias
+
+from attrs import frozen
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
+)
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+METHODS: Final = frozenset({"GET", "HEAD"})
+
+
+@frozen
+class Guard:
+    """Lets through what asks for one of the names `hosts` (None: any), with a safe method."""
+
+    app: App
+    hosts: Collection[str] | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def guarded(answer: Message) -> None:
+            if answer["type"] == "http.response.start":
+                answer = {**answer, "headers": [*answer.get("headers", ()), *HEADERS]}
+            await send(answer)
+
+        if not self._is_known(scope):
+            await _refuse(guarded, 421, "this name is not served here: see caxev web --name")
+        elif scope["method"] not in METHODS:
+            await _refuse(guarded, 405, "this page only shows: nothing can be changed here")
+        else:
+            await self.app(scope, receive, guarded)
+
+    def _is_known(self, scope: Scope) -> bool:
+        named = [value for name, value in scope["headers"] if name == b"host"]
+        if self.hosts is None:
+            return True
+        return len(named) == 1 and _without_port(named[0].decode("latin-1")) in self.hosts
+
+
+def _without_port(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return (name if colon and port.isdecimal() else host).lower()
+
+
+async def _refuse(send: Send, status: int, why: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"allow", b"GET, HEAD")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": f"{why}\n".encode()})

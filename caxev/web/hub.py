@@ -1,0 +1,131 @@
+"""Send what changed to all who watch a view: rendered once, however many they are.
+
+A viewer whose connection takes nothing for a while is dropped, so that it costs no memory; its
+browser connects again and gets everything that differs from what it has seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Final, TypeAlias
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev.core.errors import GiveUp
+
+BEHIND: Final = 16
+"""Messages that may wait for a viewer: four seconds of changes."""
+
+Render: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
+"""Makes the parts of a view. Raises `GiveUp` if there is nothing to show any more."""
+
+
+def message(kind: str, data: object, number: str | None = None) -> bytes:
+    """Return a server-sent event."""
+    text = json.dumps(data, separators=(",", ":"))
+    head = f"id: {number}\n" if number else ""
+    return f"{head}event: {kind}\ndata: {text}\n\n".encode("utf-8", "backslashreplace")
+
+
+def digest(parts: Mapping[str, str]) -> str:
+    """Return what a viewer that has these parts shows, in few characters."""
+    text = json.dumps(parts, sort_keys=True)
+    return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=9).hexdigest()
+
+
+@define(eq=False)
+class Viewer:
+    """One open connection. Cancelling `scope` ends it."""
+
+    send: trio.MemorySendChannel[bytes]
+    scope: trio.CancelScope
+
+
+@define(eq=False)
+class Topic:
+    """A view that somebody watches, and its parts as they were sent last."""
+
+    render: Render
+    viewers: set[Viewer] = field(factory=set)
+    parts: dict[str, str] = field(factory=dict)
+
+    def send(self, data: bytes) -> None:
+        """Send a message to all; drop those who lag too far behind."""
+        for viewer in list(self.viewers):
+            try:
+                viewer.send.send_nowait(data)
+            except trio.WouldBlock:
+                logger.debug("a viewer is too slow: dropped")
+                self.viewers.discard(viewer)
+                viewer.scope.cancel()
+
+    async def refresh(self) -> None:
+        """Render the view, and send the parts that changed."""
+        try:
+            parts = dict(await self.render())
+        except GiveUp:
+            self.send(message("reload", {}))
+            return
+        if self.parts and parts.keys() != self.parts.keys():
+            # A part came or went: only a whole page has it in its place.
+            self.send(message("reload", {}, digest(parts)))
+        elif changed := {name: one for name, one in parts.items() if self.parts.get(name) != one}:
+            self.send(message("parts", changed, digest(parts)))
+        self.parts = parts
+
+
+@define(eq=False)
+class Hub:
+    """The views that are watched now, by name."""
+
+    topics: dict[str, Topic] = field(factory=dict)
+    _woken: trio.Event = field(init=False, factory=trio.Event)
+    _dirty: set[str] = field(init=False, factory=set)
+
+    @property
+    def viewers(self) -> int:
+        """How many connections are open."""
+        return sum(len(topic.viewers) for topic in self.topics.values())
+
+    def wake(self, *names: str) -> None:
+        """Have these views rendered anew; without names, all."""
+        self._dirty.update(names or self.topics)
+        self._woken.set()
+
+    def send_rows(self, topic: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send rows of a list to those who watch it."""
+        if rows and topic in self.topics:
+            self.topics[topic].send(message("rows", rows))
+
+    async def run(self) -> None:
+        """Render what is to be rendered, for ever."""
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            names, self._dirty = self._dirty, set()
+            for name in names & self.topics.keys():
+                await self.topics[name].refresh()
+                await trio.lowlevel.checkpoint()
+
+    async def join(self, name: str, render: Render, viewer: Viewer, seen: str | None) -> None:
+        """Add a viewer that has seen the parts with this digest; None: those of no page."""
+        topic = self.topics.setdefault(name, Topic(render))
+        if not topic.parts:
+            topic.parts = dict(await render())
+        topic.viewers.add(viewer)
+        now = digest(topic.parts)
+        if topic.parts and seen != now:
+            viewer.send.send_nowait(message("parts", topic.parts, now))
+
+    def leave(self, name: str, viewer: Viewer) -> None:
+        """Forget a viewer, and its view if it was the last."""
+        topic = self.topics.get(name)
+        if topic is None:
+            return
+        topic.viewers.discard(viewer)
+        if not topic.viewers:
+            del self.topics[name]

@@ -1,0 +1,156 @@
+"""Serve the page: Hypercorn and what feeds it, in one nursery."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import frozen
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+from loguru import logger
+
+from caxev import aio
+from caxev.config import ConfigError, Settings, Sites
+from caxev.database import Database, open_database
+from caxev.engine.leaving import Leaving
+from caxev.engine.listener import tune_collector
+from caxev.web import listing
+from caxev.web.app import History, Site
+from caxev.web.feeder import Feeder, Heard
+from caxev.web.guard import LOOPBACK, Guard
+from caxev.web.hub import Hub
+from caxev.web.state import LiveState
+from caxev.web.views import Scene
+
+TICK: Final = 1.0
+"""Seconds between two looks at the clock: a lease lapses without any change."""
+GRACE: Final = 2.0
+"""Seconds that open connections have at the end."""
+
+
+@frozen
+class Options:
+    """How the page is served. `names`: the names by which it may be asked for, beside loopback's.
+
+    `history` makes rows of what happened to a run; `started` is called with the address.
+    """
+
+    settings: Settings
+    sites: Sites
+    history: History
+    host: str = "127.0.0.1"
+    port: int = 8765
+    names: Collection[str] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    started: Callable[[str], None] = print
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The names that are served: what else asks comes from another page."""
+        return LOOPBACK | {self.host.lower()} | {name.lower() for name in self.names}
+
+
+async def serve(options: Options) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises `ConfigError` if the address cannot be had.
+
+    Raises `DatabaseError` if the database cannot be used at the start; afterwards trouble with it
+    is shown and waited out.
+    """
+    tune_collector()
+    leaving = Leaving()
+    async with aio.loop(), open_database(options.settings) as database:
+        await database.check()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaving.listen)
+            await serve_on(options, database, leaving.asked)
+            nursery.cancel_scope.cancel()
+
+
+async def serve_on(options: Options, database: Database, leave: trio.Event) -> None:
+    """Serve from an open database until `leave` is set."""
+    state, hub = LiveState(), Hub()
+    scene = Scene(state, options.sites)
+    feeder = Feeder(database, state, partial(_heard, scene, hub))
+    app = Guard(Site(scene, database, hub, options.history).app(), options.hosts)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feeder.run)
+        nursery.start_soon(hub.run)
+        nursery.start_soon(_tick, hub)
+        await _serve_http(app, options, leave)
+        nursery.cancel_scope.cancel()
+
+
+def _heard(scene: Scene, hub: Hub, heard: Heard) -> None:
+    """Have shown what has just changed."""
+    # A run's page also shows its reactions: which of these changed is not known here.
+    hub.wake()
+    if "runs" not in hub.topics:
+        return
+    rows = [
+        {
+            "id": listing.row_id(one["_id"]),
+            "html": listing.row(scene, one),
+            "fresh": one["_id"] in heard.new,
+        }
+        for one in heard.runs
+    ]
+    hub.send_rows("runs", rows)
+
+
+async def _tick(hub: Hub) -> None:
+    while True:
+        await trio.sleep(TICK)
+        names = [name for name in hub.topics if not name.startswith("run")]
+        if names:
+            hub.wake(*names)
+
+
+async def _serve_http(app: Any, options: Options, leave: trio.Event) -> None:
+    config = Config()
+    config.bind = [
+        f"[{options.host}]:{options.port}"
+        if ":" in options.host
+        else f"{options.host}:{options.port}"
+    ]
+    config.include_server_header = False
+    config.graceful_timeout = config.shutdown_timeout = GRACE
+    config.errorlog = _quiet()
+    config.accesslog = None
+    if options.certificate is not None:
+        config.certfile, config.keyfile = str(options.certificate), str(options.key)
+    try:
+        async with trio.open_nursery() as nursery:
+            bound = await nursery.start(_bound, app, config, leave)
+            options.started(bound[0])
+            logger.info("the page is at {}", bound[0])
+    except* OSError as group:
+        raise _unusable(options, group) from None
+
+
+def _unusable(options: Options, group: BaseExceptionGroup[OSError]) -> ConfigError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    why = getattr(error, "strerror", None) or error
+    return ConfigError(
+        f"cannot listen on {options.host} port {options.port}: {why}; name another by --port"
+    )
+
+
+async def _bound(app: Any, config: Config, leave: trio.Event, *, task_status: Any) -> None:
+    await hypercorn_serve(
+        app, config, shutdown_trigger=leave.wait, task_status=task_status, mode="asgi"
+    )
+
+
+def _quiet() -> logging.Logger:
+    """Return Hypercorn's log: its warnings go where ours go."""
+    log = logging.getLogger("hypercorn.error")
+    log.setLevel(logging.WARNING)
+    return log

@@ -1,0 +1,69 @@
+"""The answer that never ends: server-sent events to one browser."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from caxev.core.errors import GiveUp
+from caxev.web.guard import Receive, Scope, Send
+from caxev.web.hub import BEHIND, Hub, Render, Viewer, message
+
+ALIVE: Final = 15.0
+"""Seconds of silence after which the browser hears that all is well."""
+AGAIN: Final = b"retry: 2000\n\n"
+"""Milliseconds after which a browser that lost the connection tries again."""
+
+
+@frozen
+class EventStream:
+    """Sends the parts of a view as they change, until the browser has gone or is too slow."""
+
+    hub: Hub
+    name: str
+    render: Render
+    seen: str | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        sender, receiver = trio.open_memory_channel[bytes](BEHIND)
+        async with trio.open_nursery() as nursery:
+            viewer = Viewer(sender, nursery.cancel_scope)
+            try:
+                await self.hub.join(self.name, self.render, viewer, self.seen)
+                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                await _send_all(send, receiver)
+            except GiveUp:
+                await _gone(send)
+                nursery.cancel_scope.cancel()
+            finally:
+                self.hub.leave(self.name, viewer)
+
+
+async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes]) -> None:
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),  # a proxy must not wait for more
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    first = AGAIN + message("alive", {})
+    await send({"type": "http.response.body", "body": first, "more_body": True})
+    while True:
+        data = message("alive", {})
+        with trio.move_on_after(ALIVE):
+            data = await messages.receive()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+async def _gone(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": []})
+    await send({"type": "http.response.body", "body": b""})

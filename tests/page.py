@@ -1,0 +1,143 @@
+"""The page as a process of its own, and what tests ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from attrs import define, field
+
+from caxev.testing.mongod import start_with_us
+
+PATIENCE: Final = 120.0
+SITES: Final = Path(__file__).parents[1] / "sites.json"
+
+
+class Answer(NamedTuple):
+    """What the page answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+@define(eq=False)
+class Page:
+    """A running ``caxev web``, at `address`."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    events: list[socket.socket] = field(init=False, factory=list)
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = Request(self.address + path, headers=named, method=method)
+        try:
+            with urlopen(request, timeout=PATIENCE) as answer:
+                return Answer(answer.status, dict(answer.headers), answer.read().decode())
+        except HTTPError as error:
+            with error:
+                return Answer(error.code, dict(error.headers), error.read().decode())
+
+    def json(self, path: str) -> Any:
+        return self.get(path).json
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Wait for a condition to hold; return what it returned."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+        return found
+
+    def ready(self) -> None:
+        """Wait until all runs have been read."""
+        self.until(lambda: self.get("/healthz").status == 200)
+
+    def watch(self, view: str, last: str | None = None) -> Iterator[tuple[str, Any]]:
+        """Follow a view: the kinds of the events, and their data."""
+        host, port = self.address.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        self.events.append(connection)
+        known = f"Last-Event-ID: {last}\r\n" if last else ""
+        ask = f"GET /events?view={view} HTTP/1.1\r\nHost: {host}\r\n{known}\r\n"
+        connection.sendall(ask.encode())
+        return _events(connection)
+
+
+def _events(connection: socket.socket) -> Iterator[tuple[str, Any]]:
+    kind, number = "", ""
+    with connection.makefile("rb") as lines:
+        for raw in lines:
+            line = raw.decode().rstrip("\r\n")
+            if line.startswith("id: "):
+                number = line[4:]
+            elif line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: ") and kind != "alive":
+                yield kind, {**_named(json.loads(line[6:])), "id": number}
+
+
+def _named(data: Any) -> dict[str, Any]:
+    return data if isinstance(data, dict) else {"rows": data}
+
+
+@contextmanager
+def serving(
+    directory: Path, uri: str, database: str, *options: str, sites: Path = SITES
+) -> Iterator[Page]:
+    """The page of a database, at a free port of loopback."""
+    log = directory / "page.log"
+    command = [sys.executable, "-m", "caxev", "web", "--port", "0", *options]
+    command += ["--mongo-uri", uri, "--database", database, "--config", str(sites)]
+    with log.open("wb") as stderr:
+        process = start_with_us(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        found = re.search(r"https?://\S+", process.stdout.readline().decode())
+        assert found, log.read_text()
+        page = Page(found[0], process, log)
+        yield page
+        for one in page.events:
+            one.close()
+    finally:
+        process.terminate()
+        status = process.wait(30)
+        process.stdout.close()
+    assert status in (0, -15), log.read_text()
+
+
+def hostile_names() -> Sequence[str]:
+    """Names that try to be something else: markup, paths, directions, and too much of it."""
+    script = "<script>document.title='owned'</script>"
+    return (
+        script, "<img src=x onerror=document.title='owned'>", '"><svg onload=alert(1)>',
+        "' onmouseover='alert(1)", "</textarea>" + script, "</title>" + script, "--><b>", "]]>",
+        "{{ 7 * 7 }}", "{% raw %}", "${7*7}", "javascript:alert(1)", "data:text/html,<b>x",
+        "&lt;b&gt;", "&#60;b&#62;", "&amp;amp;", "%3Cscript%3E", "\\u003cscript\\u003e",
+        "../../etc/passwd", "..%2f..", "a/b?c=d&e#f", "/runs/../sites", "?view=now", "#", ".", "..",
+        "a\nb\r\nSet-Cookie: x=1", "a\0b", "\x1b[31mred\x1b[0m", "\x07\x08\x7f", "\t \u00a0\u2003",
+        "\u202eexe.txt", "\u2066left\u2069", "\u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+        "e\u0301\u0302\u0303" * 40, "\ud7ff\ufffe\uffff", "\U0001f986" * 30, "\ufeffbom",
+        "x" * 10_000, "<" * 3_000,
+    )  # fmt: skip

@@ -1,0 +1,368 @@
+"""The page, as a process on a real replica set: what it shows, follows, refuses and survives."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from bson import ObjectId
+from pymongo import MongoClient
+
+from caxev.core.alarms import Alarm, AlarmState
+from caxev.core.ledger import new_reaction
+from caxev.core.model import CopyKey, Event
+from caxev.database.alarms import alarm_id, alarm_row
+from caxev.database.reactions import reaction_document
+from caxev.web.guard import POLICY
+from caxev.web.hub import BEHIND, Hub, Viewer
+from tests.conftest import Database as Named
+from tests.engine import run_document
+from tests.mongod import Cluster
+from tests.page import Page, hostile_names, serving
+
+pytestmark = pytest.mark.replicaset
+Server = Any
+VIEWS = (
+    *("/", "/runs", "/links", "/links?window=7d", "/failures", "/storage", "/alarms"),
+    *("/sites/lngs", "/sites/chicago"),
+)
+
+
+@pytest.fixture
+def server(database: Named) -> Iterator[Server]:
+    """The database as an administrator reaches it."""
+    with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+        yield client[database.name]
+
+
+@pytest.fixture
+def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
+    """The page, with three runs."""
+    server.runs_new.insert_many(
+        run_document(n, ("raw", "lngs", "transferred"), ("raw", "chicago", "verifying"))
+        for n in (1, 2, 3)
+    )
+    with serving(tmp_path, database.site_uri or database.uri, database.name) as made:
+        made.ready()
+        yield made
+
+
+def failed(run: Any, note: str, site: str = "chicago", **fields: Any) -> dict[str, Any]:
+    """A failed reaction as the ledger keeps it."""
+    at = datetime.now(UTC)
+    event = Event(run, CopyKey("raw", "lngs"), None, "transferred")
+    made = new_reaction(site, event, "pull", lane="transfer", generation=1, at=at)
+    row = {**reaction_document(made), "_id": made.id, "state": "failed", "note": note}
+    return {**row, **fields}
+
+
+def numbers(page: Page) -> dict[str, int]:
+    found: dict[str, int] = page.json("/api/v1/now")["numbers"]
+    return found
+
+
+def test_what_changes_is_counted(page: Page, server: Server) -> None:
+    """The counters are those of the pass, and follow every change, deletion and new run."""
+    assert numbers(page)["good copies"] == 3
+    set_ = {"$set": {"data.1.status": "transferred"}}
+    server.runs_new.update_one({"number": 2}, set_)
+    page.until(lambda: numbers(page)["good copies"] == 4)
+    server.runs_new.insert_one(run_document(4, ("raw", "lngs", "error")))
+    page.until(lambda: (numbers(page)["runs"], numbers(page)["bad copies"]) == (4, 1))
+    server.runs_new.delete_one({"number": 2})
+    page.until(lambda: (numbers(page)["runs"], numbers(page)["good copies"]) == (3, 2))
+    last = page.json("/api/v1/changes")["changes"]
+    assert ("verifying", "transferred") in [(one["before"], one["after"]) for one in last]
+
+
+def test_the_ledger_is_shown_and_followed(page: Page, server: Server) -> None:
+    """A failed reaction is grouped by its reason, an alarm is listed; both go when they end."""
+    run = server.runs_new.find_one({"number": 1})["_id"]
+    row = failed(run, "no route to /data/7")
+    server.caxev_ledger.insert_one(row)
+    state = AlarmState(Alarm("lngs", "disk", "a disk is full"), datetime.now(UTC))
+    server.caxev_ledger.insert_one({"_id": alarm_id("lngs", "disk"), **alarm_row(state)})
+    page.until(lambda: (numbers(page)["reactions failed"], numbers(page)["alarms"]) == (1, 1))
+    (group,) = page.json("/api/v1/failures")["failures"]
+    assert (group["reason"], group["reactions"][0]["label"]) == ("no route to /…", "run 1")
+    assert "a disk is full" in page.get("/alarms").text
+    assert "Somebody has to act" in page.get("/").text
+    server.caxev_ledger.update_one({"_id": row["_id"]}, {"$set": {"state": "done"}})
+    server.caxev_ledger.delete_one({"_id": alarm_id("lngs", "disk")})
+    page.until(lambda: not any(numbers(page)[n] for n in ("reactions failed", "alarms")))
+
+
+def test_a_change_reaches_the_browser(page: Page, server: Server) -> None:
+    """Only what changed is sent; who has seen it gets nothing, who has not gets all."""
+    events = page.watch("now")
+    kind, first = next(events)
+    assert (kind, "summary" in first) == ("parts", True)
+    server.runs_new.update_one({"number": 1}, {"$set": {"data.1.status": "error"}})
+    kind, change = next(events)
+    assert kind == "parts"
+    assert {"numbers", "changes"} <= change.keys() < first.keys()
+    again = page.watch("now", last=change["id"])
+    server.runs_new.update_one({"number": 1}, {"$set": {"data.1.status": "verifying"}})
+    assert next(again)[1].keys() < first.keys()
+    assert "summary" in next(page.watch("now", last=first["id"]))[1]
+
+
+def test_a_row_is_sent_when_its_run_changes(page: Page, server: Server) -> None:
+    """The list of runs gets the rows that changed, and knows which are new."""
+    events = page.watch("runs")
+    page.until(lambda: "caxev_web_viewers 1.0" in page.get("/metrics").text)
+    server.runs_new.update_one({"number": 3}, {"$set": {"data.1.status": "error"}})
+    kind, sent = next(events)
+    (row,) = sent["rows"]
+    assert (kind, row["fresh"]) == ("rows", False)
+    assert row["html"] in page.get("/runs").text
+    server.runs_new.insert_one(run_document(9))
+    assert next(events)[1]["rows"][0]["fresh"]
+
+
+def test_a_run_s_page_follows_it(page: Page, server: Server) -> None:
+    """The page of a run has its copies and its document, and changes with them."""
+    run = server.runs_new.find_one({"number": 1})["_id"]
+    text = page.get(f"/runs/{run}").text
+    assert "161111_0001" in text
+    assert "/data/1" in text
+    events = page.watch(f"run:{run}")
+    next(events)
+    server.runs_new.update_one({"_id": run}, {"$set": {"data.1.status": "error"}})
+    assert "error" in next(events)[1]["run"]
+
+
+def test_idle_viewers_cost_no_query(page: Page, mongod: Cluster, database: Named) -> None:
+    """While nothing changes no document of a run is read, whoever watches."""
+    events = [page.watch(view) for view in ("now", "failures", "site:lngs", "links:1h", "alarms")]
+    for one in events:
+        next(one)
+    before = mongod.queries(f"{database.name}.runs_new")
+    time.sleep(4)
+    assert mongod.queries(f"{database.name}.runs_new") == before
+
+
+def test_pages_have_every_run_once(page: Page, server: Server) -> None:
+    """Newest first, whatever the length of a page, and also with a filter."""
+    server.runs_new.insert_many(run_document(n, ("raw", "lngs", "error")) for n in range(4, 12))
+    choices = (("", range(11, 0, -1)), ("status=error&", range(11, 3, -1)))
+    for (query, wanted), limit in product(choices, (1, 2, 7)):
+        address, found = f"/api/v1/runs?{query}limit={limit}", []
+        while address:
+            answer = page.json(address)
+            found += [one["number"] for one in answer["runs"]]
+            address = answer["next"]
+        assert found == list(wanted)
+
+
+def test_filters_stand_in_the_address(page: Page) -> None:
+    """A filter finds what it says, keeps its values in the form, and a wrong one is named."""
+    assert 'value="2"' in page.get("/runs?run=2").text
+    assert [one["number"] for one in page.json("/api/v1/runs?run=2-3")["runs"]] == [3, 2]
+    named = page.json("/api/v1/runs?name=*_0001&lacks=raw@chicago&tag=")["runs"]
+    assert [one["number"] for one in named] == [1]
+    for wrong in ("/runs?run=x", "/api/v1/runs?run=x", "/api/v1/runs?limit=0", "/runs?day=1"):
+        answer = page.get(wrong)
+        assert (answer.status, " no " in answer.text) == (400, True), wrong
+
+
+def test_what_is_unchanged_is_not_sent_again(page: Page) -> None:
+    """A tag says whether the answer is the one that the client has."""
+    tag = page.get("/api/v1/sites").headers["etag"]
+    assert page.get("/api/v1/sites", if_none_match=tag).status == 304
+
+
+# -- who may ask ----------------------------------------------------------------------------------
+
+
+def test_only_our_own_names_are_served(page: Page) -> None:
+    """A page of another name in the reader's browser can read nothing (DNS rebinding)."""
+    assert page.get("/", host="localhost:1").status == 200
+    for host in ("evil.example", "evil.example:8765", "127.0.0.1.evil.example", ""):
+        assert page.get("/", host=host).status in (400, 421), host
+
+
+def test_nothing_can_be_changed(page: Page) -> None:
+    """Only reading is served."""
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        for path in ("/", "/runs", "/api/v1/runs"):
+            assert page.get(path, method=method).status == 405, (method, path)
+
+
+def test_a_browser_runs_only_our_own(page: Page) -> None:
+    """Every answer forbids scripts and styles but those of the page's own files."""
+    assert "unsafe" not in POLICY
+    for path in (*VIEWS, "/no", "/api/v1/sites", "/static/page.js", "/metrics"):
+        headers = page.get(path).headers
+        assert headers["content-security-policy"] == POLICY, path
+        assert headers["x-content-type-options"] == "nosniff", path
+
+
+def test_what_is_not_there_is_said(page: Page) -> None:
+    """An address that means nothing has a page, and no traceback in the log."""
+    for path in (
+        *("/no", "/runs/no", "/runs/" + "0" * 24, "/sites/no", "/static/..%2fapp.py", "/events"),
+        *("/static/app.py", "/events?view=no", "/api/v1/runs/no", "/links?window=9y"),
+    ):
+        assert page.get(path).status in (400, 404), path
+    assert "Traceback" not in page.log.read_text()
+
+
+class Inside(HTMLParser):
+    """The elements and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.names: set[str] = set()
+        self.scripts: list[Any] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.names |= {name for name, _ in attrs}
+        if tag == "script":
+            self.scripts.append(dict(attrs).get("src"))
+        self.links += [value or "" for name, value in attrs if name in ("href", "src", "action")]
+
+
+def test_names_are_only_text(server: Server, database: Named, tmp_path: Path) -> None:
+    """Whatever a run, a tag, a host, a status or a reason is called, it is text on every page."""
+    names = hostile_names()
+    assert len(names) >= 40
+    for n, name in enumerate(names):
+        run = ObjectId()
+        server.runs_new.insert_one(
+            {
+                "_id": run, "name": name, "detector": name, "tags": [{"name": name}],
+                "source": {"type": name},
+                "data": [{"type": name, "host": f"{name}{n % 2}", "status": name, "error": name,
+                          "location": name, "status_since": datetime.now(UTC)}],
+            }
+        )  # fmt: skip
+        server.caxev_ledger.insert_one(failed(run, name, site=f"s{n}", handler="pull"))
+    with serving(tmp_path, database.uri, database.name) as page:
+        page.ready()
+        ids = [str(one["_id"]) for one in server.runs_new.find({}, {"_id": 1})]
+        for path in (*VIEWS, *(f"/runs/{one}" for one in ids)):
+            answer = page.get(path)
+            assert answer.status == 200, (path, page.log.read_text()[-2000:])
+            inside = Inside()
+            inside.feed(answer.text)
+            assert len(inside.scripts) == 1, path
+            assert inside.scripts[0].startswith("/static/page.js")
+            assert not {name for name in inside.names if name.startswith("on") or name == "style"}
+            assert "img" not in inside.tags
+            assert all(link.startswith(("/", "#")) for link in inside.links), path
+            assert len(answer.text) < 400_000
+        assert "Traceback" not in page.log.read_text()
+
+
+# -- trouble --------------------------------------------------------------------------------------
+
+
+def _client(cluster: Cluster) -> MongoClient[dict[str, Any]]:
+    return MongoClient(cluster.uri)
+
+
+def test_the_database_is_away_and_comes_back(tmp_path: Path) -> None:
+    """The page says since when, shows what it had, and goes on by itself."""
+    with (
+        Cluster(tmp_path / "mongod") as cluster,
+        MongoClient[dict[str, Any]](cluster.uri) as client,
+    ):
+        client.run.runs_new.insert_one(run_document(1, ("raw", "lngs", "transferred")))
+        uri = f"{cluster.uri}&serverSelectionTimeoutMS=1000"
+        with serving(tmp_path, uri, "run") as page:
+            page.ready()
+            cluster.kill(0)
+            page.until(lambda: page.get("/healthz").status == 503)
+            text = page.get("/").text
+            assert "No answer since" in text
+            assert page.json("/api/v1/now")["numbers"]["good copies"] == 1
+            assert page.get("/runs").status == 503
+            cluster.restart(0)
+            cluster._wait_writable()
+            client.run.runs_new.insert_one(run_document(2, ("raw", "lngs", "transferred")))
+            page.until(lambda: numbers(page)["good copies"] == 2)
+            assert "No answer since" not in page.get("/").text
+
+
+def test_a_lost_history_is_made_up_for(page: Page, server: Server) -> None:
+    """If the collection is replaced, everything is read again, and the page says so."""
+    server.runs_new.drop()
+    server.runs_new.insert_one(run_document(7, ("raw", "lngs", "error")))
+    page.until(lambda: (numbers(page)["runs"], numbers(page)["bad copies"]) == (1, 1))
+    assert "everything was read again" in page.get("/").text
+
+
+def test_a_port_that_is_taken_is_said(page: Page, database: Named) -> None:
+    """One line, and the status of a wrong configuration."""
+    port = page.address.rpartition(":")[2]
+    command = [sys.executable, "-m", "caxev", "web", "--port", port, "--mongo-uri", database.uri]
+    command += ["--config", str(Path(__file__).parents[1] / "sites.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 3
+    assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_it_leaves_when_asked(page: Page) -> None:
+    """SIGTERM ends it, although browsers watch."""
+    next(page.watch("now"))
+    page.process.send_signal(signal.SIGTERM)
+    assert page.process.wait(20) == 0
+
+
+def test_a_listener_s_lease_lapses(page: Page, server: Server) -> None:
+    """The light of a site turns red when its lease has lapsed, without any change."""
+    until = datetime.now(UTC) + timedelta(seconds=2)
+    server.caxev_ledger.insert_one(
+        {"_id": "lngs", "kind": "site", "epoch": 1, "owner": "here:1", "expires": until}
+    )
+
+    def level() -> str:
+        sites = {one["site"]: one for one in page.json("/api/v1/sites")["sites"]}
+        return str(sites["lngs"]["level"])
+
+    events = page.watch("now")
+    page.until(lambda: level() == "good")
+    page.until(lambda: level() == "bad")
+    seen = (html for _, parts in events for html in parts.values() if "no listener, for" in html)
+    assert next(seen)
+
+
+async def test_a_slow_viewer_is_dropped() -> None:
+    """Who takes nothing loses the connection; the others do not wait."""
+    count = 0
+
+    async def render() -> dict[str, str]:
+        nonlocal count
+        count += 1
+        return {"a": str(count)}
+
+    hub, got = Hub(), []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hub.run)
+        slow = Viewer(trio.open_memory_channel[bytes](BEHIND)[0], trio.CancelScope())
+        send, receive = trio.open_memory_channel[bytes](BEHIND)
+        await hub.join("now", render, slow, None)
+        await hub.join("now", render, Viewer(send, trio.CancelScope()), None)
+        await receive.receive()  # what there was when it came
+        for _ in range(2 * BEHIND):
+            hub.wake("now")
+            got.append(await receive.receive())
+        assert slow.scope.cancel_called
+        assert hub.viewers == 1
+        assert len(got) == 2 * BEHIND
+        nursery.cancel_scope.cancel()
