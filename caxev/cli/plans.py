@@ -13,7 +13,8 @@ import click
 from attrs import define, field
 
 from caxev.cli.command import Function
-from caxev.cli.output import confirm, print_line, size
+from caxev.cli.output import confirm, print_line
+from caxev.core.amounts import size
 
 FEW: Final = 20
 """Runs up to which a command goes ahead without asking."""
