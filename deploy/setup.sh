@@ -140,6 +140,7 @@ apt_install() {
     case " $* " in
     *" openssh-server "*) not_at_boot ssh.service ;;
     *" slurm-wlm "*) not_at_boot munge.service slurmctld.service slurmd.service ;;
+    *" prometheus "*) not_at_boot prometheus.service ;;
     esac
     return "$installed"
 }

@@ -34,7 +34,7 @@ EXAMPLE = DEPLOY / "caxev.env.example"
 SCRIPTS = [
     path
     for path in sorted([*DEPLOY.iterdir(), ROOT / ".ci" / "run"])
-    if path.suffix == ".sh" or path.read_bytes().startswith(b"#!/bin/sh")
+    if path.is_file() and (path.suffix == ".sh" or path.read_bytes().startswith(b"#!/bin/sh"))
 ]
 VARIABLE = re.compile(r"#?([A-Z_]+)=(.*)")
 
@@ -134,7 +134,7 @@ def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:
 
 def test_the_example_s_settings_are_usable() -> None:
     """The environment file's variables are known, and its address is one, with a password."""
-    source = "".join(path.read_text() for path in (ROOT / "caxev" / "config").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "caxev").rglob("*.py"))
     ours = example().keys() - {"CAXEV_OPTIONS"}
     assert [name for name in ours if name.removesuffix("_FILE") not in source] == []
     password = {"MONGO_PASSWORD": "a secret"}

@@ -30,6 +30,7 @@ from caxev.core.registry import recorded
 from caxev.core.selection import CONDITIONS, COPY_PARTS, Selection
 from caxev.core.update import RunUpdate
 from caxev.database import indexes
+from caxev.metrics import COPIES_REGISTRY
 from tests import engine
 from tests.bench.__main__ import options_of
 from tests.conftest import Database as Named
@@ -188,16 +189,8 @@ def test_every_option_of_a_command_is_there() -> None:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     selects = {f"--{one}" for one in (*CONDITIONS, *COPY_PARTS)}
-    general = {
-        "--json",
-        "--yes",
-        "--lease",
-        "--grace",
-        "--metrics-port",
-        "--limit",
-        "--help",
-        "--wide",
-    }
+    general = {"--json", "--yes", "--lease", "--grace", "--limit", "--help", "--wide"}
+    general |= {f"--metrics-{name}" for name in ("port", "address", "certificate", "key")}
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)
@@ -270,7 +263,8 @@ def test_every_metric_is_there() -> None:
 
 
 def names_of_metrics() -> set[str]:
-    names = re.findall(r"^# HELP (caxev_\w+)", generate_latest().decode(), re.MULTILINE)
+    text = generate_latest() + generate_latest(COPIES_REGISTRY)
+    names = re.findall(r"^# HELP (caxev_\w+)", text.decode(), re.MULTILINE)
     return {name for name in names if not name.endswith("_created")}  # of those counted already
 
 

@@ -26,7 +26,7 @@ from caxev.config.settings import secret
 from caxev.files import FarPath, Meter, RateLimiter, Seen
 from caxev.handlers import permissions
 from caxev.http_server import SmallServer
-from caxev.metrics import MetricsServer
+from caxev.metrics_server import MetricsAddress, MetricsServer
 from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
 from caxev.tape import client
@@ -67,13 +67,13 @@ def becomes_served(address: tuple[str, int]) -> bytes:
 
 def test_metrics_are_served() -> None:
     """In Prometheus' own format."""
-    with served(MetricsServer(("127.0.0.1", 0))) as address:
+    with served(MetricsServer(MetricsAddress(0))) as address:
         assert b"# HELP caxev_leading" in scraped(address)
 
 
 def test_idle_connections_take_no_more_than_their_share() -> None:
     """However many are opened; after a while they are let go, and others are served."""
-    server = MetricsServer(("127.0.0.1", 0))
+    server = MetricsServer(MetricsAddress(0))
     with served(server) as address, ExitStack() as idle:
         for _ in range(50):
             one = idle.enter_context(socket.create_connection(address, 5))
@@ -87,7 +87,7 @@ def test_idle_connections_take_no_more_than_their_share() -> None:
 
 def test_a_sender_that_drips_is_let_go() -> None:
     """Each byte in time does not make a request in time."""
-    server = MetricsServer(("127.0.0.1", 0))
+    server = MetricsServer(MetricsAddress(0))
     server.patience = 0.5
     with (
         served(server) as address,

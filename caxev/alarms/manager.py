@@ -177,7 +177,6 @@ class AlarmManager(Alarms):
         self._unkept.add(key)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        metrics.alarms.labels(self.lease.site).set(len(self.active))
 
     # -- keeping ----------------------------------------------------------------------------
 

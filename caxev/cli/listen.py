@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from caxev.database import Database, Request, Snapshots
     from caxev.engine.options import Options
+    from caxev.metrics_server import MetricsAddress
 
 
 @command(
@@ -63,7 +65,22 @@ if TYPE_CHECKING:
         "--metrics-port",
         type=click.IntRange(1, 65535),
         metavar="N",
-        help="Serve metrics for Prometheus on this port of loopback.",
+        help="Serve metrics for Prometheus on this port.",
+    ),
+    click.option(
+        "--metrics-address",
+        metavar="HOST",
+        help="...of this address; elsewhere than on loopback with TLS and a login.",
+    ),
+    click.option(
+        "--metrics-certificate",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="...with TLS, by this certificate (PEM).",
+    ),
+    click.option(
+        "--metrics-key",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="...whose key is in this file.",
     ),
 )
 def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> None:
@@ -87,6 +104,24 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
         show(Table(_COLUMNS, rows), empty=f"nothing is due at {site}")
         return
     run(listener.listen, listening)
+
+
+def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
+    """Take the options about metrics out of these; return where to serve them, if anywhere.
+
+    Raises `ConfigError` if they may not be served there.
+    """
+    from caxev.metrics_server import LOOPBACK, Login, MetricsAddress
+
+    names = ("port", "address", "certificate", "key")
+    port, host, certificate, key = (running.pop(f"metrics_{name}") for name in names)
+    if port is None:
+        if (host, certificate, key) != (None, None, None):
+            raise click.UsageError("the other options about metrics need --metrics-port")
+        return None
+    found = MetricsAddress(port, host or LOOPBACK, certificate, key)
+    found.check(Login.load())
+    return found
 
 
 def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:
@@ -114,6 +149,7 @@ def _listening(given: GlobalOptions, site: str, registry: Registry, **running: A
         # The engine knows nothing of Rucio: what runs beside it is handed to it.
         services=(RuleFiles, Messages),
         reread=partial(_reread, given, site),
+        metrics=metrics_address(running),
         **running,
     )
     _check(site, sites)

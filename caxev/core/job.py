@@ -114,6 +114,7 @@ class Job:
     deed: Deed | None = None
     urgency: tuple[int, int] = (0, 0)
     at: datetime = field(factory=utcnow)
+    handler: str = ""
 
     @property
     def copy(self) -> Copy | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from caxev.database.alarms import Alarms
 from caxev.database.claims import Claims
 from caxev.database.feed import Feeds
+from caxev.database.figures import Figures
 from caxev.database.leases import Leases
 from caxev.database.manifests import Manifests
 from caxev.database.requests import Requests
@@ -13,7 +14,9 @@ from caxev.database.snapshots import Recording
 from caxev.database.stream import Streams
 
 
-class Database(Claims, Leases, Recording, Requests, Alarms, Manifests, Streams, Feeds, Setup):
+class Database(
+    Claims, Leases, Recording, Requests, Alarms, Manifests, Streams, Feeds, Setup, Figures
+):
     """The runs database and this site's ledger in it.
 
     Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one

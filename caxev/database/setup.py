@@ -156,9 +156,9 @@ def privileges(settings: Settings) -> list[Document]:
     return [
         _looking(settings),
         _on(settings, settings.collection, "update"),
-        *(_on(settings, name, "insert", "update", "remove") for name in own),
+        *(_on(settings, name, "insert", "update", "remove", "collStats") for name in own),
         # What happened is only ever added to.
-        _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
+        _on(settings, f"{settings.prefix}{HISTORY}", "insert", "collStats"),
     ]
 
 

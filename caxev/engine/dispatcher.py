@@ -57,7 +57,7 @@ class Dispatcher:
 
     def __attrs_post_init__(self) -> None:
         context = self.context
-        self.lanes = Lanes(context.lease.site, context.site.lanes)
+        self.lanes = Lanes(context.site.lanes)
         for handler in context.registry.handlers.values():
             self.lanes[handler.lane]
         self.settler = Settler(context, self.lanes, self.roots)
@@ -215,7 +215,6 @@ class Dispatcher:
             # What was renewed, or may have been claimed unheard, is to be fetched again.
             if len(claimed) < len(due):
                 lane.refresh()
-        self.lanes.show(lane)
         self.runner.start([claim(reaction, epoch) for reaction in claimed], {})
 
     async def _leave_unclaimed(self, reaction: Reaction, error: DatabaseError) -> None:

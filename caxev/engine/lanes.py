@@ -13,7 +13,6 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from caxev import metrics
 from caxev.core.ledger import NEWEST_FIRST, Reaction
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Order
 
@@ -132,7 +131,6 @@ class Lanes:
     task has changed a lane: take it before you look at the lanes, then wait for it.
     """
 
-    site: str
     sizes: Mapping[str, int]
     changed: trio.Event = field(init=False, factory=trio.Event)
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
@@ -161,7 +159,3 @@ class Lanes:
         for lane in self:
             lane.refresh()
         self.notify()
-
-    def show(self, lane: Lane) -> None:
-        """Publish how many of a lane's reactions are claimed."""
-        metrics.running.labels(self.site, lane.name).set(len(lane.running))

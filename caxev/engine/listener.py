@@ -29,6 +29,7 @@ from caxev.engine.options import Options, Reloader
 from caxev.engine.session import LeaderSession
 from caxev.engine.systemd import keep_watchdog
 from caxev.engine.trouble import Trouble
+from caxev.metrics_server import MetricsServer
 
 
 async def listen(options: Options) -> None:
@@ -39,8 +40,8 @@ async def listen(options: Options) -> None:
     """
     options.recipients()  # a mistake is reported now, and not when the lease is ours
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
-    if options.metrics_port is not None:
-        metrics.MetricsServer(("127.0.0.1", options.metrics_port)).begin()
+    if options.metrics is not None:
+        MetricsServer(options.metrics).begin()
     tune_collector()
     leaving = Leaving()
     async with aio.loop(), open_database(options.settings) as database:

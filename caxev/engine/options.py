@@ -20,6 +20,7 @@ from caxev.core.alarms import Alarm, Alarms
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError, Lease
 from caxev.engine.root_markers import holdings
+from caxev.metrics_server import MetricsAddress
 
 CAUGHT_UP: Final = 0.3
 """Seconds without a change after which ``--once`` takes the stream for read."""
@@ -67,7 +68,7 @@ class Options:
     once: bool = False
     lease_time: float = LEASE
     grace: float = GRACE
-    metrics_port: int | None = None
+    metrics: MetricsAddress | None = None
     caught_up: float = CAUGHT_UP
     reread: Callable[[], Sites] | None = None
     services: Sequence[Callable[[Database, Lease, Site, Sites], Service]] = ()

@@ -104,6 +104,11 @@ class RootWatch:
             self._nudge[root].set()
 
     @property
+    def seen(self) -> Mapping[str, Probe]:
+        """The last probe of each directory."""
+        return self._seen
+
+    @property
     def free(self) -> dict[str, int]:
         """The free bytes of each file system, by the first directory on it."""
         there = ((root, seen) for root, seen in self._seen.items() if seen.away is None)

@@ -41,6 +41,7 @@ from caxev.core.model import (
     RunId,
     time_of,
 )
+from caxev.core.reasons import is_failure, reason
 from caxev.core.recurrence import Recurrence
 from caxev.core.registry import Handler
 from caxev.core.update import RunUpdate
@@ -175,7 +176,9 @@ class Runner:
         began = trio.current_time()
         with self._shown(reaction, watch, run):
             outcome, update = await attempt(handler, job, watch)
-        row = _row(reaction, outcome, job, trio.current_time() - began)
+        seconds = trio.current_time() - began
+        row = _row(reaction, outcome, job, seconds)
+        self._count(handler.name, outcome, seconds)
         self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
         if isinstance(outcome, Failed) and await self.roots.have_changed(sites):
@@ -192,6 +195,12 @@ class Runner:
         log_outcome(outcome)
         return Ended(reaction, outcome, updates, str(run), row)
 
+    def _count(self, handler: str, outcome: Outcome, seconds: float) -> None:
+        site = self.context.lease.site
+        metrics.attempt_seconds.labels(site, handler).observe(seconds)
+        if is_failure(outcome):
+            metrics.failures.labels(site, handler, reason(outcome)).inc()
+
     def _job(self, reaction: Reaction, run: Run, sites: Sites, watch: Watch) -> Job:
         context = self.context
         return Job(
@@ -205,6 +214,7 @@ class Runner:
             on_progress=self._progress_of(reaction, watch),
             urgency=(reaction.priority, reaction.generation),
             at=reaction.at,
+            handler=reaction.handler,
         )
 
     def _waiting_for_ours(self, outcome: Outcome) -> Outcome:

@@ -35,6 +35,7 @@ from caxev.engine.recorder import Recorder
 from caxev.engine.requests import Requests
 from caxev.engine.root_markers import holdings
 from caxev.engine.root_watch import ANSWERS, RootWatch
+from caxev.engine.sampling import Sampler
 from caxev.engine.systemd import notify
 from caxev.engine.trouble import Trouble
 from caxev.engine.watchdog import Watchdog, handlers_by_code
@@ -135,6 +136,9 @@ class LeaderSession:
         outer.start_soon(Quarantine(self.context, self.alarms, dispatcher.look_again).run)
         outer.start_soon(keep_indexes, self.context.database)
         outer.start_soon(self.roots.run)
+        outer.start_soon(
+            Sampler(self.context, self.watcher, dispatcher, self.roots, self.alarms).run
+        )
         with trio.move_on_after(ANSWERS):  # a disk that has not answered by then counts as away
             await self.roots.looked.wait()
         outer.start_soon(HealthMonitor(options.site.name, self._health, self.alarms).run)

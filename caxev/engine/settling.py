@@ -273,8 +273,6 @@ class Settler:
         self._ended = [one for one in self._ended if one not in settled]
         for one in ended:
             self.lanes[one.reaction.lane].release(one.reaction.id)
-        for name in {one.reaction.lane for one in ended}:
-            self.lanes.show(self.lanes[name])
         self.lanes.notify()
 
 

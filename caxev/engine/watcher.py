@@ -52,12 +52,14 @@ BACKLOG: Final = 100
 class Watcher:
     """Follows the runs collection for one lease.
 
-    `behind` is how old, in seconds, the newest change of the last batch was when it was taken in.
+    `behind` is how old, in seconds, the newest change of the last batch was when it was taken in;
+    `answered`, by trio's clock, when the stream answered last, if only that there is nothing new.
     """
 
     context: Context
     recorder: Recorder
     behind: float = field(init=False, default=0.0)
+    answered: float = field(init=False, factory=trio.current_time)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
     _following: trio.CancelScope | None = field(init=False, default=None)
@@ -190,7 +192,7 @@ class Watcher:
                 await ahead.recorded.wait()
 
     async def _take_in(self, ahead: Ahead) -> None:
-        batch = ahead.batch
+        batch, self.answered = ahead.batch, trio.current_time()
         newest = max(batch.runs.values(), default=None)
         self.behind = 0.0 if newest is None else max((utcnow() - newest).total_seconds(), 0.0)
         metrics.changes.labels(self.context.lease.site).inc(batch.changes)

@@ -54,11 +54,15 @@ class Marker:
 
 @frozen
 class Probe:
-    """The state of a root: free bytes, the device's number, and why it is away, if so."""
+    """The state of a root: free bytes, the device's number, and why it is away, if so.
+
+    `size`: how many bytes its file system can hold.
+    """
 
     free: int = 0
     device: int = 0
     away: str | None = None
+    size: int = 0
 
 
 def marker_path(root: str, marker: str) -> str:
@@ -207,7 +211,8 @@ def probe(root: Root, *, report: Report) -> Probe:
         if root.marker is not None:
             _touch(marker_path(root, root.marker))
         disk = os.statvfs(root)
-        return Probe(disk.f_bavail * disk.f_frsize, os.stat(root).st_dev)
+        free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        return Probe(free, os.stat(root).st_dev, size=size)
     except RootAway as away:
         return Probe(away=away.why)
     except OSError as exc:

@@ -6,16 +6,19 @@ All traffic over a link, whether a copy is moved or read back, takes a `place` o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TypeVar
 
 import trio
 
+from caxev import metrics
 from caxev.config import Link, link_between
 from caxev.core.errors import Retry
 from caxev.core.job import Job
+from caxev.core.reasons import DONE, reason
+from caxev.files import Manifest, Moved
 from caxev.transfer.traffic import Traffic
 
 T = TypeVar("T")
@@ -60,10 +63,43 @@ async def while_open(job: Job, name: str, function: Callable[..., T], *args: obj
     If the link closes meanwhile, the worker is cancelled and `Closed` is raised.
     """
     until = _link(job, name).closes_in(job.now())
-    with traffic.attempt(name), trio.move_on_after(until):
-        return await job.work(function, *args)
+    with _counted(job, name) as note, traffic.attempt(name), trio.move_on_after(until):
+        result = await job.work(function, *args)
+        note(result)
+        return result
     # The timer's clock and `now()` can disagree by a moment: the link may still seem open.
     raise closed(job, name) or Closed(f"the link to {name} has closed", after=1.0)
+
+
+@contextmanager
+def _counted(job: Job, name: str) -> Iterator[Callable[[object], None]]:
+    """Count one use of the link, its time, and the bytes of the result that it is given."""
+    labels = (job.site.name, name, job.handler)
+    began, ended = trio.current_time(), "closed"
+
+    def note(result: object) -> None:
+        nonlocal ended
+        ended = DONE
+        metrics.link_bytes.labels(*labels).inc(_bytes_of(result))
+
+    try:
+        yield note
+    except BaseException as error:
+        ended = "interrupted" if isinstance(error, trio.Cancelled) else reason(error)
+        raise
+    finally:
+        metrics.link_seconds.labels(*labels).inc(trio.current_time() - began)
+        metrics.link_attempts.labels(*labels, ended).inc()
+
+
+def _bytes_of(result: object) -> int:
+    match result:
+        case Moved(bytes_sent=sent):
+            return sent
+        case Manifest(total_bytes=read):
+            return read
+        case _:
+            return 0
 
 
 def _link(job: Job, name: str) -> Link:

@@ -1,0 +1,110 @@
+"""Figures for metrics: what is owed, and how large caxev's own collections are."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+from attrs import frozen
+from pymongo.errors import OperationFailure
+
+from caxev.core.ledger import State
+from caxev.core.model import TRANSFERRING
+from caxev.database.client import AUTH_CODES, Document
+from caxev.database.connection import LONG_LIMIT, Connection, operation, within
+from caxev.database.setup import OWN
+
+
+@frozen
+class Owed:
+    """Reactions of a lane: `state` is ``due``, ``waiting`` (due later) or ``failed``.
+
+    `since` is when the first of them was due, UTC.
+    """
+
+    lane: str
+    state: str
+    number: int
+    since: datetime | None
+
+
+@frozen
+class Size:
+    """The documents of a collection, and their size in bytes; None: we may not see it."""
+
+    collection: str
+    documents: int
+    bytes: int | None
+
+
+class Figures(Connection):
+    """Counting, each by an index, or by what the server knows anyway."""
+
+    @operation
+    async def owed(self, site: str, now: datetime) -> list[Owed]:
+        """Count the site's reactions that are not done and not running."""
+        pending = {"site": site, "state": State.PENDING.value, "epoch": {"$exists": False}}
+        failed = {"site": site, "state": State.FAILED.value}
+        is_due = {"$cond": [{"$gt": ["$due", now]}, "waiting", "due"]}
+        return [
+            *await self._counted(pending, is_due),
+            *await self._counted(failed, {"$literal": "failed"}),
+        ]
+
+    async def _counted(self, query: Document, state: Document) -> list[Owed]:
+        # A malformed one has no place in a table of lanes.
+        match = {"$match": {**query, "lane": {"$type": "string"}, "due": {"$type": "date"}}}
+        key = {"lane": "$lane", "state": state}
+        group = {"$group": {"_id": key, "number": {"$sum": 1}, "since": {"$min": "$due"}}}
+        rows = await (await self._ledger.aggregate([match, group])).to_list(None)
+        return [Owed(**row["_id"], number=row["number"], since=row["since"]) for row in rows]
+
+    @operation
+    async def sizes(self) -> list[Size]:
+        """Return the sizes of caxev's own collections; the server reads no document for that."""
+        return [await self._size(name) for name in OWN]
+
+    async def _size(self, name: str) -> Size:
+        collection = self._client[self.settings.database][f"{self.settings.prefix}{name}"]
+        documents = await collection.estimated_document_count()
+        try:
+            stats: list[Document] = [
+                {"$collStats": {"storageStats": {}}},
+                {"$project": {"storageStats.size": 1}},
+            ]
+            rows = await (await collection.aggregate(stats)).to_list(None)
+        except OperationFailure as error:
+            if error.code not in AUTH_CODES:
+                raise
+            return Size(name, documents, None)  # a role from before this right was in it
+        return Size(name, documents, sum(int(row["storageStats"]["size"]) for row in rows))
+
+    @within(LONG_LIMIT)
+    async def jobs(self) -> list[dict[str, Any]]:
+        """Count the jobs of copies that are not complete: rows of host, type, state and number.
+
+        `state` is ``waiting`` before the job is submitted, ``submitted``, or ``ended``.
+        """
+        entry = {"job": {"$exists": True}, "status": TRANSFERRING}
+        state = {
+            "$switch": {
+                "branches": [
+                    {"case": {"$gt": ["$data.job_ended", None]}, "then": "ended"},
+                    {"case": {"$gt": ["$data.job.submitted", None]}, "then": "submitted"},
+                ],
+                "default": "waiting",
+            }
+        }
+        key = {"host": "$data.host", "type": "$data.type", "state": state}
+        pipeline: list[Document] = [
+            {"$match": {"data": {"$elemMatch": entry}}},
+            {"$project": {f"data.{name}": 1 for name in _OF_JOBS}},
+            {"$unwind": "$data"},
+            {"$match": {f"data.{name}": value for name, value in entry.items()}},
+            {"$group": {"_id": key, "number": {"$sum": 1}}},
+        ]
+        rows = await (await self._runs.aggregate(pipeline)).to_list(None)
+        return [{**row["_id"], "number": row["number"]} for row in rows]
+
+
+_OF_JOBS: Final = ("host", "type", "status", "job", "job_ended")
