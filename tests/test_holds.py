@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run
-from caxev.cli.copy_request import best_sources
-from caxev.config import Link, Sites
+from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run, testing
+from caxev.cli.copy_request import CopyPath, best_sources, new_request
+from caxev.cli.hold import Keep
+from caxev.config import DEFAULT_HANDLERS, Link, Sites, load_handlers
 from caxev.config.links import TimeOfDay
 from caxev.copies.deletion import Intent, Withdraw, begin, hold, intent, prove, withdraw
 from caxev.copies.holds import end_of, held, rows, standing
@@ -24,9 +25,12 @@ from caxev.core.clock import Clocks, utcnow
 from caxev.core.entry import Hold
 from caxev.core.job import Skip, Wait
 from caxev.core.ledger import State
+from caxev.handlers import checksum, deletion, transfer
+from caxev.testing.lab import Lab as Small
 from tests import strategies as make
 from tests.conftest import Database as Named
 from tests.engine import run_document
+from tests.sshd import Server
 from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 from tests.test_life import HOSTS, Lab, lab
 from tests.test_retention import (
@@ -517,3 +521,72 @@ def test_without_a_source_the_best_is_taken(asking: Caxev, database: Named) -> N
     assert copies(database)["lngs"].source == "chicago"
     nothing = asking("copy", "--run", "1", "--to", "lngs", "--type", "processed", "--no-wait")
     assert_one_line(nothing, 1, "run 1 has no good copy of processed data elsewhere")
+
+
+# -- over SSH -------------------------------------------------------------------------------------
+
+
+def over_ssh(server: Server) -> dict[str, dict[str, Any]]:
+    """Three sites that reach each other by SFTP; lngs deletes raw data after 30 days."""
+    end = server.endpoint
+    login = {"hostname": end.host, "port": end.port, "username": end.username}
+    keys = {"known_hosts": end.known_hosts, "identity": end.identity}
+    reached = {"method": "sftp", **login, **keys, "deletion": {"copies": 2}}
+    return {"lngs": {**reached, "purge": 30}, "chicago": reached, "stockholm": reached}
+
+
+async def requested(lab: Small, run: Run, *, hold: Hold | None) -> Run:
+    """The run with a requested copy at lngs."""
+    path = CopyPath(CopyKey("raw", "chicago"), CopyKey("raw", "lngs"))
+    return await lab.update(new_request(run, path, "me@host", lab.now(), hold))
+
+
+@pytest.mark.sshd
+@pytest.mark.replicaset
+async def test_six_requests_six_kept(sshd: Server) -> None:  # the fixture
+    """Of runs that are old enough to go: until the holds end, and then each goes with a proof.
+
+    One without a hold goes as soon as it is there, which is what the others are spared.
+    """
+    load_handlers(default=DEFAULT_HANDLERS)
+    modules = (transfer, checksum, deletion)
+    async with testing.lab(*modules, sites=over_ssh(sshd)) as lab:
+        target = lab.sites.get("lngs")
+        usual = Keep().of_request(CopyKey("raw", "lngs"), target, lab.now())
+        runs = []
+        for hold in [usual] * 6 + [None]:
+            run = await lab.new_run(at="chicago", start=lab.now() - 1000 * DAY)
+            run = await lab.put(run, "stockholm")
+            runs.append(await requested(lab, run, hold=hold))
+        await lab.settle()
+        *kept, spared = [await lab.look(run) for run in runs]
+        assert [status_at(run, "lngs") for run in kept] == ["transferred"] * 6
+        assert status_at(spared, "lngs") is None
+        assert all(lab.path(run, "lngs").exists() for run in kept)
+        ends = [(copy_at(run, "lngs").arrived_at or NOW) + 30 * DAY for run in kept]
+        waiting = await lab.reactions(handler="purge")
+        assert {one.run for one in waiting} == {run.id for run in kept}
+        assert min(one.due for one in waiting) >= min(ends)
+        lab.later(days=29, hours=23)
+        await lab.settle()
+        assert {status_at(await lab.look(run), "lngs") for run in kept} == {"transferred"}
+        lab.later(hours=2)
+        await lab.settle()
+        for run in kept:
+            now = await lab.look(run)
+            assert status_at(now, "lngs") is None
+            assert not lab.path(run, "lngs").exists()
+            (stone,) = now.document["deleted_data"]
+            assert stone["by"] == "lngs: purge"
+            assert {row["host"] for row in stone["proof"]} == {"chicago", "stockholm"}
+
+
+def copy_at(run: Run, host: str) -> Copy:
+    found = run.copy(CopyKey("raw", host))
+    assert found is not None
+    return found
+
+
+def status_at(run: Run, host: str) -> str | None:
+    found = run.copy(CopyKey("raw", host))
+    return None if found is None else found.status
