@@ -456,6 +456,12 @@ def test_each_person_has_a_hold_of_their_own(asking: Caxev, database: Named) -> 
     assert copies(database)["lngs"].holds == ()
     assert asking("release", *at).code == 1
     assert asking("hold", "--run", "1", "--site", "stockholm").code == 1
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        rows_ = [*client[database.name]["caxev_history"].find({}).sort("at")]
+    assert [row["what"] for row in rows_] == ["held", "held", "released", "released"]
+    assert {row["by"] for row in rows_} == {mine_.by}
+    assert rows_[1]["reason"].endswith("UTC (a talk)")
+    assert rows_[3]["reason"] == "the hold of you@there"
 
 
 @pytest.mark.replicaset

@@ -22,13 +22,14 @@ from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.hold import Keep, keeps
 from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
-from caxev.cli.requests import no_listener, requester
+from caxev.cli.requests import asked, no_listener, requester
 from caxev.cli.runs import shown, which
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
-from caxev.copies.holds import words
+from caxev.copies.holds import terms, words
 from caxev.core.clock import utcnow
+from caxev.core.history import HistoryRow, What
 from caxev.core.job import Skip
 from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
 from caxev.core.recording import Maker
@@ -151,8 +152,14 @@ class CopyCommand:
             update = new_request(run, plan.path, requester(), now, plan.hold)
             if await database.update_run(update, now) is not None:
                 break
+        await database.note(self._row(run, plan))
         self._announce(plan)
         return plan.path, plan.doer.name
+
+    def _row(self, run: Run, plan: PlannedCopy) -> HistoryRow:
+        key, source = plan.path.target, plan.path.source.host
+        kept = "" if plan.hold is None else f"held {terms(Copy(key, REQUESTED), plan.hold)}"
+        return asked(run, key, What.REQUESTED, reason=kept, source=source)
 
     def _announce(self, plan: PlannedCopy) -> None:
         """Show that the copy is requested, and what was decided for the user."""

@@ -18,16 +18,25 @@ from caxev.cli.command import command, together
 from caxev.cli.options import options
 from caxev.cli.output import Column, Table, columns, show
 from caxev.cli.plans import asks
-from caxev.cli.requests import Planner, RunRequest, planner, request_each, requester, show_requests
+from caxev.cli.requests import (
+    Planner,
+    RunRequest,
+    asked,
+    planner,
+    request_each,
+    requester,
+    show_requests,
+)
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
 from caxev.cli.values import HOST, SITE
 from caxev.config import Site
 from caxev.copies.deletion import hold as holding
-from caxev.copies.holds import COMING, end_of, standing, words
+from caxev.copies.holds import COMING, end_of, standing, terms, words
 from caxev.copies.retention import days_kept
 from caxev.core.clock import utcnow
 from caxev.core.entry import MOST_DAYS, Hold
+from caxev.core.history import HistoryRow, What
 from caxev.core.model import REQUESTED, Copy, CopyKey, Run
 
 if TYPE_CHECKING:
@@ -182,8 +191,8 @@ def _held(run: Run, *, keep: Keep, site: str, data: DataChoice) -> RunRequest:
         return RunRequest(run, f"{data.kind} at {site}", "there is no such copy", ok=False)
     mine = keep.hold(copy.status, now)
     others = [one for one in standing(copy, now) if one.by != mine.by]
-    state = words(copy, mine)
-    return _written(run, copy, [*others, mine], state)
+    row = asked(run, copy.key, What.HELD, reason=terms(copy, mine))
+    return _written(run, copy, [*others, mine], words(copy, mine), row)
 
 
 def _released(run: Run, *, everybody: bool, site: str, data: DataChoice) -> RunRequest:
@@ -196,14 +205,16 @@ def _released(run: Run, *, everybody: bool, site: str, data: DataChoice) -> RunR
     still = f"{words(copy, stays[0])}: --all ends that, too" if stays else ""
     if stays == left:
         return RunRequest(run, str(copy.key), still, ok=False)
-    return _written(run, copy, stays, f"released; still {still}" if still else "released")
+    ended = ", ".join(dict.fromkeys(one.by for one in left if one not in stays and one.by != who))
+    row = asked(run, copy.key, What.RELEASED, reason=f"the hold of {ended}" if ended else "")
+    return _written(run, copy, stays, f"released; still {still}" if still else "released", row)
 
 
-def _written(run: Run, copy: Copy, holds: list[Hold], state: str) -> RunRequest:
+def _written(run: Run, copy: Copy, holds: list[Hold], state: str, row: HistoryRow) -> RunRequest:
     update = holding(run, copy, holds)
     if update is None:
         return RunRequest(run, str(copy.key), "it is being erased: too late", ok=False)
-    return RunRequest(run, str(copy.key), state, update)
+    return RunRequest(run, str(copy.key), state, update, row=row)
 
 
 # -- what is held ---------------------------------------------------------------------------------

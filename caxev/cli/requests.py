@@ -22,7 +22,8 @@ from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
-from caxev.core.model import Run
+from caxev.core.history import Deed, HistoryRow, of_run
+from caxev.core.model import CopyKey, Run
 from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ def requester() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
+def asked(run: Run, key: CopyKey, what: str, *, reason: str = "", source: str = "") -> HistoryRow:
+    """Return the row of history about what the user asks for, of this copy."""
+    target = key.host if source else ""
+    deed = Deed(what=what, source=source, target=target, reason=reason, by=requester())
+    return HistoryRow(at=utcnow(), site=key.host, deed=deed, aspect=key, **of_run(run))
+
+
 # -- writes to runs -------------------------------------------------------------------------------
 
 
@@ -50,7 +58,7 @@ class RunRequest:
 
     `what` is the data concerned, `size` its bytes. `state` is what comes of the write, or the
     reason; `planned` what would come of it, for a dry run. `ok`: whether the user gets what was
-    asked for; None: neither.
+    asked for; None: neither. `row` is added to the history after the write.
     """
 
     run: Run
@@ -60,6 +68,7 @@ class RunRequest:
     planned: str = field(default=Factory(lambda self: f"would be {self.state}", takes_self=True))
     ok: bool | None = field(default=Factory(lambda self: self.update is not None, takes_self=True))
     size: int | None = field(default=None, kw_only=True)
+    row: HistoryRow | None = field(default=None, kw_only=True)
 
     @property
     def why(self) -> str:
@@ -75,6 +84,8 @@ class RunRequest:
             return {**row, "state": self.planned}
         if await database.update_run(self.update, utcnow()) is None:
             return {**row, "state": CHANGED, "ok": False}
+        if self.row is not None:
+            await database.note(self.row)
         return row
 
 

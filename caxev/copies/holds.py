@@ -67,6 +67,11 @@ def stays(run: Run, copy: Copy, now: datetime) -> Skip | Wait | None:
 
 def words(copy: Copy, hold: Hold) -> str:
     """Return a hold in words: ``held by me@host until 2026-12-24 10:00 UTC (a talk)``."""
+    return f"held by {hold.by} {terms(copy, hold)}"
+
+
+def terms(copy: Copy, hold: Hold) -> str:
+    """Return in words until when a hold lasts, and why it is there."""
     end = end_of(copy, hold)
     if end is not None:
         until = f"until {end:%Y-%m-%d %H:%M} UTC"
@@ -74,7 +79,7 @@ def words(copy: Copy, hold: Hold) -> str:
         until = f"for {hold.days:g} days from its arrival"
     else:
         until = "until it is released"
-    return f"held by {hold.by} {until}{f' ({hold.why})' if hold.why else ''}"
+    return f"{until} ({hold.why})" if hold.why else until
 
 
 def as_seen(copy: Copy) -> CopyIs:

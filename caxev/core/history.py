@@ -40,6 +40,7 @@ class What(StrEnum):
     REPAIRED = "repaired"
     DELETED = "deleted"
     REQUESTED = "requested"
+    HELD = "held"
     RELEASED = "released"
     TAGGED = "tagged"
     ALARM_RAISED = "alarm raised"
