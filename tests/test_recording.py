@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import ERROR, HERE, TRANSFERRED, CopyKey, Decision, Job, Skip, Tag, Wait, copy, tag
+from caxev import (
+    ERROR,
+    HERE,
+    TRANSFERRED,
+    CopyKey,
+    Decision,
+    Job,
+    Retry,
+    Skip,
+    Tag,
+    Wait,
+    copy,
+    tag,
+)
 from caxev.core.ledger import Failed as FailedOutcome
 from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
 from caxev.core.model import Aspect, Event, Run
@@ -80,11 +93,35 @@ def test_not_before(at: datetime) -> None:
     assert [one.due for one in found.standing({made.id})] == [NOW]
 
 
-def test_a_decision_that_fails_decides_nothing() -> None:
-    def decide(job: Job) -> Decision:
-        raise KeyError("x")
+class Panic(BaseException):
+    """As a library in Rust raises it."""
 
-    assert len(recorded(decide, OLD).standing(())) == 1
+
+@pytest.mark.parametrize("before", [OLD, {}], ids=["seen before", "new"])
+@pytest.mark.parametrize("error", [KeyError("x"), Panic(), SystemExit(), GeneratorExit()], ids=repr)
+def test_a_decision_that_fails_decides_nothing(error: BaseException, before: Any) -> None:
+    """The handler runs, whose errors are data: none of a decision ends the listener."""
+
+    def decide(job: Job) -> Decision:
+        raise error
+
+    assert len(recorded(decide, before).standing(())) == 1
+
+
+@pytest.mark.parametrize("before", [OLD, {}], ids=["seen before", "new"])
+@pytest.mark.parametrize(
+    "found",
+    [
+        *(True, False, "no", 5, Retry("later")),
+        Wait("soon", cast("Any", None)),
+        Wait("soon", datetime(2020, 1, 1)),  # noqa: DTZ001  # as it must not be
+        Wait(cast("Any", 5), NOW),
+    ],
+    ids=repr,
+)
+def test_what_is_no_decision_decides_nothing(found: Any, before: Any) -> None:
+    """The handler runs."""
+    assert len(recorded(lambda _job: found, before).standing(())) == 1
 
 
 @pytest.mark.parametrize(

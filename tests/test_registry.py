@@ -158,6 +158,15 @@ def test_on_needs_a_trigger() -> None:
         on()
 
 
+def test_a_decision_is_no_coroutine_function() -> None:
+    """Nobody would await it: the handler would run each time."""
+
+    async def decide(job: Job) -> None: ...
+
+    with pytest.raises(TypeError, match=r"is async: write `def`"):
+        on(new_run(), decide=decide)
+
+
 def test_on_needs_a_coroutine_function() -> None:
     """The error names the function, its file and line, and what to write; nothing is recorded."""
 

@@ -113,6 +113,20 @@ def test_the_culprit_is_the_handler_at_the_line_of_its_own_module() -> None:
     assert str(culprit(frame[0], {})).startswith(f"caxev itself ({__file__}, line ")
 
 
+def test_a_decision_that_blocks_is_its_handler_s() -> None:
+    """It is called while changes are recorded, not by an attempt."""
+    frame: list[Any] = []
+
+    async def react(job: Any) -> None: ...
+
+    def decide(job: Any) -> None:
+        frame.append(currentframe())
+
+    decide(None)
+    one = engine.handler(react, tag("x"), decide=decide)
+    assert culprit(frame[0], handlers_by_code([one])).handler == "react"
+
+
 GREEDY = """
 import ctypes
 from caxev import on, tag

@@ -113,11 +113,20 @@ def decision_of(handler: Handler, job: Job) -> Decision:
     if handler.decide is None:
         return None
     try:
-        decision: Decision = handler.decide(job)
-    # The handler will meet the same error, and is retried or parked for it.
-    except Exception:  # noqa: BLE001
+        decision = handler.decide(job)
+    # The handler will meet the same error, and is retried or parked for it. Whatever the error is,
+    # as the panic of a library in Rust: else the listener would end here, at every start.
+    except BaseException:  # noqa: BLE001
         return None
-    return decision
+    return decision if _is_decision(decision) else None
+
+
+def _is_decision(found: Any) -> bool:
+    """Return whether that can be recorded; anything else has the handler run."""
+    if isinstance(found, Wait):
+        until = found.until
+        return type(found.why) is str and isinstance(until, datetime) and until.tzinfo is not None
+    return isinstance(found, Skip)
 
 
 def later(reaction: Reaction, decision: Wait) -> Reaction:

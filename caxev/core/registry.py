@@ -362,11 +362,16 @@ def on(
 
     See `Handler` for the arguments. The name defaults to the function's own. Raises TypeError if
     there is no trigger, or if the function is not a coroutine function: calling it would block the
-    listener or do nothing.
+    listener or do nothing. Raises it also if `decide` is one.
     """
     # A handler without a trigger would be listed and never run.
     if not triggers:
         raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
+
+    if decide is not None and inspect.iscoroutinefunction(decide):
+        raise TypeError(
+            f"the decision in {place_of(decide)} is async: write `def`, it must be pure"
+        )
 
     def record(function: F) -> F:
         if (why := _not_async(function)) is not None:

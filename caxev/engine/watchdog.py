@@ -60,8 +60,9 @@ class Culprit:
 
 
 def handlers_by_code(handlers: Iterable[Handler]) -> dict[CodeType, str]:
-    """Return the names of handlers by the code of their functions."""
-    codes = ((getattr(unwrap(one.function), "__code__", None), one.name) for one in handlers)
+    """Return the names of handlers by the code of their functions and of their decisions."""
+    functions = ((one, made) for one in handlers for made in (one.function, one.decide) if made)
+    codes = ((getattr(unwrap(made), "__code__", None), one.name) for one, made in functions)
     return {code: name for code, name in codes if code is not None}
 
 
