@@ -1127,6 +1127,8 @@ def test_status_of_a_run(online: Caxev, database: Named) -> None:
     }
     (sites, *_) = online("status", "--json").rows
     (listed,) = online("reactions", "--running", "--json").rows
+    assert {"from", "to", "started"} <= listed.keys()
+    assert "STARTED" in online("reactions", "--running").out
     for row in (sites, listed, *(one for one in run["reactions"] if one["handler"] == "waits")):
         told = [row[key] for key in ("bytes_done", "bytes_total", "bytes_per_s", "eta_s")]
         assert told == [1_000, 4_000, 50.0, 60]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from pymongo import MongoClient
 
 from caxev import (
@@ -36,6 +37,7 @@ from caxev import (
 from caxev import copy as on_copy
 from caxev.cli.copy_progress import GONE, CopyState, copy_state
 from caxev.cli.copy_request import CopyPath, new_request, why_not
+from caxev.cli.reaction_rows import running_cells
 from caxev.core.ledger import Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event
 from caxev.core.selection import Selection
@@ -349,6 +351,43 @@ def test_how_a_copy_stands() -> None:
     )
     begun = at("transferring")
     assert not look(begun, reactions=(), seen_as=begun.copies[1].seen_as).over
+
+
+def test_only_what_makes_the_copy_is_shown() -> None:
+    """What looks after it, or has begun to react to it, is no news of the copy."""
+    fields = {"trigger": "chicago: pull: raw at chicago", "status_since": NOW}
+    document = run_of(("raw", "lngs", "transferred"), ("raw", "chicago", "transferring")).document
+    document["data"][1].update(fields)
+    run = Run.from_document(document)
+    copy = run.copy(WANTED)
+    assert copy is not None
+
+    def waiting(handler: str, note: str, after: str) -> Any:
+        event = Event(run.id, WANTED, None, after)
+        made = new_reaction("chicago", event, handler, lane="x", generation=1, at=NOW)
+        return evolve(made, note=note), {}
+
+    pull = waiting("pull", "the disk is away", "requested@1")
+    others = [
+        waiting("stalled", "it is transferring since lately", copy.seen_as),
+        waiting("make_room", "there is room", copy.seen_as),
+    ]
+    assert copy_state(run, WANTED, others).line == "transferring"
+    told = copy_state(run, WANTED, [*others, pull]).line
+    assert told == "transferring: pull at chicago: the disk is away"
+
+
+def test_a_running_reaction_shows_from_where_to_where() -> None:
+    """By the entry that it has claimed; one that makes no copy shows neither."""
+    document = run_of(("raw", "lngs", "transferred"), ("raw", "chicago", "transferring")).document
+    document["data"][1] |= {"trigger": "chicago: pull: raw at lngs", "source": "lngs"}
+    run = Run.from_document(document)
+    event = Event(run.id, THERE, None, "transferred")
+    made = new_reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW)
+    running = evolve(made, started=NOW)
+    assert running_cells(running, run) == {"from": "lngs", "to": "chicago", "started": NOW}
+    assert running_cells(evolve(running, handler="checksum"), run)["to"] is None
+    assert running_cells(running, None) == {"from": None, "to": None, "started": NOW}
 
 
 # -- watching -------------------------------------------------------------------------------------

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import define, field, frozen
 
+from caxev.copies.lifecycle import trigger_named
 from caxev.core.amounts import ReportedProgress
 from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, CopyKey, Run
+from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run
 
 if TYPE_CHECKING:
     import rich.progress
@@ -63,12 +64,23 @@ def copy_state(
     # A site that has seen a request, and has nothing left to do about it, has declined it.
     if copy.status == REQUESTED and copy.seen_as == seen_as and not current:
         return CopyState(copy.status, declined or "no handler makes this copy", over=True)
-    words = "; ".join(f"{d.handler} at {d.site}: {d.note}" for d in current if d.note)
-    if {reaction.state for reaction in current} == {State.FAILED}:
+    makers = [reaction for reaction, document in about if _makes(copy, reaction, document)]
+    words = "; ".join(f"{d.handler} at {d.site}: {d.note}" for d in makers if d.note)
+    if {reaction.state for reaction in makers} == {State.FAILED}:
         return CopyState(copy.status, words, over=True)
     known = [ReportedProgress.of(document.get("progress")) for _, document in about]
     moving = [progress for progress in known if progress is not None]
     return CopyState(copy.status, words, ReportedProgress.sum(moving) if moving else None)
+
+
+def _makes(copy: Copy, reaction: Reaction, document: Mapping[str, Any]) -> bool:
+    """Return whether a reaction works on the copy itself, and does not only look after it."""
+    if copy.trigger == trigger_named(reaction.site, reaction.handler, reaction.aspect):
+        return copy.status == TRANSFERRING
+    if reaction.after != copy.seen_as:
+        return False
+    moves = document.get("progress") is not None or reaction.state is State.FAILED
+    return copy.status == REQUESTED or moves
 
 
 @define(eq=False)

@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from caxev.cli.history_rows import facts
 from caxev.cli.output import Column, columns, event_parts, run_parts
+from caxev.copies.lifecycle import trigger_named
 from caxev.core.amounts import ReportedProgress
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State
+from caxev.core.model import TRANSFERRING, Run
 from caxev.core.transcript import unpacked
 
 RUN_COLUMN: Final = Column("run", "RUN")
@@ -25,6 +27,32 @@ COLUMNS: Final = columns(
     "note",
 )
 """The columns of a `reaction_row`; in lists of several runs `RUN_COLUMN` follows the site."""
+
+
+RUNNING: Final = columns(
+    "site",
+    "handler",
+    "event",
+    "from",
+    "to",
+    "started",
+    Column("progress", minor=1),
+    "note",
+)
+"""The columns of a `reaction_row` with the cells of `running_cells`, in lists of running ones."""
+
+
+def running_cells(reaction: Reaction, run: Run | None) -> dict[str, Any]:
+    """Return the cells about a running reaction: since when, and between which sites data goes."""
+    name = trigger_named(reaction.site, reaction.handler, reaction.aspect)
+    copies = [] if run is None else [one for one in run.copies if one.trigger == name]
+    # One reaction may have made several copies, one after the other.
+    moving = next((one for one in copies if one.status == TRANSFERRING), None)
+    return {
+        "from": None if moving is None else moving.source,
+        "to": None if moving is None else moving.host,
+        "started": reaction.started,
+    }
 
 
 def progress_cells(progress: ReportedProgress | None) -> dict[str, Any]:

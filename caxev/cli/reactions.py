@@ -11,7 +11,14 @@ import click
 from caxev.cli.command import command
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
-from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, done_row, reaction_row
+from caxev.cli.reaction_rows import (
+    COLUMNS,
+    RUN_COLUMN,
+    RUNNING,
+    done_row,
+    reaction_row,
+    running_cells,
+)
 from caxev.cli.replay import handler_called
 from caxev.cli.requests import leave, listening_sites, with_hint
 from caxev.cli.runs import pages, shown_all
@@ -46,19 +53,22 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     """List the reactions that are pending, running or failed.
 
     A reaction is one handler's work on one change of a run. Without a state, all are listed
-    that are not done. Those that are done, and did something, are in `caxev history`, too.
+    that are not done. With --running alone: since when, between which sites, how many bytes and how
+    fast. Those that are done, and did something, are in `caxev history`, too.
     """
     named = None if handler is None else _handler(handler, site)
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
     async def find(database: Database) -> None:
         rows = _find(database, await _known(database, site), wanted, named, limit)
-        await show_rows(_COLUMNS, rows, empty=f"no reactions {' or '.join(wanted)}")
+        columns = _RUNNING if wanted == (State.RUNNING,) else _COLUMNS
+        await show_rows(columns, rows, empty=f"no reactions {' or '.join(wanted)}")
 
     options().with_database(find)
 
 
 _COLUMNS = (COLUMNS[0], RUN_COLUMN, *COLUMNS[1:])
+_RUNNING = (RUNNING[0], RUN_COLUMN, *RUNNING[1:])
 
 
 def _site_names(site: str | None) -> tuple[str, ...]:
@@ -89,8 +99,13 @@ async def _find(
             continue
         async for page in database.reaction_pages(site, one, handler, limit):
             named = await shown_all(database, (reaction.run for reaction, _ in page))
+            ids = {reaction.run for reaction, _ in page} if one == State.RUNNING else ()
+            runs = await database.runs(ids)
             for reaction, document in page:
-                yield {"run": named[reaction.run], **reaction_row(reaction, document)}
+                row = {"run": named[reaction.run], **reaction_row(reaction, document)}
+                if one == State.RUNNING:
+                    row |= running_cells(reaction, runs.get(reaction.run))
+                yield row
 
 
 async def _done(

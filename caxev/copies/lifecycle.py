@@ -33,6 +33,7 @@ from caxev.core.model import (
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
+    Aspect,
     Copy,
     CopyField,
     CopyIs,
@@ -50,8 +51,13 @@ SOON: Final = 1.0
 
 def trigger_of(handler: str, job: Job) -> str:
     """Return the name by which a reaction finds the entries that it has claimed."""
+    return trigger_named(job.site.name, handler, job.event.aspect)
+
+
+def trigger_named(site: str, handler: str, aspect: Aspect) -> str:
+    """Return the ``trigger`` of the entries that a reaction with this key has claimed."""
     # Without the attempt or process, which a restart changes: its successor continues the entry.
-    return f"{job.site.name}: {handler}: {job.event.aspect}"
+    return f"{site}: {handler}: {aspect}"
 
 
 def key_of(job: Job) -> CopyKey:
