@@ -165,13 +165,16 @@ def test_pages_have_every_run_once(page: Page, server: Server) -> None:
         assert found == list(wanted)
 
 
+LONG = "/api/v1/changes?after=" + "1" * 5000
+
+
 def test_filters_stand_in_the_address(page: Page) -> None:
     """A filter finds what it says, keeps its values in the form, and a wrong one is named."""
     assert 'value="2"' in page.get("/runs?run=2").text
     assert [one["number"] for one in page.json("/api/v1/runs?run=2-3")["runs"]] == [3, 2]
     named = page.json("/api/v1/runs?name=*_0001&lacks=raw@chicago&tag=")["runs"]
     assert [one["number"] for one in named] == [1]
-    for wrong in ("/runs?run=x", "/api/v1/runs?run=x", "/api/v1/runs?limit=0", "/runs?day=1"):
+    for wrong in ("/runs?run=x", "/api/v1/runs?run=x", "/api/v1/runs?limit=0", "/runs?day=1", LONG):
         answer = page.get(wrong)
         assert (answer.status, " no " in answer.text) == (400, True), wrong
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import trio
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from caxev.config import Site, Sites
 from caxev.core.alarms import Alarm, AlarmState, Severity
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey
 from caxev.database import Gap, SiteRecord
-from caxev.web import views
+from caxev.web import app, views
+from caxev.web.hub import MOST_VIEWERS, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
 from caxev.web.runs import CHANGES_KEPT, Place, Runs, label_of
 from caxev.web.state import LABELS_KEPT, LiveState, Open
+from caxev.web.stream import EventStream
 from caxev.web.views import Scene
 from tests import strategies as make
 
@@ -291,6 +296,17 @@ def test_any_name_is_text(name: str) -> None:
     assert html.endswith("</b>")
     assert not {*"\n\r\0\u202e"} & {*html}
     assert html.count("<") == 2
+
+
+async def test_so_many_may_watch_and_no_more() -> None:
+    """Each open connection takes a descriptor and memory."""
+    site = app.Site(cast("Any", None), cast("Any", None), Hub(), lambda *_: [])
+    request = Request({"type": "http", "query_string": b"view=runs", "headers": []})
+    assert isinstance(await site.events(request), EventStream)
+    many = (Viewer(cast("Any", None), trio.CancelScope()) for _ in range(MOST_VIEWERS))
+    site.hub.topics["now"] = Topic(cast("Any", None), set(many))
+    with pytest.raises(HTTPException, match="Too many watch"):
+        await site.events(request)
 
 
 def test_a_long_name_is_cut() -> None:

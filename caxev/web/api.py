@@ -29,6 +29,7 @@ from caxev.web.state import Open
 from caxev.web.views import Scene
 
 DEFAULT: Final = 100
+LONGEST_NUMBER: Final = 20
 FRESH: Final = 60.0
 """Seconds after which a state that nothing was heard for counts as old, for ``/healthz``."""
 
@@ -313,6 +314,8 @@ def _change(change: Change) -> dict[str, Any]:
 def _whole(value: str | None, default: int, most: int, least: int = 1) -> int:
     if value is None:
         return default
-    if not value.isdecimal() or not least <= int(value) <= most:
-        raise BadFilter(f"{value!r} is no number from {least} to {most:,}")
+    # Python refuses to read a number of thousands of digits.
+    is_short = value.isdecimal() and len(value) <= LONGEST_NUMBER
+    if not is_short or not least <= int(value) <= most:
+        raise BadFilter(f"{value[:LONGEST_NUMBER]!r} is no number from {least} to {most:,}")
     return int(value)

@@ -29,7 +29,7 @@ from caxev.core.selection import EVERY, source_of
 from caxev.database import Database, DatabaseError, HistorySearch
 from caxev.web import listing, views
 from caxev.web.api import Api
-from caxev.web.hub import Hub, Render, digest
+from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.rendering import render, shown
 from caxev.web.stream import EventStream
@@ -288,6 +288,8 @@ class Site:
         found = self._rendering(name)
         if found is None:
             raise HTTPException(404, "There is no such view.")
+        if self.hub.viewers >= MOST_VIEWERS:
+            raise HTTPException(503, "Too many watch: this page does not follow what changes.")
         return EventStream(self.hub, name, found, seen)
 
     def _rendering(self, name: str) -> Render | None:

@@ -20,6 +20,9 @@ from caxev.core.errors import GiveUp
 BEHIND: Final = 16
 """Messages that may wait for a viewer: four seconds of changes."""
 
+MOST_VIEWERS: Final = 500
+"""Browsers that may watch at once: each has a connection, and memory for what waits."""
+
 Render: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
 """Makes the parts of a view. Raises `GiveUp` if there is nothing to show any more."""
 
