@@ -62,6 +62,7 @@ from caxev.copies.sharing import sharing
 from caxev.copies.storage import can_be_read, same_bytes
 from caxev.core.entry import SetAside
 from caxev.core.job import Wait
+from caxev.core.moments import after
 from caxev.files import empty_quarantine, set_aside, standing
 
 FRESH = timedelta(days=7)
@@ -376,5 +377,5 @@ def plan_release(mine: Copy | None, site: Site, now: datetime) -> Decision:
     days, since = site.quarantine_days, kept.at
     if days is None or since is None:
         return Skip("quarantine_days is null: it is kept")
-    until = since + timedelta(days=days)
+    until = after(since, timedelta(days=days))
     return Wait(f"it is kept for {days:g} days", until) if now < until else None

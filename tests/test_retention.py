@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,29 @@ def test_raw_data_goes_at_its_age() -> None:
     assert early.until == due
     assert isinstance(decided(run, now=due), DeletionPlan)
     assert isinstance(decided(run, full=True, now=make.EPOCH), DeletionPlan)
+
+
+FOR_EVER = datetime(9999, 12, 31, tzinfo=UTC)
+WITHDRAWN = entry("lngs", withdrawn={"at": FOR_EVER, "why": "x"})
+GOING = {"at": FOR_EVER, "by": "x", "keep": 1, "was": TRANSFERRED, "manifest": "b3:good"}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        run_of(*THREE, start=FOR_EVER),
+        run_of(WITHDRAWN, *THREE[1:]),
+        run_of(entry("lngs", DELETING, deletion=GOING), *THREE[1:]),
+    ],
+    ids=["its start", "a withdrawal", "an intent"],
+)
+@pytest.mark.parametrize("full", [False, True])
+def test_no_time_in_a_document_is_out_of_range(run: Run, *, full: bool) -> None:
+    """Else one such run would keep every other from making room."""
+    decided(run, full=full)
+    mine = run.copy(RAW)
+    assert mine is not None
+    assert isinstance(weigh(run, mine, ALL.get("lngs"), ALL, Clocks.at(NOW)), Ask | Skip)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from caxev.core.clock import Clocks
 from caxev.core.entry import Hold, as_utc
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyIs, Run, new_id
+from caxev.core.moments import after
 from caxev.core.update import CopiesAtLeast, Expectation, Fresh, RunUpdate, TagAbsent
 
 MARKS: Final = ("mark", "moved_mark")
@@ -150,7 +151,7 @@ def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask
     by_entry = enough(run, copy.key, wanted.keep, wanted.like, sites)
     if not all(one.holds(run) for one in by_entry):
         return Withdraw(f"fewer than {wanted.keep} good copies are left elsewhere")
-    until = wanted.at + timedelta(days=site.deletion.patience)
+    until = after(wanted.at, timedelta(days=site.deletion.patience))
     stale = [one for one in run.copies if by_entry[0].counts(one) and not needed[0].counts(one)]
     # By the earliest possible time, so that a clock which is ahead withdraws nothing.
     if until <= clocks.earliest:

@@ -12,14 +12,14 @@ that. Nothing is written when a hold ends: a reaction that wants the copy gone w
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from caxev.core.entry import Hold
 from caxev.core.job import Skip, Wait
 from caxev.core.model import REQUESTED, TRANSFERRING, VERIFYING, Copy, CopyIs, Run
+from caxev.core.moments import LAST, after
 
-NEVER_ENDS: Final = datetime.max.replace(tzinfo=UTC)
 COMING: Final = (REQUESTED, TRANSFERRING, VERIFYING)
 """The statuses of a copy that has not arrived."""
 
@@ -33,15 +33,15 @@ def end_of(copy: Copy, hold: Hold) -> datetime | None:
         return hold.until
     # An old program may have finished the copy, and written no arrival.
     came = copy.arrived_at or (None if copy.status in COMING else hold.at)
-    try:
-        return None if came is None else came + timedelta(days=hold.days)
-    except OverflowError:
+    if came is None:
         return None
+    end = after(came, timedelta(days=hold.days))
+    return None if end == LAST else end
 
 
 def standing(copy: Copy, now: datetime) -> list[Hold]:
     """Return the holds of a copy that have not ended, the one that ends last first."""
-    ends = ((end_of(copy, one) or NEVER_ENDS, one) for one in copy.holds)
+    ends = ((end_of(copy, one) or LAST, one) for one in copy.holds)
     left = [(end, one) for end, one in ends if end > now]
     return [one for _, one in sorted(left, key=lambda pair: pair[0], reverse=True)]
 

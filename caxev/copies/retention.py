@@ -17,6 +17,7 @@ from caxev.copies.remaining import enough, good, unread
 from caxev.copies.storage import same_bytes
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Event, Run
+from caxev.core.moments import after
 from caxev.core.paths import plain
 
 RAW: Final = "raw"
@@ -220,14 +221,14 @@ def _like(run: Run, copy: Copy, sites: Sites) -> Copy | None:
 def _due(run: Run, site: Site) -> datetime | None:
     if run.start is None:
         return None
-    return run.start + timedelta(days=site.purge or 0.0)
+    return after(run.start, timedelta(days=site.purge or 0.0))
 
 
 def _withdrawn(copy: Copy, site: Site) -> Wait | None:
     """Return when a withdrawn deletion may be tried again, or None if none was withdrawn."""
     if (row := copy.withdrawn) is None or row.at is None:
         return None
-    again = row.at + timedelta(days=site.deletion.patience)
+    again = after(row.at, timedelta(days=site.deletion.patience))
     return Wait(f"its deletion was withdrawn: {row.why}", again)
 
 

@@ -9,6 +9,8 @@ from typing import Final, TypeAlias
 Moment: TypeAlias = datetime | timedelta
 """A time (UTC), or how long before now it is."""
 
+LAST: Final = datetime.max.replace(tzinfo=UTC)
+"""The last time of all."""
 _UNITS: Final = {
     "w": timedelta(weeks=1),
     "d": timedelta(days=1),
@@ -58,6 +60,17 @@ def write_moment(moment: Moment) -> str:
         return write_length(moment)
     text = moment.astimezone(UTC).isoformat().removesuffix("+00:00")
     return text.removesuffix("T00:00:00") or text
+
+
+def after(at: datetime, span: timedelta) -> datetime:
+    """Return the time so long after another, UTC; `LAST` if that is out of range.
+
+    Times of documents may be anything: 9999-12-31 is how some people write "for ever".
+    """
+    try:
+        return at + span
+    except OverflowError:
+        return LAST
 
 
 def moment_at(moment: Moment, now: datetime) -> datetime:
