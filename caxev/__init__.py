@@ -6,6 +6,7 @@ What stands here is all that the author of a handler needs::
 """
 
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
+from caxev.core.history import What
 from caxev.core.job import Decision, Job, Result, Skip, Wait, skip_of
 from caxev.core.model import (
     DELETING,
@@ -91,6 +92,7 @@ __all__ = [
     "TagAbsent",
     "TagThere",
     "Wait",
+    "What",
     "copy",
     "copy_field",
     "field",

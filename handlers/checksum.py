@@ -42,6 +42,7 @@ from caxev import (
     RunUpdate,
     Skip,
     Wait,
+    What,
     copy,
     copy_field,
     metrics,
@@ -225,6 +226,7 @@ async def verdict(
         return _good(job, seen, manifest, began, ours)
     why = await difference(job, known, manifest)
     job.log.error(f"{seen.key} is not what {known.key} is: {why}")
+    job.did(What.DAMAGED, bytes=manifest.total_bytes, reason=f"not what {known.key} is: {why}")
     if (source := job.run.copy(known.key)) is not None and source.status == TRANSFERRED:
         # Some movers do not check what they read: the source itself may be bad.
         await job.suspect(source)
@@ -243,9 +245,11 @@ async def compare_with_entry(
         fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
         if seen.checksumproblem and seen.status == TRANSFERRED:
             fields |= {"checksumproblem": False, "error": None}
+        job.did(What.VERIFIED, bytes=manifest.total_bytes)
         return _answered(job, seen, RunUpdate.note(job.run, seen, **fields))
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
+    job.did(What.DAMAGED, bytes=manifest.total_bytes, reason=f"no longer what it was: {why}")
     return _bad(job, seen, why, manifest, began, vouched=None)
 
 
@@ -288,6 +292,7 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
     if rows is None:
         return f"its checksum differs from that of {known.key}"
     found = Manifest.from_rows(rows).differences(manifest)
+    job.did(What.DAMAGED, files=[printable(one.path) for one in found])
     names = ", ".join(f"{printable(one.path)} ({one.why})" for one in found[:NAMED])
     return f"{len(found)} files: {names}{', ...' if len(found) > NAMED else ''}"
 
@@ -295,6 +300,7 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
 def _good(
     job: Job, seen: Copy, manifest: Manifest, began: datetime, checksum: str | None
 ) -> RunUpdate:
+    job.did(What.VERIFIED, bytes=manifest.total_bytes)
     fields: dict[str, object] = {
         "manifest": manifest.digest,
         "checksum": checksum,

@@ -43,6 +43,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     copy_field,
     on,
@@ -60,6 +61,7 @@ from caxev.copies.deletion import (
     intent,
     tombstone,
     weigh,
+    why_of,
     withdraw,
 )
 from caxev.copies.deletion import prove as proven
@@ -145,6 +147,7 @@ async def _mark(job: Job, mine: Copy | None, plan: Purge) -> Result:
         return await prove(job)
     if isinstance(plan, DeletionPlan):
         job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
+        job.did(What.MARKED, reason=plan.why)
         return intent(job.run, plan, job.sites, job.now())
     decision = _decision(job, mine, plan)
     if isinstance(decision, Wait):
@@ -180,7 +183,7 @@ async def prove(job: Job) -> Result:
     waiting = {key: wait for key in going if (wait := await _prove(job, key)) is not None}
     if job.copy is not None and job.copy.key in waiting:
         raise waiting[job.copy.key].retry(job.safe_now())
-    return Skip("; ".join(wait.why for wait in waiting.values())) if waiting else None
+    return None if job.deed else Skip("; ".join(wait.why for wait in waiting.values()))
 
 
 def _going(job: Job) -> list[CopyKey]:
@@ -206,11 +209,14 @@ async def _prove(job: Job, key: CopyKey) -> Wait | None:
     assert wanted is not None
     if isinstance(found, Withdraw):
         job.log.warning(f"{key} of {job.run} is not deleted: {found.why}")
+        job.did(What.WITHDRAWN, reason=found.why)
         await write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
         there, proof = job.sites.get(key.host), found.proof
         update = proven(job.run, mine, wanted, there, job.sites, proof=proof, clocks=job.clocks())
         await write(job, update)
+        hosts = [str(row["host"]) for row in proof]
+        job.did(What.PROVEN, **{**why_of(mine, wanted), "proof": hosts})
     return None
 
 
@@ -242,7 +248,7 @@ async def erase(job: Job) -> Result:
     if mine is None or wanted is None or mine.proof is None:
         return plan_erase(mine)
     if mine.location is None:
-        return withdraw(job.run, mine, wanted, "it has no location", job.now())
+        return _kept(job, mine, wanted, "it has no location")
     if mine.is_erasing:
         sure = go_on(job.run, mine)
     elif not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
@@ -253,7 +259,7 @@ async def erase(job: Job) -> Result:
             # The proof is out of date, as when a counted copy went bad meanwhile or a hold came.
             why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
             job.log.warning(f"{mine.key} of {job.run} is not deleted: {why}")
-            return withdraw(job.run, mine, wanted, why, job.now())
+            return _kept(job, mine, wanted, why)
         # All that can fail or refuse comes before `begin`, after which nothing is withdrawn.
         try:
             shape = await _shape(job, mine, wanted)
@@ -261,12 +267,12 @@ async def erase(job: Job) -> Result:
             mark = await job.work(standing, mine.location, job.site.roots, shape)
             marks = {"mark": mark, **await _mark_moved(job, mine)}
         except GiveUp as no:
-            return withdraw(job.run, mine, wanted, no.why, job.now())
+            return _kept(job, mine, wanted, no.why)
         if others := await sharing(job, mine):
             why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
-            return withdraw(job.run, mine, wanted, why, job.now())
+            return _kept(job, mine, wanted, why)
         if (few := await _too_few(job, mine, wanted, found)) is not None:
-            return withdraw(job.run, mine, wanted, few, job.now())
+            return _kept(job, mine, wanted, few)
         those, clocks = (job.site, job.sites), job.clocks()
         sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, marks=marks)
     # Bytes before entry: a crash in between leaves an entry that is erased again. The other order
@@ -274,8 +280,15 @@ async def erase(job: Job) -> Result:
     mine = (await write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
+    size = job.run.raw_size if mine.size is None and mine.type == "raw" else mine.size
+    job.did(What.DELETED, bytes=size, **why_of(mine, wanted))
     stone = tombstone(mine, wanted, job.owner)
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
+
+
+def _kept(job: Job, mine: Copy, wanted: Intent, why: str) -> RunUpdate:
+    job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
+    return withdraw(job.run, mine, wanted, why, job.now())
 
 
 def plan_erase(mine: Copy | None) -> Skip | None:

@@ -41,6 +41,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     copy_field,
     on,
@@ -63,7 +64,7 @@ from caxev.copies.storage import can_be_read, same_bytes
 from caxev.core.entry import SetAside
 from caxev.core.job import Wait
 from caxev.core.moments import after
-from caxev.files import empty_quarantine, set_aside, standing
+from caxev.files import empty_quarantine, printable, set_aside, standing
 
 FRESH = timedelta(days=7)
 """How long a reading counts, and how long a requested one is waited for."""
@@ -137,9 +138,11 @@ async def _judge(job: Job, mine: Copy) -> str | None:
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
         case Acquit():
+            job.did(What.VERIFIED, reason="by the majority")
             await write(job, found_good(job.run, mine))
         case Convict(why):
             job.log.error(f"{mine.key} of {job.run} is bad: {why}")
+            job.did(What.DAMAGED, reason=f"by the majority: {why}")
             await write(job, found_bad(job.run, mine, why))
         case Hung():
             await _hang(job, mine, verdict)
@@ -320,6 +323,7 @@ async def quarantine(job: Job) -> Result:
     await write(job, RunUpdate.note(job.run, mine, mine.having("quarantine"), **marked))
     place = await job.work(set_aside, mine.location, job.site.roots, paths, wanted.at, mark)
     kept = {"at": wanted.at, "place": place, "files": len(paths)}
+    job.did(What.SET_ASIDE, files=[printable(one) for one in paths])
     return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
 
 

@@ -49,6 +49,7 @@ from caxev import (
     Tag,
     TagAbsent,
     TagThere,
+    What,
     copy,
     copy_field,
     field,
@@ -277,6 +278,7 @@ async def collect(job: Job) -> Result:
     stock = await job.work(take_stock, home, plan.name, product, good)
     queue.left()  # its slot in the batch system is free: a waiting job can be sent
     if stock.size is not None:
+        job.did(What.PROCESSED, bytes=stock.size)
         fields = {"size": stock.size, "error": None, "job.log": stock.log}
         return arrived(job.run, entry, **fields)
     # A job that ended well without a result has failed like any other.

@@ -41,6 +41,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     on,
     skip_of,
@@ -50,6 +51,7 @@ from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
+    asked_by,
     claim,
     found_good,
     is_ours,
@@ -149,6 +151,8 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     # that replicas can be compared after our copy is gone.
     await job.store_manifest(digest, read.manifest.to_rows())
     await job.store_manifest(stored_as(digest), [one.to_row() for one in read.files])
+    hosts, size = {"source": job.site.name, "target": plan.key.host}, read.manifest.total_bytes
+    job.did(What.TRANSFERRED, **hosts, bytes=size, by=asked_by(mine))
     return found_good(
         job.run,
         mine,
@@ -302,6 +306,8 @@ async def _fetch(job: Job, plan: DownloadPlan) -> Copy:
     )
     moved = await job.work(client.download, order)
     job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")
+    hosts = {"source": source.host, "target": job.site.name}
+    job.did(What.TRANSFERRED, **hosts, bytes=moved.bytes_sent, by=asked_by(mine))
     return mine
 
 

@@ -36,6 +36,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     copy_field,
     on,
@@ -50,6 +51,7 @@ from caxev.copies.deletion import (
     begin,
     tombstone,
     weigh,
+    why_of,
     withdraw,
 )
 from caxev.copies.lifecycle import found_bad, written
@@ -180,6 +182,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     found = await job.work(client.settle, order)
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
+        job.did("rules changed", reason=found.done)
     fields = {**standing(entry, found), "rules": plan.digest}
     # Not written without a change: each write is an event to which every handler may react.
     if entry.having(*fields).fields != fields:
@@ -282,9 +285,11 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
             error = "no rule without an end keeps what was compared: it proves nothing"
         answer: dict[str, Any] = {"verified_at": began if stays else None, "error": error}
         answer |= _digests(job.run, entry)
+        job.did(What.VERIFIED)
         return RunUpdate.replace(job.run, entry, **answer).answering(entry)
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
+    job.did(What.DAMAGED, reason=error or "")
     return found_bad(job.run, entry, error)
 
 
@@ -345,6 +350,7 @@ async def rucio_rm(job: Job) -> Result:
         if not isinstance(found, Proven):
             why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
             job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")
+            job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
             return withdraw(job.run, entry, wanted, why, job.now())
         clocks, proof = job.clocks(), found.proof
         sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
@@ -353,4 +359,5 @@ async def rucio_rm(job: Job) -> Result:
     # would leave data in the catalogue that no entry names.
     await job.work(client.give_up, there, Did.of(entry.location))
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
+    job.did(What.DELETED, bytes=entry.size, **why_of(entry, wanted))
     return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))

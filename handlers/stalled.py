@@ -45,6 +45,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     copy_field,
     on,
@@ -118,6 +119,7 @@ async def stalled(job: Job) -> Result:
             if await _is_live(job, seen):
                 raise Retry("somebody is at work on it", after=rules.warn * 3600 or 3600.0)
             job.log.error(f"{_summary(job, seen, hours)}: given up")
+            job.did(What.GIVEN_UP, reason=_summary(job, seen, hours))
             await job.all_clear(ALARM)
             gone = RunUpdate.remove_copy(job.run, seen)
             # Only files of old programs need a record: ours go to a temporary name, which the next

@@ -44,6 +44,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     copy_field,
     on,
@@ -54,6 +55,7 @@ from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
+    asked_by,
     claim,
     found_bad,
     found_good,
@@ -191,6 +193,9 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     why, copied = await _step(job, compare, reach, data)
     if why is None:
         await job.update(_good(mine, job.run, copied.manifest, checksum, began))
+        hosts = {"source": plan.source.host, "target": plan.tape}
+        size = copied.manifest.total_bytes
+        job.did(What.TRANSFERRED, **hosts, bytes=size, by=asked_by(mine))
         return
     # A source with a known manifest is not read again before it is sent: it may be the bad one.
     await job.suspect(plan.source)
@@ -231,6 +236,8 @@ async def recall(job: Job) -> Result:
     manifest = copied.manifest
     await job.store_manifest(manifest.digest, manifest.to_rows())
     checksum = plan.source.checksum or manifest.cax_checksum()
+    hosts = {"source": plan.tape, "target": job.site.name}
+    job.did(What.TRANSFERRED, **hosts, bytes=manifest.total_bytes, by=asked_by(mine))
     return _good(mine, job.run, manifest, checksum, began)
 
 
@@ -275,8 +282,10 @@ async def tape_checksum(job: Job) -> Result:
     await job.store_manifest(copied.manifest.digest, copied.manifest.to_rows())
     if why is not None:
         job.log.error(f"{seen.key} is not what it was: {why}")
+        job.did(What.DAMAGED, reason=why)
         return found_bad(job.run, seen, why, verified_at=began)
     value = checksum or copied.manifest.cax_checksum()
+    job.did(What.VERIFIED, bytes=copied.manifest.total_bytes)
     return _good(seen, job.run, copied.manifest, value, began if data.is_known else None)
 
 

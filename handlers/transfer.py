@@ -47,6 +47,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    What,
     copy,
     on,
     skip_of,
@@ -55,6 +56,7 @@ from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
+    asked_by,
     broken_off,
     claim,
     is_ours,
@@ -76,7 +78,7 @@ from caxev.copies.readings import suspecting
 from caxev.copies.retention import is_left_over, unwanted
 from caxev.copies.sharing import sharing, sharing_there
 from caxev.copies.storage import same_bytes
-from caxev.files import Moved, safe_name
+from caxev.files import Moved, printable, safe_name
 from caxev.transfer import Route, links, methods, unserved
 from caxev.transfer import pull as pull_bytes
 from caxev.transfer import push as push_bytes
@@ -280,7 +282,23 @@ async def _move(
             moved = await links.while_open(job, name, move, route)
     links.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
+    is_bad = plan.resume is not None and plan.resume.checksumproblem
+    job.did(
+        What.REPAIRED if is_bad else What.TRANSFERRED,
+        source=plan.source.host,
+        target=plan.key.host,
+        bytes=moved.bytes_sent,
+        files=_wrong(route) if is_bad else (),
+        by=asked_by(mine),
+    )
     return mine
+
+
+def _wrong(route: Route) -> list[str]:
+    """Return the names of the files that a repair has brought, as far as manifests show them."""
+    if route.expected is None or route.found is None:
+        return []
+    return [printable(one.path) for one in route.expected.differences(route.found)]
 
 
 async def _with_care(job: Job, plan: TransferPlan) -> TransferPlan:

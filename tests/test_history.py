@@ -27,6 +27,7 @@ from caxev.database.history import history_document, history_row_from
 from tests import engine
 from tests.conftest import Database as Named
 from tests.strategies import aspects, names, texts
+from tests.test_cli import Caxev, caxev, insert, online  # noqa: F401  # fixtures
 
 SITE = "lngs"
 NOW = datetime(2016, 11, 11, tzinfo=UTC)
@@ -411,3 +412,46 @@ async def test_a_repeated_note_changes_nothing(
         }
         kept = {row["_id"]: row.get("expires") for row in server["caxev_history"].find()}
         assert kept == {"one": NOW + timedelta(days=730), "two": None}
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+def test_the_command(online: Caxev, database: Named) -> None:  # noqa: F811  # the fixture
+    """Newest first, by run, site, handler, kind and time; the timeline of a run has it, too."""
+    insert(database, 1, 2)
+    online("listen", "--site", "lngs", "--once")
+    rows = online("history", "--json").rows
+    assert [row["time"] for row in rows] == sorted((row["time"] for row in rows), reverse=True)
+    went = [row for row in rows if row["handler"] == "went"]
+    assert sorted(row["run"]["number"] for row in went) == [1, 2]
+    assert {(row["site"], row["what"], row["of"]) for row in went} == {("lngs", "done", "tag 'go'")}
+    (one,) = online("history", "--run", "1", "--handler", "went", "--json").rows
+    assert one["event"] == {"kind": "tag", "tag": "go", "before": None, "after": "yes"}
+    assert online("history", "--site", "chicago", "--json").rows == []
+    assert online("history", "--what", "deleted", "--json").rows == []
+    assert online("history", "--since", "1h", "--what", "done", "--json").rows == went
+    assert online("history", "--until", "1h", "--json").rows == []
+    assert len(online("history", "--limit", "1", "--json").rows) == 1
+    assert "nothing happened" in online("history", "--site", "chicago").out
+    done_ = online("reactions", "--done", "--json").rows
+    assert sorted(row["run"]["number"] for row in done_) == [1, 2]
+    timeline = online("explain", "--run", "1", "--timeline", "--json").rows
+    assert [row["state"] for row in timeline if row["handler"] == "went"] == ["done"]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--what", "deletd"], "'deleted'"),
+        (["--since", "yesterday"], "is no time"),
+        (["--site", "chicgo"], "'chicago'"),
+        (["--handler", "chekcsum"], "'checksum'"),
+    ],
+)
+def test_a_value_that_nobody_knows(caxev: Caxev, args: list[str], words: str) -> None:  # noqa: F811
+    """One line with the nearest known one, and a non-zero exit code."""
+    answer = caxev("history", *args)
+    assert answer.code != 0
+    assert words in answer.err

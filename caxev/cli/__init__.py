@@ -31,6 +31,7 @@ GROUPS: Final = {
         "explain": ("caxev.cli.explain:explain", "Show what each handler did with a run, and why."),
         "holds": ("caxev.cli.hold:holds", "List the copies that somebody holds."),
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
+        "history": ("caxev.cli.history:history", "List what happened to runs and at sites."),
         "web": ("caxev.cli.web:web", "Serve a page that shows all sites and runs, live."),
         "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
     },

@@ -216,17 +216,21 @@ def _condition(name: str, metavar: str, help: str, **more: Any) -> Function:  # 
     return click.option(f"--{name}", _parameter(name), metavar=metavar, help=help, **given)
 
 
-RUNS: Final = (
+_NAMED: Final = (
     _condition("run", "N,A-B", "Runs with these numbers: 5, 1-100, 300- or 1-100,205."),
     _condition("name", "GLOB", "Runs of this name, such as 161111_1434 or '1611*'."),
     _condition("detector", "D", "Runs of this detector: tpc, muon_veto."),
     _condition("source", "S", "Runs of this source, as AmBe."),
     _condition("tag", "TAG", "Runs with this tag; of several, with all.", type=TAG),
     _condition("not-tag", "TAG", "Runs without this tag.", type=NOT_TAG),
+)
+_STARTED: Final = (
     _condition(
         "since", "TIME", "Runs started then or later: 2016-11-11, or 7d (ago).", multiple=False
     ),
     _condition("until", "TIME", "Runs started before then.", multiple=False),
+)
+_HELD: Final = (
     _condition("has", "COPY", "Runs with such a good copy: raw@lngs.", type=PATTERN),
     _condition("lacks", "COPY", "Runs without such a good copy: raw@chicago.", type=PATTERN),
     _condition("fewer-than", "N", "Runs with fewer good copies, of --type.", multiple=False),
@@ -234,6 +238,7 @@ RUNS: Final = (
         "unverified-for", "TIME", "Runs with a good copy not verified for 90d.", multiple=False
     ),
 )
+RUNS: Final = (*_NAMED, *_STARTED, *_HELD)
 """The options that select runs: the conditions of a `Selection`."""
 
 
@@ -251,14 +256,16 @@ COPY: Final = {
 
 
 def selects_runs(
-    *, required: bool = True, copies: Sequence[str] = COPY_PARTS
+    *, required: bool = True, copies: Sequence[str] = COPY_PARTS, started: bool = True
 ) -> Callable[[Function], Function]:
     """Add the options that select runs, as the argument `runs`.
 
-    `copies`: which of those that are about one copy; the command may have others of that name.
+    `copies`: which of those that are about one copy; `started`: whether those about when a run was
+    started. The command may have others of that name.
     """
     make = partial(chosen_runs, required=required)
-    return together("runs", make, *RUNS, *(COPY[name] for name in copies))
+    those = RUNS if started else (*_NAMED, *_HELD)
+    return together("runs", make, *those, *(COPY[name] for name in copies))
 
 
 def chosen_runs(*, required: bool, **given: Any) -> RunChoice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Final
 
 import click
@@ -18,6 +19,9 @@ from caxev.config import BY_METHOD, ConfigError, load_handlers
 from caxev.config.errors import hint, known_names
 from caxev.config.sites import TYPES
 from caxev.core import model
+from caxev.core.clock import utcnow
+from caxev.core.history import What
+from caxev.core.moments import moment_at, read_moment
 from caxev.core.registry import recorded
 from caxev.core.selection import CONDITIONS, MOST, CopyPattern, SelectionError
 
@@ -179,7 +183,26 @@ def condition_type(name: str) -> ConditionType:
     return ConditionType(name)
 
 
+class MomentType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A time, UTC: ``2016-11-11``, ``2016-11-11T14:34``, or ``7d`` (ago)."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the time. Raises click's error."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return moment_at(read_moment(value), utcnow())
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 RUN_NUMBER: Final = RunNumber()
+MOMENT: Final = MomentType()
+WHAT: Final = OneOf("event", lambda _options: list(What))
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())
 """A site, or something else."""

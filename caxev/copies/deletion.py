@@ -249,6 +249,13 @@ def begun(copy: Copy) -> CopyIs:
     return CopyIs(copy.key, {"status": DELETING, **seen.fields})
 
 
+def why_of(copy: Copy, wanted: Intent) -> dict[str, Any]:
+    """Return who asked for a deletion, why, and its proof, as facts for `Job.did`."""
+    proof = copy.proof if isinstance(copy.proof, list) else []
+    hosts = [str(row.get("host")) for row in proof if isinstance(row, Mapping)]
+    return {"by": str(wanted.by or ""), "reason": str(wanted.why or ""), "proof": hosts}
+
+
 def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
     """Return the tombstone of the last step: who asked and why, who deleted it, the proof."""
     return {

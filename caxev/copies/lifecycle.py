@@ -133,6 +133,11 @@ def requested_from(entry: Copy | None, trigger: str, statuses: Collection[str] =
     return entry.source if entry.is_requested else None
 
 
+def asked_by(entry: Copy | None) -> str:
+    """Return who requested a copy (user@host); an empty text if nobody did."""
+    return entry.creation_place or "" if entry is not None and entry.is_requested else ""
+
+
 def not_brought(asked: str | None, site: Site, name: str) -> str | None:
     """Return why `site` brings no copy to the site `name`; None if it does.
 

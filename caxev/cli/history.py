@@ -1,0 +1,87 @@
+"""Run ``caxev history``: list what happened to runs and at sites."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from caxev.cli.command import command
+from caxev.cli.history_rows import COLUMNS, RUN_COLUMN, history_row
+from caxev.cli.options import options
+from caxev.cli.output import show_rows
+from caxev.cli.replay import handler_called
+from caxev.cli.selection import RunChoice, selects_runs
+from caxev.cli.values import HANDLER, MOMENT, SITE, WHAT
+
+if TYPE_CHECKING:
+    from caxev.database import Database
+
+MOST_RUNS: Final = 1000
+
+
+@command(
+    "caxev history --run 123",
+    "caxev history --site lngs --since 2d --what deleted --what repaired",
+    "caxev history --since 2016-11-11 --until 2016-11-12 --json",
+)
+@selects_runs(required=False, copies=(), started=False)
+@click.option("--site", type=SITE, help="Only what this site did.")
+@click.option("--handler", type=HANDLER, help="Only what this handler did.")
+@click.option("--what", type=WHAT, multiple=True, help="Only this; may be repeated.")
+@click.option(
+    "--since", type=MOMENT, metavar="T", help="From then on: 2016-11-11T14:34, or 7d (ago)."
+)
+@click.option("--until", type=MOMENT, metavar="T", help="Until then.")
+@click.option(
+    "--limit",
+    type=click.IntRange(0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="The most to list; 0: all.",
+)
+def history(
+    *,
+    runs: RunChoice,
+    site: str | None,
+    handler: str | None,
+    what: Sequence[str],
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+) -> None:
+    """List what happened to runs and at sites, the newest first.
+
+    Each row shows when, where, what and by which handler; from where to where, how many bytes, how
+    fast; and, where a person asked for it, who. What did nothing is not listed.
+    """
+    from caxev.database import HistorySearch
+
+    if handler is not None:
+        sites = options().sites() if site is None else (site,)
+        handler = handler_called(handler, [options().registry(one) for one in sites])
+
+    async def find(database: Database) -> None:
+        found = None
+        if runs.selects:
+            found = [run.id for run in await runs.find(database, limit=MOST_RUNS + 1)]
+            if len(found) > MOST_RUNS:
+                raise click.UsageError(f"more than {MOST_RUNS} runs: select fewer")
+        search = HistorySearch(
+            site=site, runs=found, what=what, handler=handler, since=since, until=until
+        )
+        await show_rows(_COLUMNS, _rows(database, search, limit), empty="nothing happened")
+
+    options().with_database(find)
+
+
+_COLUMNS: Final = (*COLUMNS[:2], RUN_COLUMN, *COLUMNS[2:])
+
+
+async def _rows(database: Database, search: Any, limit: int) -> AsyncIterator[dict[str, Any]]:
+    async for page in database.history_pages(search, limit):
+        for row in page:
+            yield history_row(row)

@@ -1,0 +1,90 @@
+"""What the shipped handlers leave in the history: findings, repairs, deletions, and who asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from caxev import CopyKey, Run
+from caxev.cli.copy_request import CopyPath, new_request
+from caxev.core.history import HistoryRow, What
+from caxev.handlers import checksum, deletion, transfer
+from caxev.testing import Lab, lab
+
+pytestmark = pytest.mark.replicaset
+
+PATROL = {"patrol": {"days": 30}}
+SITES: dict[str, dict[str, Any]] = {
+    "lngs": {"purge": 100, **PATROL},
+    "chicago": {"download_options": ["lngs"], **PATROL},
+    "stockholm": {"download_options": ["lngs"], **PATROL},
+}
+three = lab(checksum, deletion, transfer, sites=SITES)
+
+
+async def rows(here: Lab, run: Run, what: str) -> list[HistoryRow]:
+    return [row for row in await here.history(run) if row.deed.what == what]
+
+
+@three
+async def test_a_flipped_byte(here: Lab) -> None:
+    """The finding, the file's name, the repair and its source; and who made the copy before."""
+    run = await here.new_run(at="lngs", files={"good": b"abc", "bad file": b"defgh"})
+    await here.settle()
+    made = {row.deed.target: row.deed for row in await rows(here, run, What.TRANSFERRED)}
+    assert made.keys() == {"chicago", "stockholm"}
+    assert {(one.source, one.bytes) for one in made.values()} == {("lngs", 8)}
+    assert {row.site for row in await rows(here, run, What.VERIFIED)} == {*made}
+    (here.path(run, "chicago") / "bad file").write_bytes(b"deXgh")
+    here.later(days=31)
+    await here.settle()
+    (found,) = await rows(here, run, What.DAMAGED)
+    assert (found.site, found.handler, found.deed.files) == ("chicago", "patrol", ("bad file",))
+    assert found.deed.reason == "no longer what it was: 1 files: bad file (differs)"
+    (repaired,) = await rows(here, run, What.REPAIRED)
+    assert (repaired.deed.source, repaired.deed.target) == ("lngs", "chicago")
+    assert (repaired.deed.files, repaired.handler) == (("bad file",), "repair")
+    assert (here.path(run, "chicago") / "bad file").read_bytes() == b"defgh"
+    assert repaired.at >= found.at
+
+
+@three
+async def test_a_purge(here: Lab) -> None:
+    """Marked by a rule, proven by the others, deleted: by whom, on what proof, how many bytes."""
+    run = await here.new_run(at="lngs", files={"a": b"x" * 100})
+    await here.settle()
+    here.later(days=101)
+    await here.settle()
+    assert (await here.look(run)).copy(CopyKey("raw", "lngs")) is None
+    steps = (What.MARKED, What.PROVEN, What.DELETED)
+    marked, proven, gone = [(await rows(here, run, what))[-1] for what in steps]
+    assert marked.at <= proven.at <= gone.at
+    assert marked.deed.reason == gone.deed.reason == "purge: older than 100 days"
+    assert (gone.site, gone.handler, gone.deed.by) == ("lngs", "erase", "lngs: purge")
+    assert {*gone.deed.proof} == {*proven.deed.proof} == {"chicago", "stockholm"}
+    assert not await rows(here, run, What.WITHDRAWN)
+
+
+@three
+async def test_who_asked(here: Lab) -> None:
+    """A copy that a person requested names the person."""
+    run = await here.new_run(at="chicago", files={"a": b"abc"})
+    await here.settle()
+    run = await here.look(run)
+    path = CopyPath(CopyKey("raw", "chicago"), CopyKey("raw", "stockholm"))
+    await here.update(new_request(run, path, "me@here", here.now(), None))
+    await here.settle()
+    (brought,) = await rows(here, run, What.TRANSFERRED)
+    assert (brought.deed.by, brought.deed.target) == ("me@here", "stockholm")
+
+
+@three
+async def test_what_did_nothing(here: Lab) -> None:
+    """Readings that find nothing new, and waits, leave no row but the reading's."""
+    run = await here.new_run(at="lngs")
+    await here.settle()
+    before = await here.history(run)
+    assert await here.settle() == await here.reactions()
+    assert await here.history(run) == before
+    assert {row.deed.what for row in before} == {What.TRANSFERRED, What.VERIFIED}
