@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,7 @@ from caxev.config.merging import merge as merged
 from caxev.config.sites import DIRECTORIES
 from caxev.copies.storage import sites_sharing_storage
 from caxev.core.errors import GiveUp, Retry, RootAway
+from caxev.core.processes import Process, differing
 from caxev.core.registry import (
     CopyFieldTrigger,
     CopyTrigger,
@@ -40,6 +41,9 @@ from caxev.core.registry import (
 )
 from caxev.files import is_bare, lies_in, not_private, to_nobody
 from caxev.files.roots import find_markers
+
+if TYPE_CHECKING:
+    from caxev.database import Database
 
 # -- sites.json ---------------------------------------------------------------------------------
 
@@ -89,6 +93,52 @@ def merge(*, files: tuple[str, ...], first: bool) -> None:
         click.echo("caxev: make the files agree, or use the first one by --first", err=True)
         raise click.exceptions.Exit(CONFIGURATION)
     show_json(entries)
+
+
+@command("caxev sites diff", "caxev sites diff --json", group=sites)
+def diff() -> None:
+    """Compare sites.json with those of all listeners and stand-bys, key by key.
+
+    A row for each process that listens or stands by: its version, the digests of its sites.json
+    and of its handlers, and the keys whose values differ from this sites.json. Exit status 1 if
+    any does.
+    """
+    given = options()
+    rows = given.with_database(process_rows, given.sites())
+    differ = any(row["differs"] for row in rows)
+    show(Table(_PROCESSES, rows), empty="no listener is running", failed=differ)
+
+
+_PROCESSES = (
+    Column("site", "SITE"),
+    Column("role", "ROLE"),
+    Column("owner", "PROCESS", minor=1),
+    Column("version", "VERSION"),
+    Column("configuration", "SITES.JSON"),
+    Column("handlers", "HANDLERS", minor=2),
+    Column("differs", "DIFFERS"),
+)
+
+
+async def process_rows(database: Database, mine: Sites) -> list[dict[str, Any]]:
+    """Return a row for each process that listens or stands by, compared with a sites.json."""
+    records = {record.site: record for record in await database.site_records()}
+
+    def row(one: Process) -> dict[str, Any]:
+        record = records.get(one.site)
+        leads = record is not None and record.active and record.owner == one.owner
+        same = one.configuration == mine.digest
+        return {
+            "site": one.site,
+            "role": "listens" if leads else "stands by",
+            "owner": one.owner,
+            "version": one.version,
+            "configuration": one.configuration,
+            "handlers": one.handlers,
+            "differs": [] if same else differing(mine.keys, one.keys) or ["the order of sites"],
+        }
+
+    return [row(one) for one in await database.processes()]
 
 
 def _unknown_tasks(given: GlobalOptions, known: Sites) -> Iterable[str]:

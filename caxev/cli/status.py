@@ -24,6 +24,7 @@ from caxev.core.alarms import AlarmState
 from caxev.core.amounts import ReportedProgress
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, Run
+from caxev.core.processes import Process
 
 if TYPE_CHECKING:
     from caxev.database import Database, SiteRecord
@@ -94,6 +95,8 @@ _SITES = columns(
     "listening",
     Column("owner", minor=2),
     Column("epoch", minor=3),
+    Column("version", minor=3),
+    Column("standby", "STANDING BY", minor=3),
     Column("streamed", minor=1),
     "pending",
     Column("running", minor=1),
@@ -118,9 +121,11 @@ async def site_rows(
     listed = names if only is not None else dict.fromkeys([*names, *records])
     moving = await _moving(database, listed)
     alarms = await database.alarms(only)
+    processes = await database.processes()
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
+            **_process_cells(records.get(one), [found for found in processes if found.site == one]),
             **{key: tally.get(one, {}).get(key, 0) for key in ("pending", "running", "failed")},
             **_moving_cells(moving.get(one, ())),
             "requests": len(await database.pending(one)),
@@ -173,6 +178,16 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
         "away": list(record.away.values()) if record.active else [],
         "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
         "gaps": [{"found": one.found, "why": one.why} for one in record.gaps],
+    }
+
+
+def _process_cells(record: SiteRecord | None, processes: Sequence[Process]) -> dict[str, Any]:
+    """Return the version of a site's listener, and how many other processes stand by."""
+    owner = record.owner if record is not None and record.active else None
+    versions = [one.version for one in processes if one.owner == owner]
+    return {
+        "version": versions[0] if versions else None,
+        "standby": sum(one.owner != owner for one in processes),
     }
 
 

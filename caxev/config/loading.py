@@ -70,7 +70,7 @@ def load_sites(path: str | Path) -> Sites:
     if problems:
         raise failed(file, problems)
     by_name = {site.name: site for site in sites}
-    return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries))
+    return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries), keys_of(entries))
 
 
 def read_sites(file: Path) -> list[Any]:
@@ -83,6 +83,16 @@ def _digest(entries: Sequence[object]) -> str:
     # Two listeners of a site compare their digests: a new layout must not look like a new file.
     text = json.dumps(entries, sort_keys=True)
     return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def keys_of(entries: Sequence[object]) -> dict[str, str]:
+    """Return a digest of each key's value, by site and key: ``lngs.purge``."""
+    return {
+        f"{name}.{key}": _digest([value])[:8]
+        for entry in entries
+        if isinstance(entry, dict) and (name := _name_of(entry))
+        for key, value in entry.items()
+    }
 
 
 def _name_of(entry: object) -> str | None:

@@ -397,7 +397,7 @@ def archive_between(here: Site, there: Site) -> ArchiveOptions:
 class Sites:
     """The sites by name, in the file's order. `warnings` are for ``caxev sites check``.
 
-    `digest` differs for files of different content.
+    `digest` differs for files of different content; `keys` has a digest for each key of each site.
 
     `get` is for names that an operator gave; `find` is for names from the database, which knows
     hosts that no file describes.
@@ -407,6 +407,7 @@ class Sites:
     by_name: Mapping[str, Site] = field(repr=False)
     warnings: tuple[str, ...] = ()
     digest: str = ""
+    keys: Mapping[str, str] = field(factory=dict, repr=False)
 
     def get(self, name: str) -> Site:
         """Return the site of that name. Raises `ConfigError` naming the nearest one."""

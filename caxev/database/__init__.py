@@ -10,7 +10,7 @@ for each kind of thing that is stored:
 - `sites`, `leases`: what is known of a site, and which process acts for it;
 - `feed`: what the page shows, and its changes;
 - `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
-- `figures`: figures for metrics;
+- `processes`: the processes that listen; `figures`: figures for metrics;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
 
 They stand on

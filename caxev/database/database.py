@@ -8,6 +8,7 @@ from caxev.database.feed import Feeds
 from caxev.database.figures import Figures
 from caxev.database.leases import Leases
 from caxev.database.manifests import Manifests
+from caxev.database.processes import Processes
 from caxev.database.requests import Requests
 from caxev.database.setup import Setup
 from caxev.database.snapshots import Recording
@@ -15,7 +16,17 @@ from caxev.database.stream import Streams
 
 
 class Database(
-    Claims, Leases, Recording, Requests, Alarms, Manifests, Streams, Feeds, Setup, Figures
+    Claims,
+    Leases,
+    Recording,
+    Requests,
+    Alarms,
+    Manifests,
+    Streams,
+    Feeds,
+    Setup,
+    Figures,
+    Processes,
 ):
     """The runs database and this site's ledger in it.
 

@@ -26,6 +26,7 @@ from caxev.engine.indexes import make_indexes
 from caxev.engine.lease import RENEW, stand_by
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import Options, Reloader
+from caxev.engine.presence import Presence
 from caxev.engine.session import LeaderSession
 from caxev.engine.systemd import keep_watchdog
 from caxev.engine.trouble import Trouble
@@ -71,18 +72,22 @@ async def prepare(database: Database) -> None:
 async def serve_leases(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
     async with trio.open_nursery() as nursery:
+        reloader = Reloader(options, database)
+        leaving.hangup = reloader.reload
         nursery.start_soon(keep_watchdog, options.lease_time * RENEW)
-        await _serve_leases(options, database, owner, leaving)
+        nursery.start_soon(Presence(reloader, database, owner).run)
+        await _serve_leases(reloader, database, owner, leaving)
         nursery.cancel_scope.cancel()
 
 
-async def _serve_leases(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
-    reloader = Reloader(options, database)
-    leaving.hangup = reloader.reload
-    leading = metrics.leading.labels(options.site.name)
+async def _serve_leases(
+    reloader: Reloader, database: Database, owner: str, leaving: Leaving
+) -> None:
+    site = reloader.options.site.name
+    leading = metrics.leading.labels(site)
     while not leaving.asked.is_set():
         # Anew: tasks that end with a lease cannot report that their trouble is over.
-        trouble = Trouble(options.site.name)
+        trouble = Trouble(site)
         lease = await stand_by(reloader, database, owner, leaving, trouble)
         if lease is None:
             return

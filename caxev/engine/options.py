@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
+import trio
 from attrs import define, evolve, field, fields, frozen
 from loguru import logger
 
@@ -138,11 +139,18 @@ class Reloader:
     alarms: Alarms = field(factory=Alarms)
     wrong: Alarm | None = field(init=False, default=None)
     """The mistake that the last reload found. A process that starts has read a correct file."""
+    changed: trio.Event = field(init=False, factory=trio.Event)
+    """Set, and replaced, when the options or the place of alarms have changed."""
 
     def report_to(self, alarms: Alarms) -> None:
         """Raise alarms there from now on, also about the mistake of a reload before."""
         self.alarms = alarms
         self._report()
+        self._announce()
+
+    def _announce(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
 
     def _report(self) -> None:
         if self.wrong is None:
@@ -174,6 +182,7 @@ class Reloader:
         for key in waiting:
             logger.warning("{}: the change takes effect after a restart", key)
         self.options = new
+        self._announce()
         for use in self.users:
             use(new)
 

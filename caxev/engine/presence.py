@@ -1,0 +1,94 @@
+"""Presence: report this process to the others, and compare its sites.json with theirs.
+
+`listener` runs it beside the lease, so a stand-by is seen, too. It reads and writes one small
+document a minute, and no run.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev import __version__
+from caxev.core.alarms import Alarm, Severity
+from caxev.core.processes import Process, disagreements
+from caxev.database import Database, DatabaseError
+from caxev.engine.options import Reloader
+
+EVERY: Final = 60.0
+"""Seconds between two reports."""
+LEAVING: Final = 5.0
+"""Seconds that the last write may take."""
+KEY: Final = "sites.json differs"
+SHOWN: Final = 20
+"""Keys that an alarm names."""
+
+
+@define(eq=False)
+class Presence:
+    """Reports one process while it listens or stands by."""
+
+    reloader: Reloader
+    database: Database
+    owner: str
+    _reported: Process | None = field(init=False, default=None)
+
+    async def run(self) -> None:
+        """Report and compare, for ever; at the end, withdraw the report."""
+        try:
+            while True:
+                changed = self.reloader.changed
+                await self._report()
+                with trio.move_on_after(EVERY):
+                    await changed.wait()
+        finally:
+            with trio.move_on_after(LEAVING, shield=True):
+                await self._withdraw()
+
+    @property
+    def process(self) -> Process:
+        """This process as it is now."""
+        options = self.reloader.options
+        return Process(
+            owner=self.owner,
+            site=options.site.name,
+            version=__version__,
+            configuration=options.sites.digest,
+            handlers=f"{options.registry.id:08x}",
+            keys=options.sites.keys,
+        )
+
+    async def _report(self) -> None:
+        try:
+            self._reported = process = self.process
+            await self.database.report_process(process)
+            self.compare(process, await self.database.processes())
+        except DatabaseError as error:
+            logger.debug("this process cannot be reported yet: {}", error)
+
+    def compare(self, process: Process, known: list[Process]) -> None:
+        """Raise an alarm if other sites have another sites.json; end it if none has."""
+        found = disagreements(process, known)
+        alarms = self.reloader.alarms
+        if not found:
+            alarms.clear(KEY)
+            return
+        names = ", ".join(found)
+        summary = f"{process.site}: sites.json is not the same as at {names}"
+        details = {site: ", ".join(keys[:SHOWN]) for site, keys in found.items()}
+        what = "caxev sites diff; use one file at all sites, then reload"
+        alarm = Alarm(
+            process.site, KEY, summary, Severity.WARNING, "", {**details, "what to do": what}
+        )
+        alarms.raise_(alarm)
+
+    async def _withdraw(self) -> None:
+        if self._reported is None:
+            return
+        try:
+            await self.database.forget_process(self._reported)
+        except DatabaseError as error:
+            logger.debug("the report of this process is left to expire: {}", error)
