@@ -49,12 +49,14 @@ from caxev.copies.deletion import (
     Proven,
     Withdraw,
     begin,
+    begun,
+    go_on,
     tombstone,
     weigh,
     why_of,
     withdraw,
 )
-from caxev.copies.lifecycle import found_bad, written
+from caxev.copies.lifecycle import SOON, found_bad, written
 from caxev.copies.storage import custodian
 from caxev.rucio import client
 from caxev.rucio.changes import ENDED, RuleState, Wishes, recorded_in, wishes_for
@@ -344,20 +346,29 @@ async def rucio_rm(job: Job) -> Result:
     there, wanted = job.sites.get(entry.host), Intent.of(entry)
     if wanted is None or entry.proof is None:
         return Skip(f"it is {entry.status}, without a proof that it may go")
+    dataset = Did.of(entry.location)
     # With `erasing` an earlier attempt has passed the point of no return: continue it.
-    if not entry.is_erasing:
-        found = weigh(job.run, entry, there, job.sites, job.clocks())
-        if not isinstance(found, Proven):
-            why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
-            job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")
-            job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
-            return withdraw(job.run, entry, wanted, why, job.now())
-        clocks, proof = job.clocks(), found.proof
+    found = None if entry.is_erasing else weigh(job.run, entry, there, job.sites, job.clocks())
+    if not isinstance(found, Proven | None):
+        why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
+        job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")
+        job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
+        return withdraw(job.run, entry, wanted, why, job.now())
+    # Before the write that checks that this deletion is ours: a process that is stopped behind it
+    # for long deletes no rule of a dataset that was uploaded anew.
+    rules = await job.work(client.standing_rules, there, dataset)
+    if found is None:
+        sure = go_on(job.run, entry)
+    else:
+        proof, clocks = found.proof, job.clocks()
         sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
-        entry = await written(job, sure, entry.key)
+    entry = await written(job, sure, entry.key)
     # Rules before entry: a crash in between leaves an entry that is removed again. The other order
     # would leave data in the catalogue that no entry names.
-    await job.work(client.give_up, there, Did.of(entry.location))
+    if await job.work(client.give_up, there, dataset, rules):
+        raise Retry(f"{dataset} has got another rule meanwhile", after=SOON)
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
     job.did(What.DELETED, bytes=entry.size, **why_of(entry, wanted))
-    return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
+    return RunUpdate.remove_copy(
+        job.run, entry, begun(entry), tombstone=tombstone(entry, wanted, job.owner)
+    )

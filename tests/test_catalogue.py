@@ -7,11 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.request import urlopen
 
 import pytest
@@ -20,11 +21,12 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip, limited
+from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunUpdate, Skip, limited
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
 from caxev.database import Lease
+from caxev.files import to_nobody
 from caxev.handlers import rucio, rucio_datasets
 from caxev.http_server import SmallServer
 from caxev.rucio import answers
@@ -38,6 +40,7 @@ from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from caxev.rucio.storage import Storage
 from tests import engine
 from tests.conftest import Database as Named
+from tests.test_handlers import Yard, fits
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
 KEY = CopyKey("raw", "rucio-catalogue")
@@ -604,6 +607,62 @@ def test_a_storage_fills_neither_memory_nor_disk(
         assert file.stat().st_size <= 2 << 20
     finally:
         server.close()
+
+
+# -- removing -------------------------------------------------------------------------------------
+
+GOING: dict[str, Any] = {
+    "deletion": {"at": NOW, "by": "me", "keep": 0, "was": "transferred", "request": "x"},
+    "proof": [{"host": "lngs"}],
+    "erasing": NOW,
+    "source": "lngs",
+}
+
+
+class Stopped(Yard):
+    """A process that is stopped before it deletes rules, until the dataset was uploaded anew."""
+
+    given_up: Any = None
+
+    async def work(self, function: object, *args: Any, job: Job) -> Any:
+        if function is rucio_client.standing_rules:
+            return frozenset({"old"})
+        assert function is rucio_client.give_up
+        self.given_up = args[2]
+        self.run = run_of(entry("lngs"), entry(KEY.host, source="lngs"))
+        return 0
+
+
+async def test_a_process_that_was_stopped_gives_up_no_new_dataset() -> None:
+    """It has the rules of the old one, read before it was sure that the deletion stands."""
+    run = run_of(entry("lngs"), entry(KEY.host, "deleting", **GOING))
+    ports = Stopped(run)
+    event = Event(run.id, CopyField(*KEY, "proof"), None, "x")
+    job = Job(run, event, LNGS, SITES, "lngs#1", ports=cast("Any", ports))
+    last = await rucio_datasets.rucio_rm(job)
+    assert ports.given_up == {"old"}
+    assert isinstance(last, RunUpdate)
+    assert not all(fits(ports.run, one) for one in last.expect)
+    # Nor when another deletion of it is under way.
+    other = {**GOING, "deletion": {**GOING["deletion"], "request": "y"}}
+    again = run_of(entry("lngs"), entry(KEY.host, "deleting", **other))
+    assert not all(fits(again, one) for one in last.expect)
+
+
+def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that stand; the others are counted."""
+    rules = [RuleState(name, "X", "OK", NOW) for name in ("old", "new")]
+    rules.append(RuleState("gone", "X", "OK", NOW, expires=NOW))
+    deleted: list[str] = []
+    client = SimpleNamespace(
+        delete_replication_rule=lambda rule, **_options: deleted.append(rule),
+    )
+    session = SimpleNamespace(rules=lambda _dataset: rules, client=client)
+    monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
+    dataset = Did("scope", "raw")
+    assert rucio_client.standing_rules(CATALOGUE, dataset, report=to_nobody) == {"old", "new"}
+    others = rucio_client.give_up(CATALOGUE, dataset, {"old", "gone"}, report=to_nobody)
+    assert (deleted, others) == (["old"], 1)
 
 
 @given(st.binary(max_size=200))

@@ -13,7 +13,7 @@ that are there and not attached are attached.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from attrs import evolve
 
@@ -203,16 +203,31 @@ def declare_bad(
             rucio.client.declare_bad_file_replicas(pfns, "caxev: the checksum differs")
 
 
-def give_up(there: Site, dataset: Did, *, report: Report) -> DatasetState:
-    """Delete all rules, so that the catalogue deletes every replica of the dataset."""
+def standing_rules(there: Site, dataset: Did, *, report: Report) -> frozenset[str]:
+    """Return the ids of the dataset's rules that have not been deleted."""
+    del report
+    with connected(there, f"rules of {dataset}") as rucio:
+        return frozenset(one.id for one in rucio.rules(dataset) if _stands(one))
+
+
+def give_up(there: Site, dataset: Did, rules: Collection[str], *, report: Report) -> int:
+    """Delete these rules, so that the catalogue deletes every replica that no other one keeps.
+
+    Returns how many others there are.
+    """
     del report
     with connected(there, f"giving up {dataset}") as rucio:
-        for one in rucio.rules(dataset):
-            # A rule that was deleted before is still listed, with an end in the next hour.
-            if one.expires is None or one.expires > utcnow() + GIVEN_UP:
-                rucio.client.delete_replication_rule(one.id, purge_replicas=True)
+        standing = [one.id for one in rucio.rules(dataset) if _stands(one)]
+        for one in rules:
+            if one in standing:
+                rucio.client.delete_replication_rule(one, purge_replicas=True)
                 failpoints.point("rucio.rule")
-        return rucio.look(dataset)
+        return len({*standing}.difference(rules))
+
+
+def _stands(rule: RuleState) -> bool:
+    # A rule that was deleted before is still listed, with an end in the next hour.
+    return rule.expires is None or rule.expires > utcnow() + GIVEN_UP
 
 
 def download(order: Download, *, report: Report) -> Moved:
