@@ -7,7 +7,7 @@ that ends by a change of the run, which must bring the handler back.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from attrs import evolve, frozen
@@ -16,6 +16,7 @@ from caxev.config import DEFAULT_HANDLERS, Processing, Site, Sites, load_handler
 from caxev.core.clock import utcnow
 from caxev.core.diff import diff
 from caxev.core.entry import NOTED
+from caxev.core.job import Job
 from caxev.core.model import REQUESTED, Run
 from caxev.core.recording import Maker
 from caxev.core.registry import Registry, recorded
@@ -227,3 +228,33 @@ def test_a_request_is_read_once_at_first_sight() -> None:
     maker = Maker(registry, sites)
     found = [one for event in events for one in maker.decisions(event, run, utcnow())]
     assert [decision for _, decision in found if decision is None] == [None]
+
+
+class Cleared(BaseException):
+    """An alarm was ended."""
+
+
+class Alarms:
+    """The ports of a job that may end alarms."""
+
+    async def all_clear(self, key: str) -> None:
+        raise Cleared(key)
+
+
+async def test_an_alarm_about_a_bad_copy_ends_when_the_mark_is_removed() -> None:
+    """Not only when it is set to false: an upload to a catalogue takes it out of the entry."""
+    load_handlers(default=MODULES)
+    bad_copy = next(one for one in recorded if one.name == "bad_copy")
+    sites = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, *OTHERS)})
+    registry = Registry([bad_copy], sites.here("lngs"))
+    marked: dict[str, Any] = {"checksumproblem": True}
+    before, after = (
+        Run.from_document(document(entry("rucio", status, source="lngs", **mark)))
+        for status, mark in (("error", marked), ("transferred", {}))
+    )
+    events = diff(1, *(run.snapshot(registry.watched) for run in (before, after)))
+    # An alarm about the run stands: then no decision is asked.
+    (event,) = (one for one in events if registry.wanting(one))
+    job = Job(after, event, LNGS, sites, ports=cast("Any", Alarms()))
+    with pytest.raises(Cleared, match="bad copy"):
+        await bad_copy.function(job)
