@@ -169,7 +169,7 @@ def test_a_version_that_goes_without_saying(asking: Caxev, database: Named) -> N
         ([], ["--to", "chicgo"], (3, "mean 'chicago'")),
         ([], ["--from", "tape"], (1, "run 1 has no copy: raw at tape")),
         ([], ["--from", "tape", "--to", "depot"], (3, "neither tape nor depot has a listener")),
-        ([], ["--name", "x"], (2, "name one run")),
+        ([], ["--name", "x"], (5, "no run with --run 1 --name x")),
         ([], ["--timeout", "0"], (2, "not in the range")),
     ],
     ids=str,

@@ -54,7 +54,7 @@ from tests.faults.__main__ import _parser
 from tests.mongod import Cluster
 
 README = "README.md"
-GROUPS = {"sites", "db", "tag", "tape", "rucio"}
+GROUPS = {"requests", "sites", "db", "tag", "tape", "rucio"}
 """Commands that only hold others."""
 TAPE = [["tape", name] for name in ("put", "get", "ls", "check", "status", "forget")]
 COLLECTIONS = {"caxev_ledger", "caxev_requests", "caxev_manifests", "caxev_history"}

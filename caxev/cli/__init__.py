@@ -37,6 +37,7 @@ GROUPS: Final = {
     },
     "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
+        "requests": ("caxev.cli.bulk:requests", "List, watch, cancel, resume copies of many runs."),
         "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
         "hold": ("caxev.cli.hold:hold", "Keep copies, although rules would delete them."),
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),

@@ -13,7 +13,9 @@ from caxev.cli.plans import asks
 from caxev.cli.requests import RunRequest, planner, request_each, requester, show_requests
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import NOT_TAG, TAG
-from caxev.core.model import Run
+from caxev.core.clock import utcnow
+from caxev.core.history import Deed, HistoryRow, What, of_run
+from caxev.core.model import Run, Tag
 from caxev.core.update import RunUpdate
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be written; do nothing.")
@@ -38,7 +40,8 @@ def add(*, name: str, runs: RunChoice, yes: bool, dry_run: bool) -> None:
         what = f"tag {name!r}"
         if name in run.tags:
             return RunRequest(run, what, "has it already", ok=True)
-        return RunRequest(run, what, "added", RunUpdate.add_tag(run, name, user=requester()))
+        update = RunUpdate.add_tag(run, name, user=requester())
+        return RunRequest(run, what, "added", update, row=_row(run, name, "added"))
 
     show_requests(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
 
@@ -55,9 +58,16 @@ def rm(*, name: str, runs: RunChoice, yes: bool, dry_run: bool) -> None:
         what = f"tag {name!r}"
         if name not in run.tags:
             return RunRequest(run, what, "does not have it", ok=True)
-        return RunRequest(run, what, "removed", RunUpdate.remove_tag(run, name))
+        update = RunUpdate.remove_tag(run, name)
+        return RunRequest(run, what, "removed", update, row=_row(run, name, "removed"))
 
     show_requests(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
+
+
+def _row(run: Run, name: str, how: str) -> HistoryRow:
+    """Return the row of history about a tag."""
+    deed = Deed(what=What.TAGGED, reason=f"tag {name!r} {how}", by=requester())
+    return HistoryRow(at=utcnow(), site="", deed=deed, aspect=Tag(name), **of_run(run))
 
 
 @command("caxev comment --run 5 'the gate was open'")

@@ -1,4 +1,4 @@
-"""Run ``caxev copy``: request one copy of a run, and watch until it is complete.
+"""Run ``caxev copy``: request copies of runs, and watch until they are complete.
 
 The command adds an entry with the status ``requested``. The listener of the target site reacts to
 it, as to any other change; if that site has no listener, the source's does. The entry holds the
@@ -15,21 +15,29 @@ from typing import TYPE_CHECKING
 import click
 from attrs import define, field
 
+from caxev.cli.bulk import copy_many
 from caxev.cli.command import command
 from caxev.cli.copy_progress import GONE, CopyState, Display, copy_state
-from caxev.cli.copy_request import CopyPath, CopyRequest, PlannedCopy, new_request, status_of
+from caxev.cli.copy_request import (
+    CopyPath,
+    CopyRequest,
+    PlannedCopy,
+    history_row,
+    new_request,
+    status_of,
+)
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.hold import Keep, keeps
 from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
-from caxev.cli.requests import asked, no_listener, requester
+from caxev.cli.plans import asks
+from caxev.cli.requests import no_listener, requester
 from caxev.cli.runs import shown, which
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
-from caxev.copies.holds import terms, words
+from caxev.copies.holds import words
 from caxev.core.clock import utcnow
-from caxev.core.history import HistoryRow, What
 from caxev.core.job import Skip
 from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
 from caxev.core.recording import Maker
@@ -47,9 +55,10 @@ CANCELLED = "cancelled"
     "caxev copy --run 123 --to chicago --keep-for 14d --why 'for a talk'",
     "caxev copy --run 123 --from lngs --to chicago --type processed --version v6.8.0",
     "caxev copy --run 123 --to chicago --cancel",
+    "caxev copy --lacks raw@chicago --tag _sciencerun0 --to chicago",
     output=as_json,
 )
-@selects_run()
+@selects_runs(copies=())
 @click.option("--from", "source", type=SITE, help="The site to copy from. [default: the best]")
 @click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
@@ -62,9 +71,10 @@ CANCELLED = "cancelled"
     help="Stop watching after that time; the request stays.",
 )
 @click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
+@asks
 def copy(
     *,
-    run: RunChoice,
+    runs: RunChoice,
     source: str | None,
     target: str,
     data: DataChoice,
@@ -72,25 +82,35 @@ def copy(
     wait: bool,
     timeout: float | None,
     cancel: bool,
+    yes: bool,
 ) -> None:
-    """Copy a run to another site, and watch until the copy is verified.
+    """Copy runs to another site, and watch until the copies are verified.
 
     This adds an entry that is `requested`; the listener of one of the two sites makes the copy.
     If none runs, the request waits. Ctrl-C ends the watching, not the copy. Once the copy is there
     nothing deletes it for as many days as `purge` of that site names, or as you ask by --keep-for
     or --keep-until. `caxev holds` lists it, and `caxev release` ends that.
+
+    Many runs are one request: Ctrl-C or `caxev requests cancel` withdraws what no listener has
+    begun, and `caxev requests resume` does the rest.
     """
     if source == target:
         raise click.UsageError(f"--from and --to are both {source}")
     sites = options().sites()
     there = None if source is None else sites.get(source)
     request = CopyRequest(data, there, sites.get(target), sites, keep)
-    one = CopyCommand(run, request, Display(as_json=options().as_json), source)
+    patience = (timeout or float("inf")) if wait else 0.0
+    if not runs.names_one:
+        if cancel:
+            raise click.UsageError("many copies are one request: caxev requests cancel ID")
+        copy_many(runs, request, yes=yes, patience=patience)
+        return
+    one = CopyCommand(runs, request, Display(as_json=options().as_json), source)
     with one.summed_up():
         if cancel:
             options().with_database(one.cancel)
         else:
-            options().with_database(one.run, (timeout or float("inf")) if wait else 0.0)
+            options().with_database(one.run, patience)
 
 
 def _declined(site: str, run: Run | None, key: CopyKey) -> str:
@@ -152,14 +172,9 @@ class CopyCommand:
             update = new_request(run, plan.path, requester(), now, plan.hold)
             if await database.update_run(update, now) is not None:
                 break
-        await database.note(self._row(run, plan))
+        await database.note(history_row(run, plan))
         self._announce(plan)
         return plan.path, plan.doer.name
-
-    def _row(self, run: Run, plan: PlannedCopy) -> HistoryRow:
-        key, source = plan.path.target, plan.path.source.host
-        kept = "" if plan.hold is None else f"held {terms(Copy(key, REQUESTED), plan.hold)}"
-        return asked(run, key, What.REQUESTED, reason=kept, source=source)
 
     def _announce(self, plan: PlannedCopy) -> None:
         """Show that the copy is requested, and what was decided for the user."""

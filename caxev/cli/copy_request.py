@@ -18,12 +18,14 @@ from caxev.cli.copy_progress import GONE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.hold import Keep
 from caxev.cli.options import options
+from caxev.cli.requests import asked
 from caxev.cli.selection import DataChoice
 from caxev.config import ConfigError, Site, Sites, link_between
-from caxev.copies.holds import rows, words
+from caxev.copies.holds import rows, terms, words
 from caxev.copies.lifecycle import unfit
 from caxev.copies.retention import goes_at_once
 from caxev.core.entry import Hold
+from caxev.core.history import HistoryRow, What
 from caxev.core.job import Job, Skip
 from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, Copy, CopyKey, Event, Run
 from caxev.core.recording import decision_of
@@ -217,16 +219,26 @@ def _with_request(run: Run, key: CopyKey, fields: Mapping[str, Any]) -> Run:
 
 
 def new_request(
-    run: Run, path: CopyPath, who: str, now: datetime, hold: Hold | None = None, **extra: Any
+    run: Run,
+    path: CopyPath,
+    who: str,
+    now: datetime,
+    hold: Hold | None = None,
+    *,
+    bulk: str | None = None,
+    **extra: Any,
 ) -> RunUpdate:
     """Return the request: an entry that is added if the source is unchanged.
 
     A failed copy is requested again, and data that an old program left there is reused.
-    `extra` are further fields of a new entry.
+    `bulk` is the id of the request for many copies that this is one of, `extra` are further fields
+    of a new entry.
     """
     source, target = run.copy(path.source), run.copy(path.target)
     assert source is not None
     new: dict[str, Any] = {"location": None, "checksum": None, "source": source.host}
+    if bulk is not None or (target is not None and target.bulk is not None):
+        new["bulk"] = bulk
     if hold is not None:
         others = [] if target is None else [one for one in target.holds if one.by != hold.by]
         new["holds"] = rows([*others, hold])
@@ -240,3 +252,10 @@ def new_request(
         run, target, REQUESTED, source.as_seen, **new, error=None, trigger=None
     )
     return update.remembered(target) if target.is_abandoned else update
+
+
+def history_row(run: Run, plan: PlannedCopy) -> HistoryRow:
+    """Return the row of history about a request that was written."""
+    key, source = plan.path.target, plan.path.source.host
+    kept = "" if plan.hold is None else f"held {terms(Copy(key, REQUESTED), plan.hold)}"
+    return asked(run, key, What.REQUESTED, reason=kept, source=source)

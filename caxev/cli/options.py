@@ -49,6 +49,7 @@ class GlobalOptions:
     as_json: bool = False
     wide: bool = False
     _sites: Sites | None = field(init=False, default=None)
+    _registries: dict[str, Registry] = field(init=False, factory=dict)
 
     @property
     def debug(self) -> bool:
@@ -77,6 +78,12 @@ class GlobalOptions:
         Raises `ConfigError`. If this process has loaded the handlers of several sites, those that
         only another site names are left out.
         """
+        # Commands about many runs ask for it for each.
+        if name not in self._registries:
+            self._registries[name] = self._registry(name)
+        return self._registries[name]
+
+    def _registry(self, name: str) -> Registry:
         sites = self.sites()
         own = sites.get(name).handlers
         methods = {one.method for one in sites.values()}

@@ -39,6 +39,7 @@ from caxev.core.selection import (
     NumberRange,
     Selection,
     SelectionError,
+    is_glob,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class RunChoice:
     def selects(self) -> bool:
         """Return whether anything is chosen."""
         return self.selection != EVERY
+
+    @property
+    def names_one(self) -> bool:
+        """Return whether one run is named, by its number or name."""
+        by_name = len(self.selection.names) == 1 and not is_glob(self.selection.names[0])
+        return self.selection.at_most == 1 or by_name
 
     def require(self) -> None:
         """Raise click's error unless something is chosen."""

@@ -276,6 +276,8 @@ class Entry(Record):
     """The reaction that claimed it. Old programs write none."""
     requested = EntryField(bool)
     """Whether a person requested it: remains when its status no longer shows it."""
+    bulk = EntryField(text)
+    """The id of the request for many copies by which it was requested last."""
     from_rse = EntryField(text)
     """The RSE to fetch it from, if a person named one."""
     since = EntryField(as_utc, "status_since")

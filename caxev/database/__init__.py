@@ -9,7 +9,7 @@ for each kind of thing that is stored:
 - `history`: what happened, once it is settled;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
 - `feed`: what the page shows, and its changes;
-- `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
+- `requests`, `bulk_requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
 - `processes`: the processes that listen; `figures`: figures for metrics;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
 
@@ -27,6 +27,7 @@ They stand on
 """
 
 from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
+from caxev.database.bulk_requests import BulkProgress, BulkRequest
 from caxev.database.client import (
     DatabaseError,
     HistoryLost,
@@ -58,6 +59,8 @@ __all__ = [
     "OLDEST_FIRST",
     "URGENT_FIRST",
     "Batch",
+    "BulkProgress",
+    "BulkRequest",
     "Changed",
     "Database",
     "DatabaseError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from caxev.database.alarms import Alarms
+from caxev.database.bulk_requests import BulkRequests
 from caxev.database.claims import Claims
 from caxev.database.feed import Feeds
 from caxev.database.figures import Figures
@@ -20,6 +21,7 @@ class Database(
     Leases,
     Recording,
     Requests,
+    BulkRequests,
     Alarms,
     Manifests,
     Streams,
@@ -39,7 +41,8 @@ class Database(
       own document, by its name, with its lease, its position in the stream and its gaps of
       history. They share a collection so that what a change leads to is one write and a commit.
       Alarms and malformed documents are there as well;
-    - ``requests``: what people asked a site's listener to do (replay, retry, scan);
+    - ``requests``: what people asked a site's listener to do (replay, retry, scan), and copies of
+      many runs that they asked for together;
     - ``manifests``: what copies consist of, by digest;
     - ``history``: what happened; see `caxev.core.history`.
     """

@@ -1,0 +1,149 @@
+"""Copies of many runs as one request: planned, written, followed, cancelled and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from pymongo import MongoClient
+
+from caxev import HERE, REQUESTED, TRANSFERRED, TRANSFERRING, Job, RunUpdate
+from caxev import copy as on_copy
+from tests import engine
+from tests.conftest import Database as Named
+from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
+from tests.test_copy import asking  # noqa: F401  # a fixture
+
+pytestmark = pytest.mark.replicaset
+MANY = 500
+COPY = ("copy", "--lacks", "raw@chicago", "--tag", "go", "--from", "lngs", "--to", "chicago")
+
+
+def insert(database: Named) -> None:
+    """Runs that are to be copied; one that is there already, one that is not tagged, one bad."""
+    lngs, chicago = ("raw", "lngs", "transferred"), ("raw", "chicago", "transferred")
+    go = {"tags": [{"name": "go"}], "raw_size_byte": 10**9}
+    documents = [engine.run_document(number, lngs, **go) for number in range(1, MANY + 1)]
+    documents.append(engine.run_document(MANY + 1, lngs, chicago, **go))
+    documents.append(engine.run_document(MANY + 2, lngs))
+    documents.append(engine.run_document(MANY + 3, ("raw", "lngs", "error"), **go))
+    for document in documents:
+        for one in document["data"]:
+            one.setdefault("checksum", "ab")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].insert_many(documents)
+
+
+def statuses(database: Named) -> Counter[str]:
+    """How many copies at chicago, beside the one that was there, have which status."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"].find({"number": {"$lte": MANY}})
+        entries = [one for run in runs for one in run["data"] if one["host"] == "chicago"]
+    return Counter(one["status"] for one in entries)
+
+
+def kept(database: Named) -> list[dict[str, Any]]:
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        return list(client[database.name]["caxev_requests"].find())
+
+
+def begin(database: Named, number: int) -> None:
+    """Begin the copies of the first runs, as a listener claims them."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_many(
+            {"number": {"$lte": number}, "data.host": "chicago"},
+            {"$set": {"data.$[one].status": "transferring", "data.$[one].owner": "chicago#1"}},
+            array_filters=[{"one.host": "chicago"}],
+        )
+
+
+def test_many_runs_are_one_request(asking: Caxev, database: Named) -> None:  # noqa: F811
+    """The plan has counts, bytes and what is left out; without --yes nobody is taken unawares."""
+    insert(database)
+    refused = asking(*COPY)
+    assert (refused.code, kept(database), statuses(database)) == (2, [], Counter())
+    assert f"{MANY} runs, 500 GB: raw at lngs to chicago. Not 1 run (1: raw at lngs" in refused.err
+    assert f"{MANY} runs are more than 20: add --yes" in refused.err
+    answer = asking(*COPY, "--yes", "--no-wait")
+    assert answer.code == 0, answer
+    assert statuses(database) == {REQUESTED: MANY}
+    (request,) = kept(database)
+    assert len(request["runs"]) == MANY
+    (row,) = asking("requests", "--json").rows
+    assert (row["request"], row["runs"], row["pending"]) == (request["_id"], MANY, MANY)
+    assert_one_line(asking(*COPY, "--cancel"), 2, "caxev requests cancel ID")
+
+
+def test_cancelled_half_way_and_resumed(asking: Caxev, database: Named) -> None:  # noqa: F811
+    """What a listener has begun goes on, the rest is withdrawn as if it had not been asked for."""
+    insert(database)
+    assert asking(*COPY, "--yes", "--no-wait").code == 0
+    begin(database, MANY // 2)
+    (request,) = kept(database)
+    cancelled = asking("requests", "cancel", request["_id"], "--json")
+    assert (cancelled.code, json.loads(cancelled.out)["withdrawn"]) == (0, MANY // 2)
+    assert f"withdrawn: {MANY // 2} copies" in cancelled.err
+    assert statuses(database) == {TRANSFERRING: MANY // 2}
+    assert asking("requests", "resume", request["_id"], "--no-wait").code == 0
+    assert statuses(database) == {TRANSFERRING: MANY // 2, REQUESTED: MANY // 2}
+    assert kept(database) == [request]
+
+
+def test_a_request_that_nobody_made(asking: Caxev, database: Named) -> None:  # noqa: F811
+    """The ids that are known are named; a selection that needs nothing is no request."""
+    insert(database)
+    assert asking(*COPY, "--yes", "--no-wait").code == 0
+    (request,) = kept(database)
+    near = request["_id"][:-1] + "x"
+    for command in ("watch", "cancel", "resume"):
+        assert_one_line(asking("requests", command, near), 1, f"mean '{request['_id']}'")
+    assert_one_line(asking(*COPY, "--yes"), 1, "0 runs: nothing. Not 501 runs (500: it already")
+
+
+async def test_ctrl_c_withdraws_what_is_not_begun(asking: Caxev, database: Named) -> None:  # noqa: F811
+    """With a real listener: no copy is left half-claimed, and resumed, all are made."""
+
+    async def pull(job: Job) -> RunUpdate:
+        assert job.copy is not None
+        begun = await job.update(RunUpdate.change_copy(job.run, job.copy, TRANSFERRING))
+        mine = begun.copy(job.copy.key)
+        assert mine is not None
+        return RunUpdate.change_copy(job.run, mine, TRANSFERRED)
+
+    insert(database)
+    one = engine.handler(pull, on_copy(REQUESTED, host=HERE), lane="transfer")
+    options = engine.options_for(database, [one], site="chicago")
+    async with engine.opened(database) as db:
+        with started(database) as process:
+            assert process.stdout is not None
+            lines = process.stdout
+            assert b"100 runs to chicago" in await trio.to_thread.run_sync(lines.readline)
+            async with engine.listener(db, options):
+                await engine.until(lambda: statuses(database)[TRANSFERRED] > 10)
+                process.send_signal(signal.SIGINT)
+                out = (await trio.to_thread.run_sync(lines.read)).decode()
+                assert await trio.to_thread.run_sync(process.wait) == 130
+                await engine.until(lambda: set(statuses(database)) == {TRANSFERRED})
+                assert "to do the rest: caxev requests resume" in out
+                assert statuses(database)[TRANSFERRED] < 100
+                (request,) = kept(database)
+                resumed = await trio.to_thread.run_sync(
+                    asking, "requests", "resume", request["_id"]
+                )
+    assert resumed.code == 0, resumed
+    assert resumed.out.splitlines()[-1].startswith("100 of 100 copies, 100 GB of 100 GB")
+    assert statuses(database) == {TRANSFERRED: 100}
+
+
+def started(database: Named) -> subprocess.Popen[bytes]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
+    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
+    command = [sys.executable, "-m", "caxev", *COPY, "--run", "1-100", "--yes"]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
