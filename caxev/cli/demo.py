@@ -30,20 +30,30 @@ MEGABYTE: Final = 1_000_000
 )
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C.")
-def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
+@click.option("--open", "opening", is_flag=True, help="Open the page in a browser, and keep it.")
+def demo(runs: int, size_mb: float, as_json: bool, keep: bool, opening: bool) -> None:
     """Try caxev on this machine: runs are taken, copied, verified, processed and put on tape.
 
     Starts a MongoDB, three SSH servers, three listeners and a simulated tape, all on loopback
     and in a temporary directory, and removes everything at the end. The first run is lost on
     disk and comes back from tape, then it is purged with a proof, and its history is shown.
+    The page at the address that it prints shows all of it live.
 
     Example:  caxev demo --runs 5 --size-mb 20
     """
+    import webbrowser
+
     from rich.console import Console
 
     from caxev.demo.play import play
 
-    summary, is_complete = play(Console(stderr=as_json), runs, int(size_mb * MEGABYTE), keep=keep)
+    summary, is_complete = play(
+        Console(stderr=as_json),
+        runs,
+        int(size_mb * MEGABYTE),
+        keep=keep or opening,
+        opened=webbrowser.open if opening else None,
+    )
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     sys.exit(0 if is_complete else 1)

@@ -172,8 +172,9 @@ def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
     which = "documentKey._id"
     wanted = [
         {"ns.coll": runs, **match["$match"]},
-        # Of the ledger's documents only snapshots have a key with a run.
-        {"ns.coll": ledger, f"{which}.r": {"$exists": False}},
+        # Of the ledger: sites and reactions, whose keys are texts, and alarms.
+        {"ns.coll": ledger, which: {"$type": "string"}},
+        {"ns.coll": ledger, f"{which}.alarm": {"$exists": True}},
         {"ns.coll": requests},
     ]
     return [{"$match": {"$or": wanted}}, {"$project": {**project["$project"], "ns.coll": 1}}]

@@ -46,6 +46,8 @@ BIRTH: Final = "lngs"
 """The site of sites.json where the stand-in DAQ writes."""
 PROTECTED: Final = "keep"
 """The tag of runs that stay at their site of birth."""
+SETTLING: Final = 1.0
+"""Seconds in which the page has read the last changes."""
 IDLE: Final = 5.0
 """Seconds for which the demo counts queries while nothing happens."""
 PATIENCE: Final = 60.0
@@ -58,8 +60,17 @@ MARKS: Final[Mapping[str, str]] = {
 }
 
 
-def play(console: Console, runs: int, size: int, *, keep: bool) -> tuple[dict[str, Any], bool]:
+def play(
+    console: Console,
+    runs: int,
+    size: int,
+    *,
+    keep: bool,
+    opened: Callable[[str], object] | None = None,
+) -> tuple[dict[str, Any], bool]:
     """Play with so many runs of `size` bytes; return the summary, and whether all went well.
+
+    `opened` is called with the address of the page, once it is served.
 
     Raises `ConfigError` if the disk has too little room.
     """
@@ -69,7 +80,7 @@ def play(console: Console, runs: int, size: int, *, keep: bool) -> tuple[dict[st
     ):
         _check_room(directory, runs * size)
         with World(Path(directory), SITES, tape=True) as world:
-            show = Show(console, world)
+            show = Show(console, world, opened)
             try:
                 summary = run(_main, world, show, runs, size, keep)
             finally:
@@ -142,12 +153,19 @@ class Show:
 
     console: Console
     world: World
+    opened: Callable[[str], object] | None = None
     _told: set[tuple[str, str, str]] = field(init=False, factory=set)
 
     def say(self, text: str) -> None:
         """Print a line."""
         # Without soft wrap, rich would break lines in a pipe at 80 characters.
         self.console.print(text, highlight=False, soft_wrap=True)
+
+    def page(self, address: str | None) -> None:
+        """Print where the page is, and open it if that was asked for."""
+        self.say(f"The page: {address}" if address else "No page: pip install 'caxev[web]'")
+        if address and self.opened is not None:
+            self.opened(address)
 
     def table(self, runs: Sequence[Run], progress: Mapping[str, str]) -> Table:
         """Draw runs x sites."""
@@ -211,7 +229,9 @@ async def _main(world: World, show: Show, count: int, size: int, keep: bool) -> 
         show.say(f"MongoDB at {world.mongod.uri}; sites: {', '.join(world.sites)}")
         for site in world.listening:
             world.listen(site)
+        page = await trio.to_thread.run_sync(world.serve_page)
         await _listening(world, database)
+        show.page(page)
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_take_data, world, database, count, size)
@@ -369,6 +389,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     pages = [page async for page in database.history_pages(HistorySearch())]
     done = [row for page in pages for row in page if row.event is not None]
     waits = [1000 * row.waited for row in done if row.waited is not None]
+    await trio.sleep(SETTLING)
     # Counted by the server itself, while all listeners idle: an event-driven program makes none.
     before = await trio.to_thread.run_sync(_queries, world)
     await trio.sleep(IDLE)

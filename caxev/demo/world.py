@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -197,6 +198,25 @@ class World:
         for process in self.listeners.values():
             ask(process)
         return {site: left(process) for site, process in self.listeners.items()}
+
+    def serve_page(self) -> str | None:
+        """Start ``caxev web`` as a process; return its address, None without the extra ``web``."""
+        if find_spec("starlette") is None:
+            return None
+        command = [sys.executable, "-m", "caxev", "web", "--port", "0"]
+        with (self._made("logs") / "web.log").open("ab") as log:
+            process = start_with_us(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"},
+            )
+        self._stack.callback(end, process)
+        assert process.stdout is not None
+        with process.stdout:
+            line = process.stdout.readline().decode()
+        return line.rpartition(" ")[2].strip() or None
 
     # -- data -------------------------------------------------------------------------------
 

@@ -134,9 +134,9 @@ class Site:
         if name not in self.scene.hosts:
             raise HTTPException(404, "There is no such site.")
         parts = views.site_parts(self.scene, name)
-        return self._live(
-            request, name, f"site:{name}", "site.html", parts, current="Now", **self._entry(name)
-        )
+        processes = [one for one in await self.database.processes() if one.site == name]
+        more = {"current": "Now", "processes": processes, **self._entry(name)}
+        return self._live(request, name, f"site:{name}", "site.html", parts, **more)
 
     def _entry(self, name: str) -> dict[str, Any]:
         found, record = self.scene.sites.find(name), self.scene.state.sites.get(name)

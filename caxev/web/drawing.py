@@ -17,8 +17,8 @@ def bar(done: float, total: float | None, label: str) -> Markup:
     return Markup(
         '<svg class="bar" role="img" aria-label="{}" viewBox="0 0 100 6" '
         'preserveAspectRatio="none">'
-        '<rect class="track" width="100" height="6" rx="3"></rect>'
-        '<rect class="fill" width="{:.1f}" height="6" rx="3"></rect></svg>'
+        '<rect class="track" width="100" height="6"></rect>'
+        '<rect class="fill" width="{:.1f}" height="6"></rect></svg>'
     ).format(label, 100 * share)
 
 

@@ -56,6 +56,7 @@ async function reload() {
 }
 
 function age(seconds) {
+  if (Math.abs(seconds) < 1) return "now"; // clocks differ by less than a second
   const ahead = seconds < 0;
   const n = Math.abs(seconds);
   const [value, unit] =
