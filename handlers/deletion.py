@@ -183,7 +183,7 @@ async def prove(job: Job) -> Result:
     waiting = {key: wait for key in going if (wait := await _prove(job, key)) is not None}
     if job.copy is not None and job.copy.key in waiting:
         raise waiting[job.copy.key].retry(job.safe_now())
-    return None if job.deed else Skip("; ".join(wait.why for wait in waiting.values()))
+    return None if job.has_noted else Skip("; ".join(wait.why for wait in waiting.values()))
 
 
 def _going(job: Job) -> list[CopyKey]:
@@ -214,9 +214,9 @@ async def _prove(job: Job, key: CopyKey) -> Wait | None:
     else:
         there, proof = job.sites.get(key.host), found.proof
         update = proven(job.run, mine, wanted, there, job.sites, proof=proof, clocks=job.clocks())
-        await write(job, update)
         hosts = [str(row["host"]) for row in proof]
         job.did(What.PROVEN, **{**why_of(mine, wanted), "proof": hosts})
+        await write(job, update)
     return None
 
 

@@ -192,10 +192,10 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     reach, began = Reach(job.site, job.sites.get(plan.tape)), job.now()
     why, copied = await _step(job, compare, reach, data)
     if why is None:
-        await job.update(_good(mine, job.run, copied.manifest, checksum, began))
         hosts = {"source": plan.source.host, "target": plan.tape}
         size = copied.manifest.total_bytes
         job.did(What.TRANSFERRED, **hosts, bytes=size, by=asked_by(mine))
+        await job.update(_good(mine, job.run, copied.manifest, checksum, began))
         return
     # A source with a known manifest is not read again before it is sent: it may be the bad one.
     await job.suspect(plan.source)

@@ -51,7 +51,7 @@ class Tables:
     async def table(self, name: str) -> list[dict[str, Any]]:
         return self.tables.get(name, [])
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run:
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run:
         self.written.append(update)
         return run_of()
 

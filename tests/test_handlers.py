@@ -560,7 +560,7 @@ class Manifests:
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
         return self.rows.get(digest)
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run | None:
         self.asked.append(update)
         return None
 
@@ -577,7 +577,7 @@ class Yard(Manifests):
         self.mute: list[str] = []
         self.yield_slot = nullcontext
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run | None:
         if not all(fits(self.run, one) for one in update.expect):
             return None
         entries = [dict(one.fields) for one in self.run.copies]
@@ -1389,7 +1389,7 @@ class Stopped(Working):
         if name == self.before:
             self.before, self.run = "", self.meanwhile(self.run)
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run | None:
         self._step("noting")
         return await super().update(update, now=now)
 

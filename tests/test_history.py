@@ -26,6 +26,7 @@ from caxev.database import Database, HistorySearch, Ingest, Lease
 from caxev.database.history import history_document, history_row_from
 from tests import engine
 from tests.conftest import Database as Named
+from tests.faults.told import untold
 from tests.strategies import aspects, names, texts
 from tests.test_cli import Caxev, caxev, insert, online  # noqa: F401  # fixtures
 
@@ -313,6 +314,25 @@ async def test_each_attempt_that_did_something_has_its_row(database: Named) -> N
         assert [row.deed.target for row in await history(db)] == ["stockholm", "chicago"]
 
 
+@pytest.mark.replicaset
+async def test_a_deed_goes_with_the_update_that_makes_it_true(database: Named) -> None:
+    """Once: neither the end of the attempt nor a second one repeats it."""
+    tries: list[int] = []
+
+    async def brings(job: Job) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            job.did("brought", target="chicago")
+            await job.update(RunUpdate.set_fields(job.run, brought=1))
+            raise Retry("as if it were killed here", after=0.0)
+
+    options = engine.options_for(database, [engine.handler(brings, tag("go"))])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+        await engine.until(lambda: _has(db, 2))
+        assert [str(row.deed.what) for row in await history(db)] == ["done", "brought"]
+
+
 async def _has(db: Database, number: int) -> bool:
     return len(await history(db)) == number
 
@@ -455,3 +475,25 @@ def test_a_value_that_nobody_knows(caxev: Caxev, args: list[str], words: str) ->
     answer = caxev("history", *args)
     assert answer.code != 0
     assert words in answer.err
+
+
+# -- how campaigns judge it -----------------------------------------------------------------------
+
+
+def test_what_campaigns_miss_in_a_history() -> None:
+    """A row too few, a row too many, and one of what is owed: each is named."""
+    key = CopyKey("raw", "chicago")
+    stone = {"type": "raw", "host": "lngs", "pax_version": None, "proof": [{"host": "chicago"}]}
+    entry = {"type": "raw", "host": "chicago", "status": "transferred"}
+    entry["trigger"] = "chicago: pull: raw at lngs"
+    run = Run.from_document({"_id": 1, "data": [entry], "deleted_data": [stone]})
+    event = Event(1, CopyKey("raw", "lngs"), None, "transferred@5")
+    pull = new_reaction("chicago", event, "pull", lane="transfer", generation=7, at=NOW)
+    brought = Deed(what=What.TRANSFERRED, source="lngs", target=key.host)
+    row = of_attempt(pull, brought, run, now=NOW, seconds=1.0, over=True)
+    gone = evolve(row, id="x", site="lngs", handler="erase", deed=Deed(what=What.DELETED))
+    assert list(untold(run, [row, gone], [])) == []
+    assert "how raw at chicago was brought by pull" in "".join(untold(run, [gone], []))
+    assert "that raw at lngs was deleted" in "".join(untold(run, [row], []))
+    assert "has 2 rows of" in "".join(untold(run, [row, gone, evolve(row, id="y")], []))
+    assert "which is owed" in "".join(untold(run, [row, gone], [pull]))

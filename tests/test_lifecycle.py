@@ -39,7 +39,7 @@ class Collection:
             {"_id": 1, "name": "run", "data": [_entry(SOURCE, TRANSFERRED, "/xenon/run")]}
         )
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run | None:
         """Apply an update if its expectations hold."""
         if not all(_holds(self.run, one) for one in update.expect):
             return None

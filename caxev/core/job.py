@@ -65,7 +65,9 @@ class SiteLike(Protocol):
 class Ports(Protocol):
     """What a job can do to the world. `engine.ports` implements it; tests may."""
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
+    async def update(
+        self, update: RunUpdate, *, now: datetime, deed: Deed | None = None
+    ) -> Run | None: ...
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
     async def keep(self, said: bytes) -> None: ...
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
@@ -112,6 +114,7 @@ class Job:
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
     if_parked: tuple[RunUpdate, ...] = ()
     deed: Deed | None = None
+    has_noted: bool = False
     urgency: tuple[int, int] = (0, 0)
     at: datetime = field(factory=utcnow)
     handler: str = ""
@@ -155,9 +158,15 @@ class Job:
         """
         self._check_own(update)
         # The ledger must still have our claim: a deposed process writes nothing to a run.
-        run = await self.ports.update(update, now=self.now())
+        # What was done goes with it: a process that dies right after has left both, or none.
+        if self.deed is None:
+            run = await self.ports.update(update, now=self.now())
+        else:
+            run = await self.ports.update(update, now=self.now(), deed=self.deed)
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")
+        self.has_noted |= self.deed is not None
+        self.deed = None
         # The next update of this handler expects the run as this one left it.
         self.run = run
         return run
@@ -254,8 +263,11 @@ class Job:
     def did(self, what: str, **facts: Any) -> None:
         """Set what the history shows of this attempt: `what` was done, with the facts of a `Deed`.
 
-        Called again, it adds to what was set. Without it, an attempt that does not return a `Skip`
-        is shown as done. Example: ``job.did("transferred", source="lngs", bytes=moved)``.
+        It is written together with the next update, which is what makes it true, or at the end.
+        Called again before that, it adds to what was set. Without it, an attempt that does not
+        return a `Skip` is shown as done.
+
+        Example: ``job.did("transferred", source="lngs", bytes=moved)``.
         """
         self.deed = joined(self.deed, Deed(what=what, **facts))
 

@@ -11,6 +11,7 @@ import trio
 from pymongo import UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import Run
 from caxev.core.transcript import KEPT_PARTS
@@ -246,9 +247,16 @@ class Claims(Runs, History):
 
     @operation
     async def update(
-        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
+        self,
+        reaction: Reaction,
+        epoch: int,
+        update: RunUpdate,
+        now: datetime,
+        row: Callable[[Run], HistoryRow] | None = None,
     ) -> Run | None:
         """Write a run update on behalf of a claimed reaction; return the run as it is then.
+
+        `row` makes the row of history that is written with it, of the run after the update.
 
         Returns None if the run is no longer what the update expects, or the claim was given back.
         Raises `LeaseLost`.
@@ -261,6 +269,8 @@ class Claims(Runs, History):
                 return None
             if not (await self._ledger.update_one(mine, touch, session=session)).matched_count:
                 raise _ClaimGone
+            if row is not None:
+                await self._add_rows([row(Run.from_document(document))], session)
             return document
 
         point("database.update.before")

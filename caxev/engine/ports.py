@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from caxev.copies.sharing import Neighbours
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 from caxev.core.entry import as_utc
+from caxev.core.history import Deed, HistoryRow, of_attempt
 from caxev.core.job import Job
 from caxev.core.ledger import Reaction
 from caxev.core.model import Run, RunId
@@ -34,10 +35,20 @@ class JobPorts:
     workers: Workers
     reaction: Reaction
     yield_slot: Callable[[], AbstractContextManager[None]]
+    began: datetime = Factory(utcnow)
 
-    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
-        context = self.context
-        return await context.database.update(self.reaction, context.lease.epoch, update, now)
+    async def update(
+        self, update: RunUpdate, *, now: datetime, deed: Deed | None = None
+    ) -> Run | None:
+        database, epoch = self.context.database, self.context.lease.epoch
+        if deed is None:
+            return await database.update(self.reaction, epoch, update, now)
+        seconds = (now - self.began).total_seconds()
+
+        def row(run: Run) -> HistoryRow:
+            return of_attempt(self.reaction, deed, run, now=now, seconds=seconds, over=False)
+
+        return await database.update(self.reaction, epoch, update, now, row)
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return await self.workers.run(function, *args, on_progress=job.progress)

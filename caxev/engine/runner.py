@@ -316,7 +316,7 @@ class Runner:
 def _row(reaction: Reaction, outcome: Outcome, job: Job, seconds: float) -> HistoryRow | None:
     """Return what the history shows of an attempt; None if it did nothing."""
     deed = job.deed
-    if deed is None and isinstance(outcome, Done) and not outcome.idle:
+    if deed is None and not job.has_noted and isinstance(outcome, Done) and not outcome.idle:
         deed = Deed()
     if deed is None:
         return None

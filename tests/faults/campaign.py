@@ -48,11 +48,19 @@ from caxev.core.model import (
     Tag,
 )
 from caxev.core.update import RunUpdate
-from caxev.database import Database, DatabaseError, is_transient, open_database, run
+from caxev.database import (
+    Database,
+    DatabaseError,
+    HistorySearch,
+    is_transient,
+    open_database,
+    run,
+)
 from caxev.demo.world import World, ask, left
 from caxev.engine.listener import prepare
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
 from tests import dsmc_faults
+from tests.faults.told import untold
 from tests.mongod import Cluster
 from tests.places import vouched
 
@@ -353,7 +361,19 @@ class Ground:
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
             problems += await trio.to_thread.run_sync(self.judged, found[born.id], born, end)
+            problems += await self.untold(found[born.id])
         return [*problems, *self.partials()]
+
+    async def untold(self, one: Run) -> list[Problem]:
+        """Compare what the history has of a run with what has become of it."""
+        pages = self.database.history_pages(HistorySearch(runs=[one.id]))
+        rows = [row async for page in pages for row in page]
+        owed = [
+            reaction
+            for site in self.world.listening
+            for reaction, _ in await self.database.reactions(site, run=one.id)
+        ]
+        return [Problem("lost", f"{one}: {what}") for what in untold(one, rows, owed)]
 
     def judged(self, one: Run, born: Born, end: End) -> list[Problem]:
         """Compare a run with its end, and read every copy that is said to be good. Blocks."""
