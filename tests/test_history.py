@@ -150,7 +150,9 @@ def rows_of(reactions: list[Reaction]) -> dict[str, HistoryRow]:
 
 
 async def history(db: Database, search: HistorySearch = EVERY) -> list[HistoryRow]:
-    return [row async for page in db.history_pages(search) for row in page]
+    """What there is but for the starts of listeners."""
+    found = [row async for page in db.history_pages(search) for row in page]
+    return [row for row in found if row.deed.what != What.STARTED]
 
 
 @pytest.mark.replicaset
@@ -475,6 +477,46 @@ def test_a_value_that_nobody_knows(caxev: Caxev, args: list[str], words: str) ->
     answer = caxev("history", *args)
     assert answer.code != 0
     assert words in answer.err
+
+
+# -- what handlers do not do ----------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+async def test_starts_and_changes_of_the_configuration(database: Named) -> None:
+    """A row for each time that a process began to act, and for each reload that changed a key."""
+    options = engine.options_for(database, [])
+    changed = {"lngs": evolve(options.site, purge=5.0)}
+    sites = evolve(options.sites, by_name={**options.sites.by_name, **changed})
+    async with engine.opened(database) as db:
+        for reads in (None, lambda: sites):
+            reloading = evolve(options, reread=reads)
+            async with engine.listener(db, reloading) as leaving:
+                await engine.until(lambda: _leads(db))
+                if reads is not None:
+                    await engine.until(lambda: leaving.hangup)
+                    await leaving.hangup()
+                    await engine.until(lambda: _has(db, 1))
+        (row,) = await history(db)
+        starts = await db.history(HistorySearch(what=(What.STARTED,)))
+    assert (row.deed.what, row.deed.reason) == (What.CONFIGURED, "lngs.purge")
+    assert [one.id for one in starts] == ["lngs:started:2", "lngs:started:1"]
+
+
+async def _leads(db: Database) -> bool:
+    started = await db.history(HistorySearch(what=(What.STARTED,)))
+    record = await db.site_record(SITE)
+    return record is not None and record.active and len(started) == record.epoch
+
+
+@pytest.mark.replicaset
+def test_requests_are_told(online: Caxev, database: Named) -> None:  # noqa: F811
+    """Who asked a listener for what, and of which run."""
+    insert(database, 1)
+    online("replay", "--run", "1", "--site", "lngs", "--handler", "went", "--force")
+    (row,) = online("history", "--what", "requested", "--json").rows
+    assert (row["site"], row["reason"]) == ("lngs", "replay of 1 run, went, forced")
+    assert "@" in row["by"]
 
 
 # -- how campaigns judge it -----------------------------------------------------------------------

@@ -22,7 +22,7 @@ from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
-from caxev.core.history import Deed, HistoryRow, of_run
+from caxev.core.history import Deed, HistoryRow, What, of_run
 from caxev.core.model import CopyKey, Run
 from caxev.core.update import RunUpdate
 
@@ -181,8 +181,20 @@ async def leave(database: Database, site: str, requests: Sequence[Request]) -> d
     """Leave requests for a site's listener, and return the result's row."""
     for request in requests:
         await database.add_request(site, request, requester(), utcnow())
+        await database.note(_asked_of(site, request))
     record = await database.site_record(site)
     return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
+
+
+def _asked_of(site: str, request: Request) -> HistoryRow:
+    """Return the row of history about a request to a site's listener."""
+    runs = request.runs or ()
+    of = "" if request.runs is None else f" of {len(runs)} run{'' if len(runs) == 1 else 's'}"
+    words = [f"{request.kind}{of}", request.handler or "", request.alarm or ""]
+    words.append("forced" if request.force else "")
+    deed = Deed(what=What.REQUESTED, reason=", ".join(filter(None, words)), by=requester())
+    run = runs[0] if len(runs) == 1 else None
+    return HistoryRow(at=utcnow(), site=site, deed=deed, run=run)
 
 
 def with_hint(line: str, row: Mapping[str, Any]) -> str:

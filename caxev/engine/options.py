@@ -18,6 +18,8 @@ from caxev.alarms.recipients import recipients
 from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
 from caxev.config.sites import DIRECTORIES
 from caxev.core.alarms import Alarm, Alarms
+from caxev.core.clock import utcnow
+from caxev.core.history import Deed, HistoryRow, What
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError, Lease
 from caxev.engine.root_markers import holdings
@@ -185,6 +187,17 @@ class Reloader:
         self._announce()
         for use in self.users:
             use(new)
+        if found and self.users:
+            await self._note(found)
+
+    async def _note(self, changed: Sequence[str]) -> None:
+        """Add to the history which keys of the configuration have changed."""
+        deed = Deed(what=What.CONFIGURED, reason=", ".join(changed))
+        row = HistoryRow(at=utcnow(), site=self.options.site.name, deed=deed)
+        try:
+            await self.database.note(row)
+        except DatabaseError as error:
+            logger.error("the history does not have that the configuration changed: {}", error)
 
     def _alarm(self, error: ConfigError) -> Alarm:
         site = self.options.site.name

@@ -18,11 +18,13 @@ from typing import Final
 import trio
 from loguru import logger
 
+from caxev import __version__
 from caxev.alarms.health import Health, HealthMonitor, of_gone_directories
 from caxev.alarms.manager import AlarmManager
 from caxev.config import state_directory
 from caxev.core.alarms import missing_key
-from caxev.core.clock import clock
+from caxev.core.clock import clock, utcnow
+from caxev.core.history import Deed, HistoryRow, What
 from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, LeaseLost, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
@@ -130,6 +132,8 @@ class LeaderSession:
         outer.start_soon(self.renewal.run)
         outer.start_soon(self._watchdog().run)
         outer.start_soon(self._leave_by_force)
+        if not options.once:
+            outer.start_soon(self._note_start)
         # Before anything can raise an alarm: it must know which are active already.
         await self._open_alarms()
         outer.start_soon(self.alarms.run)
@@ -185,6 +189,16 @@ class LeaderSession:
     async def _report_ready(self) -> None:
         notify(f"READY=1\nSTATUS=listening for {self.context.lease.site}")
         logger.info("ready")
+
+    async def _note_start(self) -> None:
+        """Add to the history that a listener acts for the site now."""
+        context = self.context
+        lease, version = context.lease, f"caxev {__version__}, sites.json {context.sites.digest}"
+        deed = Deed(what=What.STARTED, reason=f"{lease.owner}: {version}")
+        # By the epoch: repeated, it is the same row.
+        key = f"{lease.site}:started:{lease.epoch}"
+        row = HistoryRow(at=utcnow(), site=lease.site, deed=deed, id=key)
+        await context.trouble.retrying("history", context.database.note, row)
 
     async def _scan_daily(self) -> None:
         await self._tidy()  # after what killed the process before this one
