@@ -103,6 +103,29 @@ def insert_erasing(database: Named) -> None:
         )
 
 
+def test_many_at_once(asking: Caxev, database: Named) -> None:
+    """Each by itself, and with its reason; many only after a person has seen the plan."""
+    for number in range(1, 31):
+        # The location is each run's own, as two copies in one place are the same files.
+        some = [entry(host, location=f"/{host}/{number}") for host in HOSTS]
+        insert(database, *some[: 3 if number > 3 else 2], number=number, raw_size_byte=10**9)
+    insert(database, entry("chicago"), number=31)
+    many = ("rm", "--run", "1-30", "--site", "lngs")
+    refused = asking(*many)
+    assert refused.code == 2
+    assert "27 runs, 27 GB: raw at lngs. Not 3 runs (3: kept: 2 good copies must" in refused.err
+    assert entries(database)["lngs"]["status"] == "transferred"
+    done = rows(asking(*many, "--yes", "--json"))
+    states = [row["state"].partition(":")[0] for row in done]
+    assert states == ["kept"] * 3 + ["will be deleted, once the others were read"] * 27
+    back = rows(
+        asking("rm", "--has", "raw@lngs=deleting", "--site", "lngs", "--cancel", "--json", "--yes")
+    )
+    assert len(back) == 27
+    assert all(row["state"].startswith("withdrawn by") for row in back)
+    assert asking("rm", "--run", "1-31", "--site", "lngs", "--status", "error").code == 5
+
+
 def test_a_dry_run_writes_nothing(asking: Caxev, database: Named) -> None:
     """It says what would go, or why not."""
     insert(database, *(entry(host) for host in HOSTS[:2]))
@@ -161,7 +184,7 @@ def test_what_the_rules_would_delete(asking: Caxev, database: Named) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--site", "lngs"), 2, "name one run"),
+        (("--site", "lngs"), 2, "select runs: --run"),
         (("--run", "9", "--site", "lngs"), 5, "no run 9"),
         (("--run", "1", "--site", "depot"), 3, "no listener"),
         (("--run", "1", "--site", "lngs", "--type", "processed"), 1, "no processed copy"),

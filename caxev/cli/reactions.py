@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import click
 from caxev.cli.command import command
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
+from caxev.cli.plans import Tally, asks
 from caxev.cli.reaction_rows import (
     COLUMNS,
     RUN_COLUMN,
@@ -26,6 +28,7 @@ from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.alarms import UNRECORDED
 from caxev.core.ledger import State
+from caxev.core.model import RunId
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -133,7 +136,10 @@ async def _done(
 @selects_runs(required=False)
 @click.option("--handler", type=HANDLER, help="Only reactions of this handler.")
 @click.option("--all", "everything", is_flag=True, help="Retry all failed reactions.")
-def retry(*, site: str | None, runs: RunChoice, handler: str | None, everything: bool) -> None:
+@asks
+def retry(
+    *, site: str | None, runs: RunChoice, handler: str | None, everything: bool, yes: bool
+) -> None:
     """Try failed reactions again, as if they had never been tried.
 
     This leaves a request to the listeners of the sites. It waits until they run.
@@ -147,18 +153,18 @@ def retry(*, site: str | None, runs: RunChoice, handler: str | None, everything:
     registries = {one: options().registry(one) for one in listening_sites(site)}
     named = None if handler is None else handler_called(handler, registries.values())
     choice = runs if runs.selects else None
-    rows = options().with_database(_retry, [*registries], choice, named)
+    ids = None if choice is None else tuple(options().with_database(choice.ids))
+    if ids is not None:
+        Tally(Counter({f"retried at {', '.join(registries)}": len(ids)})).ask(yes=yes)
+    rows = options().with_database(_retry, [*registries], ids, named)
     show_lines(rows, _line, failed=not any(row["failed"] for row in rows))
 
 
 async def _retry(
-    database: Database, sites: Iterable[str], choice: RunChoice | None, handler: str | None
+    database: Database, sites: Iterable[str], runs: tuple[RunId, ...] | None, handler: str | None
 ) -> list[dict[str, Any]]:
     from caxev.database import Request
 
-    runs: tuple[Any, ...] | None = None
-    if choice is not None:
-        runs = tuple(run.id for run in await choice.find(database))
     rows = []
     # Sites without failures get no request, but a row: the user sees that they were asked.
     for site in sites:

@@ -6,7 +6,8 @@ proves that enough others are good, and deletes it. `caxev.copies.retention` dec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,9 +17,17 @@ from caxev.cli.command import command, together
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, print_line, show, stream
-from caxev.cli.requests import check_listener, requester
+from caxev.cli.plans import asks
+from caxev.cli.requests import (
+    Planner,
+    RunRequest,
+    check_listener,
+    request_each,
+    requester,
+    show_requests,
+)
 from caxev.cli.runs import copy_cells
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.copies.deletion import Intent, intent, withdraw
@@ -60,9 +69,10 @@ class Terms:
     "caxev rm --run 123 --site lngs",
     "caxev rm --run 123 --site lngs --type processed --version v6.8.0",
     "caxev rm --run 123 --site lngs --force-less --by-entries --why 'damaged by a pushed copy'",
+    "caxev rm --run 100-200 --site lngs --status error",
     "caxev rm --site lngs --dry-run",
 )
-@selects_run(required=False)
+@selects_runs(required=False, copies=("status",))
 @click.option("--site", type=SITE, required=True, help="The site that has the copy.")
 @selects_data
 @together(
@@ -87,28 +97,57 @@ class Terms:
     is_flag=True,
     help="Show what would be deleted, or why not; without a run, by the site's rules.",
 )
+@asks
 def rm(
-    *, run: RunChoice, site: str, data: DataChoice, terms: Terms, cancel: bool, dry_run: bool
+    *,
+    runs: RunChoice,
+    site: str,
+    data: DataChoice,
+    terms: Terms,
+    cancel: bool,
+    dry_run: bool,
+    yes: bool,
 ) -> None:
-    """Delete a copy of a run, if enough others are good.
+    """Delete copies of runs, if enough others are good.
 
-    This marks the copy as `deleting`. The site's listener first has the other copies read
+    This marks a copy as `deleting`. The site's listener first has the other copies read
     again, and deletes this one only if that proves them good. Without a run, --dry-run shows
     what the site's own rules would delete now.
     """
     here = options().sites().get(site)
-    if not run.selects:
+    if not runs.selects:
         if not dry_run:
-            raise click.UsageError("name one run: --run or --name (--dry-run shows all)")
+            raise click.UsageError("select runs: --run, --name, ... (--dry-run shows all)")
         stream(_COLUMNS, _by_rules, here, options().sites())
         return
     # A catalogue has no listener of its own: a site that uploads there serves the intent.
     if here.method != "rucio":
         check_listener(here)
-    row = options().with_database(_act, here, (run, data, terms), cancel=cancel, dry_run=dry_run)
+    if not runs.names_one:
+        wanted = runs.narrowed(host=site, type=data.kind, version=data.version)
+        make = partial(_planner, here=here, chosen=(wanted, data, terms), cancel=cancel)
+        show_requests(request_each(wanted, make, yes=yes, dry_run=dry_run))
+        return
+    row = options().with_database(_act, here, (runs, data, terms), cancel=cancel, dry_run=dry_run)
     show(Table(_COLUMNS, [row]))
     if not (dry_run or cancel or options().as_json):
-        print_line(f"to follow it: caxev status {run.naming}")
+        print_line(f"to follow it: caxev status {runs.naming}")
+
+
+async def _planner(
+    database: Database, *, here: Site, chosen: tuple[RunChoice, DataChoice, Terms], cancel: bool
+) -> Planner:
+    known = await with_markers(database, options().sites(), here)
+    deletion = CopyDeletion(here, known, *chosen)
+    away = await deletion.away(database)
+
+    def plan(run: Run) -> RunRequest:
+        try:
+            return deletion.withdrawal(run) if cancel else deletion.request(run, away)
+        except (NothingToDo, click.UsageError) as why:
+            return RunRequest(run, f"{deletion.data.kind} at {here.name}", str(why), ok=None)
+
+    return plan
 
 
 async def _act(
@@ -175,17 +214,36 @@ class CopyDeletion(CopyAtSite):
             plan = self._plan(run)
             if not isinstance(plan, DeletionPlan):
                 raise NothingToDo(f"{plan.why}", self.copy(run).status)
-            await self._check_disk(database, plan.copy)
+            self._check_disk(plan.copy, await self.away(database))
             now = utcnow()
             if await database.update_run(intent(run, plan, self.sites, now), now) is not None:
                 return _row(run, plan.copy, plan)
 
-    async def _check_disk(self, database: Database, copy: Copy) -> None:
-        """Raise `NothingToDo` if the site's listener reports that the copy's disk is away."""
-        # Such an intent would wait until the disk is back, and the user should know. Only a
-        # running listener knows: this command may run on another machine.
+    def request(self, run: Run, away: Mapping[str, str]) -> RunRequest:
+        """Return the request to delete the copy of one of many runs, or why it is kept."""
+        plan = self._plan(run)
+        if not isinstance(plan, DeletionPlan):
+            return RunRequest(run, str(self.copy(run).key), f"kept: {plan.why}", ok=None)
+        self._check_disk(plan.copy, away)
+        state, now = "be deleted, once the others were read", utcnow()
+        return RunRequest(
+            run,
+            str(plan.copy.key),
+            f"will {state}",
+            intent(run, plan, self.sites, now),
+            f"would {state}",
+            size=plan.copy.size or run.raw_size,
+        )
+
+    async def away(self, database: Database) -> Mapping[str, str]:
+        """Return the disks that the site's listener reports as away, and why."""
+        # Only a running listener knows: this command may run on another machine.
         record = await database.site_record(self.here.name)
-        away = record.away if record is not None and record.active else {}
+        return record.away if record is not None and record.active else {}
+
+    def _check_disk(self, copy: Copy, away: Mapping[str, str]) -> None:
+        """Raise `NothingToDo` if the copy's disk is away."""
+        # Such an intent would wait until the disk is back, and the user should know.
         for root, why in away.items():
             if f"{copy.location}".startswith(root.rstrip("/") + "/"):
                 raise NothingToDo(f"{why} (reported by {self.here.name}'s listener)", copy.status)
@@ -194,17 +252,22 @@ class CopyDeletion(CopyAtSite):
         """Withdraw the intent. Raises `NothingToDo` if it is too late, or there is none."""
         while True:
             run = await self.find(database)
-            copy = self.copy(run)
-            wanted = Intent.of(copy)
-            if wanted is None:
-                raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
-            # `erasing` is set before the first file goes.
-            if copy.is_erasing:
-                raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
-            why, now = f"withdrawn by {requester()}", utcnow()
-            update = withdraw(run, copy, wanted, why, now)
-            if await database.update_run(update, now) is not None:
-                return _row(run, copy, Skip(why))
+            one = self.withdrawal(run)
+            assert one.update is not None
+            if await database.update_run(one.update, utcnow()) is not None:
+                return _row(run, self.copy(run), Skip(one.state))
+
+    def withdrawal(self, run: Run) -> RunRequest:
+        """Return the request to withdraw the intent. Raises as `cancel`."""
+        copy = self.copy(run)
+        wanted = Intent.of(copy)
+        if wanted is None:
+            raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
+        # `erasing` is set before the first file goes.
+        if copy.is_erasing:
+            raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
+        why = f"withdrawn by {requester()}"
+        return RunRequest(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()))
 
     def _plan(self, run: Run) -> Any:
         # Derived data can be made again, so its usual number is 1, and --force-less needs none.

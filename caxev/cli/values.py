@@ -178,9 +178,16 @@ def _patterns(options: GlobalOptions) -> Iterable[str]:
     return [f"{kind}@{site}" for kind in TYPES for site in options.sites()]
 
 
+_PATHS: Final = {"detector": "detector", "source": "source.type"}
+"""The fields of which the shell offers the values that runs have."""
+
+
 def condition_type(name: str) -> ConditionType:
-    """Return the type of the values of a condition, without completion."""
-    return ConditionType(name)
+    """Return the type of the values of a condition."""
+    path = _PATHS.get(name)
+    if path is None:
+        return ConditionType(name)
+    return ConditionType(name, lambda known: known_values(known, path, _COMPLETION))
 
 
 class MomentType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
