@@ -25,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from attrs import frozen
 
 from caxev import (
+    ERROR,
     GONE,
     HERE,
     PASSIVE,
@@ -86,13 +87,13 @@ class ReadPlan:
     timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
-    decide=lambda job: skip_of(plan_checksum(job.run, job.copy, job.site, job.sites)),
+    decide=lambda job: skip_of(_checksum_plan(job)),
 )
 async def checksum(job: Job) -> Result:
     """Verify a copy against the one it came from; give a first copy its digests."""
     if job.copy is not None and job.copy.status == VERIFYING:
         job.on_failure(broken_off(job.run, job.copy))
-    plan = plan_checksum(job.run, job.copy, job.site, job.sites)
+    plan = _checksum_plan(job)
     if isinstance(plan, Skip):
         return plan
     # The time before the first byte: a change during the reading must count as later than it.
@@ -102,6 +103,12 @@ async def checksum(job: Job) -> Result:
     # entry whose manifest is missing.
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await verdict(job, plan, manifest, began)
+
+
+def _checksum_plan(job: Job) -> ReadPlan | Skip:
+    # Given up, this reaction has made the copy an error; a person may have it run again.
+    again = job.event.status == VERIFYING
+    return plan_checksum(job.run, job.copy, job.site, job.sites, again=again)
 
 
 @on(
@@ -367,13 +374,19 @@ def plan_patrol(run: Run, seen: Copy | None, site: Site, sites: Sites, now: date
     return None
 
 
-def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> ReadPlan | Skip:
-    """Decide whether this site verifies that copy, and against which one. Pure."""
+def plan_checksum(
+    run: Run, seen: Copy | None, site: Site, sites: Sites, *, again: bool = False
+) -> ReadPlan | Skip:
+    """Decide whether this site verifies that copy, and against which one. Pure.
+
+    With `again` also one that is an error because its verification was given up.
+    """
     if seen is None:
         return Skip("the copy is gone")
     if seen.status == TRANSFERRED and seen.checksum is not None:
         return Skip("it has a checksum")
-    if seen.status not in (VERIFYING, TRANSFERRED):
+    given_up = again and _is_unverified(seen)
+    if seen.status not in (VERIFYING, TRANSFERRED) and not given_up:
         return Skip(f"it is {seen.status} now")
     if seen.type == "untriggered":
         return Skip("the DAQ's buffer is never touched")
@@ -389,6 +402,11 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Read
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")
     return ReadPlan(seen, known)
+
+
+def _is_unverified(seen: Copy) -> bool:
+    """Return whether one of us made it an error, and not for what is in it."""
+    return seen.status == ERROR and not seen.checksumproblem and seen.since is not None
 
 
 def is_first(run: Run, seen: Copy, sites: Sites) -> bool:

@@ -1027,6 +1027,25 @@ def test_what_is_not_verified(fields: dict[str, Any], reason: str) -> None:
     assert why(check(run_of(entry("lngs", **fields)), "lngs")) == reason
 
 
+@pytest.mark.parametrize(
+    ("fields", "verified"),
+    [
+        ({"status_since": NOW}, True),
+        ({"status_since": NOW, "checksumproblem": True}, False),
+        ({}, False),  # an old program's: `repair` looks after it
+    ],
+)
+def test_a_verification_that_was_given_up_can_be_had_again(
+    fields: dict[str, Any], verified: bool
+) -> None:
+    """By `caxev retry`: the copy is an error because it was given up."""
+    run = run_of(entry("xenon", manifest="b3:1"), entry("lngs", "error", source="xenon", **fields))
+    seen = copy_of(run, "lngs")
+    assert isinstance(verify.plan_checksum(run, seen, LNGS, ALL), Skip)
+    plan = verify.plan_checksum(run, seen, LNGS, ALL, again=True)
+    assert isinstance(plan, verify.ReadPlan) == verified
+
+
 def test_a_copy_that_is_gone_is_not_verified() -> None:
     """The event may be older than the run."""
     assert why(check(run_of(), "lngs")) == "the copy is gone"
