@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
-NAMES = ("engine", "backlog", "transfer", "checksum", "stray", "tape", "scale")
+NAMES = ("engine", "backlog", "transfer", "checksum", "stray", "tape", "scale", "web")
 
 
 def options_of(name: str, benchmark: ModuleType) -> argparse.ArgumentParser:
