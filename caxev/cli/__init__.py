@@ -64,6 +64,8 @@ GROUPS: Final = {
         "sites": ("caxev.cli.admin:sites", "Check sites.json and the connections between sites."),
         "handlers": ("caxev.cli.admin:handlers", "List the handlers and what triggers them."),
         "db": ("caxev.cli.db:db", "Prepare the database: indexes, users and their rights."),
+        "backup": ("caxev.cli.backup:backup", "Write what only caxev has to a file."),
+        "restore": ("caxev.cli.backup:restore", "Write a back-up to the database again."),
         "completion": ("caxev.cli.completion:completion", "Switch on completion in your shell."),
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },

@@ -11,6 +11,7 @@ for each kind of thing that is stored:
 - `feed`: what the page shows, and its changes;
 - `requests`, `bulk_requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
 - `processes`: the processes that listen; `figures`: figures for metrics;
+- `backup`: caxev's own collections as a whole;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
 
 They stand on

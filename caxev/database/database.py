@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from caxev.database.alarms import Alarms
+from caxev.database.backup import Backup
 from caxev.database.bulk_requests import BulkRequests
 from caxev.database.claims import Claims
 from caxev.database.feed import Feeds
@@ -29,6 +30,7 @@ class Database(
     Setup,
     Figures,
     Processes,
+    Backup,
 ):
     """The runs database and this site's ledger in it.
 

@@ -1,0 +1,231 @@
+"""Back-ups of what only caxev has: complete, of one point in time, and never a reason to erase."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from bson import encode
+from click.testing import CliRunner, Result
+from pymongo import MongoClient
+
+from caxev.cli import cli
+from caxev.cli.backup import _documents
+from caxev.config import ConfigError
+from caxev.core.model import DELETING, TRANSFERRED
+from caxev.database.backup import LATER
+from tests import engine
+from tests.conftest import Database as Named
+from tests.test_life import HOSTS, Lab, lab
+
+OWN: Final = ("caxev_ledger", "caxev_requests", "caxev_manifests", "caxev_history")
+
+
+def command(database: Named, *words: str) -> Result:
+    env = {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
+    return CliRunner().invoke(cli, [*words], env=env)
+
+
+async def given(database: Named, *words: str) -> Result:
+    """The result of a command, which has an event loop of its own."""
+    return await trio.to_thread.run_sync(lambda: command(database, *words))
+
+
+def content(database: Named) -> dict[str, list[Any]]:
+    with MongoClient[dict[str, Any]](database.uri) as server:
+        return {one: list(server[database.name][one].find().sort("_id", 1)) for one in OWN}
+
+
+@asynccontextmanager
+async def listening(three: Lab, *hosts: str) -> AsyncIterator[None]:
+    """Listeners of these sites for the length of the block."""
+    async with AsyncExitStack() as stack:
+        three.stack = stack
+        await three.listen(*hosts)
+        yield
+
+
+async def scanned(three: Lab, hosts: tuple[str, ...]) -> None:
+    """Wait until each site has compared all runs, and nothing is due or running."""
+
+    async def is_so() -> bool:
+        records = {one.site: one for one in await three.database.site_records()}
+        tally = await three.database.tally()
+        rows = [tally.get(host, {}) for host in hosts]
+        calm = not any(row.get("running", 0) for row in rows)
+        return calm and all(host in records and records[host].scanned for host in hosts)
+
+    await three.until(is_so)
+
+
+@pytest.mark.replicaset
+async def test_what_was_backed_up_is_restored(database: Named, tmp_path: Path) -> None:
+    """Every document, but that sites begin later and hold no lease; not over a ledger by itself."""
+    file = tmp_path / "caxev.bak"
+    async with lab(database, tmp_path) as three:
+        await three.take("lngs", "chicago")
+        async with listening(three, "lngs", "stockholm"):
+            await scanned(three, ("lngs", "stockholm"))
+            said = await given(database, "restore", str(file))
+            assert said.exit_code == 2
+            assert (await given(database, "backup", str(file))).exit_code == 0
+            said = await given(database, "restore", str(file), "--force")
+            assert said.exit_code == 4
+            assert "a listener is active for" in said.output
+        assert (file.stat().st_mode & 0o777, [*file.parent.glob(".*part")]) == (0o600, [])
+        assert (await given(database, "backup", str(file))).exit_code == 0  # replaced
+        before = content(database)
+        said = await given(database, "restore", str(file))
+        assert said.exit_code == 4
+        assert "--force" in said.output
+        assert content(database) == before
+
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            for one in OWN:
+                server[database.name].drop_collection(one)
+        said = await given(database, "restore", str(file))
+        assert said.exit_code == 0, said.output
+        after = content(database)
+        for one in OWN[1:]:
+            assert after[one] == before[one]
+        plain = [row for row in before["caxev_ledger"] if row.get("kind") != "site"]
+        assert [row for row in after["caxev_ledger"] if row.get("kind") != "site"] == plain
+        former = {row["_id"]: row for row in before["caxev_ledger"] if row.get("kind") == "site"}
+        for row in (row for row in after["caxev_ledger"] if row.get("kind") == "site"):
+            assert row["epoch"] == former[row["_id"]]["epoch"] + LATER
+            assert not {"position", "expires", "owner"} & row.keys()
+
+
+@pytest.mark.replicaset
+async def test_a_backup_is_of_one_point_in_time(database: Named, tmp_path: Path) -> None:
+    """Documents that are added in pairs while it reads are there in pairs."""
+    file = tmp_path / "caxev.bak"
+    with MongoClient[dict[str, Any]](database.uri) as server:
+        ledger, history = (server[database.name][one] for one in (OWN[0], OWN[3]))
+        ledger.insert_many([{"_id": f"filler {n}", "text": "x" * 1000} for n in range(5000)])
+        history.insert_one({"_id": "first"})
+        server[database.name][OWN[1]].insert_one({"_id": "first"})
+        server[database.name][OWN[2]].insert_one({"_id": "first"})
+
+        def write() -> None:
+            with server.start_session() as session:
+                for number in range(10_000):
+                    if done.is_set():
+                        return
+                    with session.start_transaction():
+                        ledger.insert_one({"_id": f"pair {number}"}, session=session)
+                        history.insert_one({"_id": f"pair {number}"}, session=session)
+
+        done = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, write)
+            await engine.until(lambda: history.find_one({"_id": "pair 0"}))
+            said = await given(database, "backup", str(file))
+            done.set()
+        assert said.exit_code == 0, said.output
+        pairs = Counter(one["_id"] for _, one in _documents(file) if "pair" in str(one["_id"]))
+        assert pairs
+        assert set(pairs.values()) == {2}
+        assert history.count_documents({}) > len(pairs) + 1  # it went on meanwhile
+
+
+def cut(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"no gzip at all",
+        gzip.compress(b""),
+        gzip.compress(b"\x05\x00\x00\x00"),
+        gzip.compress(encode({"caxev": 2})),
+        gzip.compress(encode({"caxev": 1})),
+        gzip.compress(encode({"caxev": 1}) + encode({"end": {"ledger": 1}})),
+        gzip.compress(encode({"caxev": 1}) + encode({"collection": "users"}) + encode({})),
+        gzip.compress(encode({"caxev": 1}) + encode({"collection": "ledger"})),
+        cut(gzip.compress(encode({"caxev": 1, "x": "y" * 99}) + encode({"end": {}}))),
+        gzip.compress(encode({"caxev": 1}) + encode({"end": {}}))[:-1],
+        gzip.compress(encode({"caxev": 1}) + encode({"end": {}}) + encode({})),
+    ],
+    ids=[str(number) for number in range(12)],
+)
+def test_what_is_no_complete_backup_is_refused(damaged: bytes, tmp_path: Path) -> None:
+    """Before anything is written; the message names the file."""
+    file = tmp_path / "caxev.bak"
+    file.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"caxev\.bak is no complete back-up"):
+        list(_documents(file))
+
+
+# -- runs that are newer or older -----------------------------------------------------------------
+
+
+async def in_deletion(three: Lab, file: Path) -> Any:
+    """A run whose copy at lngs is about to go, and a back-up from just then; the run's id."""
+    run = await three.take(*HOSTS)
+    await three.wants_gone(run, "lngs")
+    async with listening(three, "lngs"):
+
+        async def asked() -> bool:
+            entry = await three.entry_of(run, "chicago")
+            return bool(entry.get("check_asked"))
+
+        await three.until(asked)
+    said = await given(three.named, "backup", str(file))
+    assert said.exit_code == 0, said.output
+    return run
+
+
+@pytest.mark.replicaset
+async def test_newer_runs_are_not_erased_by_an_old_ledger(database: Named, tmp_path: Path) -> None:
+    """The deletion was taken back, and the other copies are gone: the last one stays."""
+    async with lab(database, tmp_path) as three:
+        run = await in_deletion(three, tmp_path / "caxev.bak")
+        assert (await three.entry_of(run, "lngs"))["status"] == DELETING
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs = server[database.name]["runs_new"]
+            runs.update_one(
+                {"_id": run, "data.host": "lngs"},
+                {"$set": {"data.$.status": TRANSFERRED}, "$unset": {"data.$.deletion": ""}},
+            )
+            runs.update_one({"_id": run}, {"$pull": {"data": {"host": {"$ne": "lngs"}}}})
+        said = await given(database, "restore", str(tmp_path / "caxev.bak"), "--force")
+        assert said.exit_code == 0, said.output
+        async with listening(three, *HOSTS):
+            await scanned(three, HOSTS)
+            # The others lost their entries and make new ones: all of what is to happen has begun.
+            await three.becomes(run, "lngs", status=TRANSFERRED)
+            await trio.sleep(3)
+        assert three.path("lngs").exists()
+        assert (await three.entry_of(run, "lngs"))["status"] == TRANSFERRED
+
+
+@pytest.mark.replicaset
+async def test_older_runs_are_not_erased_by_a_newer_ledger(database: Named, tmp_path: Path) -> None:
+    """Entries that the ledger knew are not there yet, nor is the deletion: no file goes."""
+    async with lab(database, tmp_path) as three:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs = server[database.name]["runs_new"]
+            run = await in_deletion(three, tmp_path / "caxev.bak")
+            entries = [
+                {key: value for key, value in one.items() if key not in ("deletion", "check_asked")}
+                for one in runs.find_one({"_id": run})["data"]  # type: ignore[index]
+                if one["host"] == "lngs"
+            ]
+            entries[0]["status"] = TRANSFERRED
+            runs.update_one({"_id": run}, {"$set": {"data": entries}})
+        said = await given(database, "restore", str(tmp_path / "caxev.bak"), "--force")
+        assert said.exit_code == 0, said.output
+        async with listening(three, *HOSTS):
+            await scanned(three, HOSTS)
+            await trio.sleep(3)
+        assert all(three.path(host).exists() for host in HOSTS)
+        assert (await three.entry_of(run, "lngs"))["status"] == TRANSFERRED
