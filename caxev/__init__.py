@@ -7,7 +7,7 @@ What stands here is all that the author of a handler needs::
 
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
 from caxev.core.history import What
-from caxev.core.job import Decision, Job, Result, Skip, Wait, skip_of
+from caxev.core.job import Decision, Job, Result, Skip, Unmet, Wait, skip_of
 from caxev.core.model import (
     DELETING,
     ERROR,
@@ -91,6 +91,7 @@ __all__ = [
     "Tag",
     "TagAbsent",
     "TagThere",
+    "Unmet",
     "Wait",
     "What",
     "copy",

@@ -27,6 +27,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    Unmet,
     copy,
     field,
     on,
@@ -102,15 +103,15 @@ def plan_size(run: Run, site: Site) -> SizePlan | Skip:
     if field_of(run.document, "raw_size_byte") is not None:
         return Skip("the run has raw_size_byte")
     if field_of(run.document, "end") is None:
-        return Skip("the run has no end yet")
+        return Unmet("the run has no end yet")
     events = whole(field_of(run.document, "trigger.events_built"))
     if events is None:
-        return Skip("the run has no events_built")
+        return Unmet("the run has no events_built")
     raw = run.copy(CopyKey("raw", site.name))
     if raw is None:
         return Skip("there is no raw copy here")
     if raw.status != TRANSFERRED or raw.location is None:
-        return Skip(f"the raw copy here is {raw.status}")
+        return Unmet(f"the raw copy here is {raw.status}")
     per_file = whole(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
     return SizePlan(raw, -(-events // per_file))
 

@@ -49,6 +49,7 @@ from caxev import (
     Tag,
     TagAbsent,
     TagThere,
+    Unmet,
     What,
     copy,
     copy_field,
@@ -356,7 +357,7 @@ def plan_process(run: Run, site: Site) -> list[CopyPlan] | Skip:
         return Skip(f"{site.name} processes nothing")
     raw = run.copy(CopyKey("raw", site.name))
     if (why := unready(run, how)) is not None:
-        return Skip(why)
+        return Unmet(why)
     versions = site.pax_processing_versions or (() if how.version is None else (how.version,))
     if not versions:
         return Skip("no version is named: pax_processing_versions, or version in processing")
@@ -376,7 +377,7 @@ def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
     if how.version is not None:
         found = [one for one in found if one.version == how.version]
     if not found:
-        return Skip("there is no processed data here")
+        return Unmet("there is no processed data here")
     return _claims(
         [
             plan_claim(run, CopyKey("minitrees", site.name, one.version), one, how, site)
@@ -387,8 +388,7 @@ def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
 
 def _claims(plans: Sequence[CopyPlan | Skip]) -> list[CopyPlan] | Skip:
     claims = [plan for plan in plans if isinstance(plan, CopyPlan)]
-    whys = [plan.why for plan in plans if isinstance(plan, Skip)]
-    return claims or Skip("; ".join(dict.fromkeys(whys)))
+    return claims or skip_of(*plans) or Skip("there is no version of it")
 
 
 def unready(run: Run, how: Processing) -> str | None:
@@ -410,7 +410,8 @@ def plan_claim(
     """Decide whether the copy `key` is made of `source`; `resume` is an earlier failure. Pure."""
     if source is None or source.status != TRANSFERRED or source.location is None:
         seen = "not here" if source is None else source.status
-        return Skip(f"what it is made of is {seen}")
+        why = f"what it is made of is {seen}"
+        return Unmet(why) if run.copy(key) is None else Skip(why)
     if key.version is not None and key.version == site.pax_version_purge:
         return Skip(f"{key.version} is to be purged (pax_version_purge)")
     there = run.copy(key)

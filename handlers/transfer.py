@@ -47,6 +47,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    Unmet,
     What,
     copy,
     on,
@@ -374,12 +375,12 @@ def plan_pull(
     asked = requested_from(run.copy(key), trigger)
     good = sources(run, key, site, sites, asked)
     if isinstance(good, Skip):
-        return good
+        return _lacking(run, key, good.why)
     if seen.host in [source.host for source in good[1:]]:
         return Skip(f"{good[0].host} has it too, and comes first in download_options")
     # A person's request overrides the rules, except that there must be a good source.
     if asked is None and (why := unwanted(run, key, site, now)):
-        return Skip(why)
+        return _lacking(run, key, why)
     return _plan(run, good, key, site, trigger)
 
 
@@ -398,10 +399,15 @@ def plan_push(
     if source is None:
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
-        return Skip(why)
+        return _lacking(run, key, why)
     if asked is None and (why := unwanted(run, key, there, now)):
-        return Skip(why)
+        return _lacking(run, key, why)
     return _plan(run, [source], key, there, trigger)
+
+
+def _lacking(run: Run, key: CopyKey, why: str) -> Skip:
+    """Return that a copy is not made, as something unmet if there is none."""
+    return Unmet(why) if run.copy(key) is None else Skip(why)
 
 
 def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:

@@ -995,7 +995,7 @@ def test_explain(online: Caxev, database: Named) -> None:
     online("listen", "--site", "lngs", "--once")
     rows = {
         row["handler"]: row
-        for row in online("explain", "--run", "1", "--site", "lngs", "--json").rows
+        for row in online("explain", "--run", "1", "--site", "lngs", "--all", "--json").rows
     }
     states = {handler: row["state"] for handler, row in rows.items()}
     shipped = {name: states.pop(name) for name in states.keys() - {*SITES[0]["task_list"]}}
@@ -1013,6 +1013,10 @@ def test_explain(online: Caxev, database: Named) -> None:
     assert rows["waits"]["why"].endswith(": not yet")
     assert rows["fails"]["why"] == "no hope; to retry: caxev retry --run 1 --site lngs"
     assert "raw at lngs: the status is transferred, not error" in rows["stops"]["why"]
+    blocking = online("explain", "--run", "1", "--site", "lngs", "--json").rows
+    told = {row["handler"]: row["state"] for row in blocking}
+    assert told.items() >= {"waits": "pending", "fails": "failed"}.items()
+    assert told.keys().isdisjoint({"went", "stops", "process"})
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
     assert missing["why"] == "would run, as it is new here: caxev replay --run 1 --site chicago"

@@ -596,3 +596,31 @@ def copy_at(run: Run, host: str) -> Copy:
 def status_at(run: Run, host: str) -> str | None:
     found = run.copy(CopyKey("raw", host))
     return None if found is None else found.status
+
+
+# -- what blocks ----------------------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+def test_explain_shows_what_blocks(asking: Caxev, database: Named) -> None:
+    """What is unmet but could be, and what `task_list` leaves out; all of the rest by --all."""
+    stored(database, "chicago", "lngs")
+    at = ("explain", "--run", "1", "--site")
+    told = {row["handler"]: row for row in asking(*at, "lngs", "--json").rows}
+    assert told["purge"]["state"] == "not met"
+    assert "2 good copies must remain elsewhere" in told["purge"]["why"]
+    assert {"push", "stalled", "merge", "minitrees"}.isdisjoint(told)
+    every = {row["handler"] for row in asking(*at, "lngs", "--all", "--json").rows}
+    assert every >= {"push", "stalled", "merge", "minitrees"}
+    there = {row["handler"]: row for row in asking(*at, "stockholm", "--json").rows}
+    assert there["pull"]["state"] == "not met"
+    assert "download_options names no site" in there["pull"]["why"]
+    Path("sites.json").write_text(
+        json.dumps([*SITES[:1], {**SITES[1], "task_list": ["checksum"]}, *SITES[2:]])
+    )
+    change = {"$set": {"data.$.status": "error", "data.$.checksumproblem": True}}
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_one({"data.host": "chicago"}, change)
+    off = {row["handler"]: row for row in asking(*at, "chicago", "--json").rows}
+    assert (off["repair"]["state"], "task_list" in off["repair"]["why"]) == ("off", True)
+    assert "purge" not in off

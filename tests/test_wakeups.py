@@ -116,6 +116,9 @@ GOOD = entry("lngs")
 ALONE = evolve(LNGS, upload_options=(), processing=None, minitrees=None)
 BRINGS = evolve(LNGS, upload_options=("tape", "rucio"))
 BACK = "the one that came first is lost"
+PURGES = evolve(ALONE, purge=0.0)
+HOLD: dict[str, Any] = {"holds": [{"by": "me@host", "at": NOW}]}
+SAFE = (entry("chicago"), entry("depot"))
 CASES = [
     case("pull", CHICAGO, [BARE], [GOOD], "the source had no digest"),
     case("backup", BRINGS, [BARE], [GOOD], "ours had no digest"),
@@ -190,6 +193,27 @@ CASES = [
         document(entry("lngs", kind="processed"), tags=[{"name": "keep"}]),
         document(entry("lngs", kind="processed")),
         "it was protected",
+    ),
+    case(
+        "purge",
+        PURGES,
+        [entry("lngs", **HOLD), *SAFE],
+        [entry("lngs", holds=[]), *SAFE],
+        "somebody held it",
+    ),
+    case(
+        "purge",
+        PURGES,
+        [GOOD, *SAFE, entry("tape", "requested", **REQUEST)],
+        [GOOD, *SAFE],
+        "somebody had requested a copy of it",
+    ),
+    case(
+        "purge_processed",
+        evolve(LNGS, pax_version_purge=VERSION),
+        [entry("lngs", kind="processed", **HOLD)],
+        [entry("lngs", kind="processed", holds=[])],
+        "somebody held it",
     ),
 ]
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import define, field
+from attrs import define, evolve, field
 
 from caxev.cli import timeline
 from caxev.cli.admin import in_words
@@ -22,7 +22,7 @@ from caxev.copies.holds import standing, words
 from caxev.core.amounts import ReportedProgress
 from caxev.core.clock import utcnow
 from caxev.core.history import HistoryRow
-from caxev.core.job import Skip
+from caxev.core.job import Job, Skip, Unmet
 from caxev.core.ledger import Reaction
 from caxev.core.model import (
     REQUESTED,
@@ -36,7 +36,7 @@ from caxev.core.model import (
     Run,
     Tag,
 )
-from caxev.core.recording import Maker, Outlook, outlook
+from caxev.core.recording import Maker, Outlook, decision_of, outlook
 from caxev.core.registry import (
     CopyFieldTrigger,
     CopyTrigger,
@@ -61,13 +61,17 @@ if TYPE_CHECKING:
 @selects_run()
 @click.option("--site", type=SITE, help="The site whose handlers are explained.")
 @click.option(
+    "--all", "everything", is_flag=True, help="Show every handler, also what has nothing to do."
+)
+@click.option(
     "--timeline", "as_timeline", is_flag=True, help="Show what happened, in order of time."
 )
-def explain(*, run: RunChoice, site: str | None, as_timeline: bool) -> None:
-    """Show what each handler of a site did with a run, or why it did nothing.
+def explain(*, run: RunChoice, site: str | None, everything: bool, as_timeline: bool) -> None:
+    """Show what a run waits for at a site, until when, and which conditions are not met.
 
-    The first place to look when nothing happens to a run. With --timeline, what has happened to
-    the run, in order of time, at one site or at all.
+    The first place to look when nothing happens to a run. With --all, what each handler did, or why
+    it did nothing. With --timeline, what has happened to the run, in order of time, at one site or
+    at all.
     """
     if site is None and not as_timeline:
         raise click.UsageError("name the site whose handlers to explain: --site (or --timeline)")
@@ -82,7 +86,11 @@ def explain(*, run: RunChoice, site: str | None, as_timeline: bool) -> None:
     if not options().as_json:
         _print_preface(registry, found)
     explanation = Explanation(registry, found, reactions, listening, known, history)
-    show(Table(_COLUMNS, list(explanation.rows())), empty="no handlers")
+    if everything:
+        show(Table(_COLUMNS, list(explanation.rows())), empty="no handlers")
+        return
+    nothing = "it waits for nothing, and no condition is unmet; --all shows each handler"
+    show(Table(_COLUMNS, list(explanation.blocking())), empty=nothing)
 
 
 async def _read(
@@ -132,6 +140,8 @@ def _request_of(copy: Copy) -> str:
 
 
 _COLUMNS = columns("handler", "event", "state", "why")
+_ALL_ONLY = frozenset({"done", "nothing to do", "not triggered", "off"})
+"""States that block nothing."""
 _LATEST = 1000
 """Rows of history of one run that are read, the newest."""
 
@@ -172,6 +182,26 @@ class Explanation:
             if reaction.handler not in known:
                 yield self._reaction_document(reaction, document)
 
+    def blocking(self) -> Iterator[dict[str, Any]]:
+        """Return the rows about what is waited for, and about what could be met and is not."""
+        for row in self.rows():
+            is_missed = row["state"] == "off" and self._is_missed(row["handler"])
+            if is_missed or row["state"] not in _ALL_ONLY:
+                yield row
+
+    def _is_missed(self, name: str) -> bool:
+        """Return whether a handler that ``task_list`` leaves out would have something to do."""
+        handler, sites = self.registry.handlers[name], options().sites()
+        here = sites.get(self.registry.here.name)
+        if evolve(here, task_list=()).unmet(handler) is not None:
+            return False
+        for aspect, value in self.snapshot.items():
+            if handler.unmet(aspect, value.partition("@")[0], self.registry.here) is None:
+                job = Job(self.run, Event(self.run.id, aspect, None, value), here, sites)
+                if handler.decide is not None and decision_of(handler, job) is None:
+                    return True
+        return False
+
     def _of(self, handler: Handler) -> Iterator[dict[str, Any]]:
         owed = [pair for pair in self.reactions if pair[0].handler == handler.name]
         for reaction, document in owed:
@@ -204,7 +234,8 @@ class Explanation:
     def _ahead(self, one: Outlook) -> tuple[str, str]:
         """Return the state, and why, of what has no reaction."""
         if isinstance(one.decision, Skip):
-            return "nothing to do", one.decision.why
+            unmet = isinstance(one.decision, Unmet)
+            return "not met" if unmet else "nothing to do", one.decision.why
         where = f"{which(self.run)} --site {self.registry.here.name}"
         return "missing", f"would run, as {one.why}: caxev replay {where}"
 

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from caxev.core.entry import Hold
-from caxev.core.job import Skip, Wait
+from caxev.core.job import Skip, Unmet, Wait
 from caxev.core.model import REQUESTED, TRANSFERRING, VERIFYING, Copy, CopyIs, Run
 from caxev.core.moments import LAST, after
 
@@ -52,7 +52,7 @@ def held(copy: Copy, now: datetime) -> Skip | Wait | None:
     if not left:
         return None
     why, end = f"it is {words(copy, left[0])}", end_of(copy, left[0])
-    return Skip(why) if end is None else Wait(why, end)
+    return Unmet(why) if end is None else Wait(why, end)
 
 
 def stays(run: Run, copy: Copy, now: datetime) -> Skip | Wait | None:
@@ -61,7 +61,7 @@ def stays(run: Run, copy: Copy, now: datetime) -> Skip | Wait | None:
     for one in wanted:
         if one.key.at(copy.host) == copy.key:
             who = one.creation_place or "somebody"
-            return Skip(f"it is the source of {one.key}, which {who} requested")
+            return Unmet(f"it is the source of {one.key}, which {who} requested")
     return held(copy, now)
 
 

@@ -15,7 +15,7 @@ from caxev.copies.holds import stays
 from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
 from caxev.copies.storage import same_bytes
-from caxev.core.job import Skip, Wait
+from caxev.core.job import Skip, Unmet, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Event, Run
 from caxev.core.moments import after
 from caxev.core.paths import plain
@@ -147,12 +147,14 @@ def plan(
     # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, sites)
     if like is None:
-        return Skip("no majority of its copies says what is right: caxev vouch names a right one")
+        return Unmet("no majority of its copies says what is right: caxev vouch names a right one")
     wanted = DeletionPlan(copy, by, why, keep, like, by_entries)
     if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
-        return Skip(f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}")
+        return Unmet(
+            f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}"
+        )
     # Last: a copy that stays for another reason needs no timer.
     if not unread(copy.key, sites, now).holds(run):
         return InUse("it is being read", now + READING)

@@ -44,6 +44,14 @@ class Skip:
 
 
 @frozen
+class Unmet(Skip):
+    """A `Skip` for want of a condition that may still be met: then there would be something to do.
+
+    `caxev explain` shows it among what is missing, and any other `Skip` only with ``--all``.
+    """
+
+
+@frozen
 class Wait:
     """A decision: there is nothing to do before `until` (UTC)."""
 
@@ -330,10 +338,14 @@ Decision = Skip | Wait | None
 
 def skip_of(*plans: object) -> Skip | None:
     """Return one `Skip` for several plans, or None if one of them is something to do."""
-    whys = [plan.why for plan in plans if isinstance(plan, Skip)]
-    if len(whys) < len(plans):
+    skipped = [plan for plan in plans if isinstance(plan, Skip)]
+    if len(skipped) < len(plans):
         return None
-    return Skip("; ".join(dict.fromkeys(whys)) or "it concerns no copy of ours, and no site")
+    # What may still be met is what matters: the other reasons are for good.
+    unmet = [one for one in skipped if isinstance(one, Unmet)]
+    whys = dict.fromkeys(one.why for one in unmet or skipped)
+    why = "; ".join(whys) or "it concerns no copy of ours, and no site"
+    return Unmet(why) if unmet else Skip(why)
 
 
 HandlerFunction = Callable[[Job], Awaitable[Result]]
