@@ -1096,12 +1096,6 @@ def test_runs_without_a_number_are_told_apart(online: Caxev, database: Named) ->
     assert missing == f"would run, as it is new here: caxev replay {' '.join(this)} --site chicago"
 
 
-def test_a_detector_alone_names_no_run(caxev: Caxev) -> None:
-    """It says which of several runs is meant: the run must be named, too."""
-    command = ("rm", "--site", "lngs", "--dry-run")
-    assert "--run or --name" in caxev(*command, "--detector", "tpc").err
-
-
 @pytest.mark.replicaset
 def test_status_of_a_run(online: Caxev, database: Named) -> None:
     """A run's copies and what is not done at any site, with progress."""

@@ -79,7 +79,7 @@ def test_the_options_that_select_runs(
         (selects_runs(), ["--has", "raw@"], "names no copy: write raw@lngs"),
         (selects_run(), [], "name one run"),
         (selects_run(), ["--run", "1", "--name", "x"], "name one run"),
-        (selects_run(required=False), ["--detector", "tpc"], "--detector only narrows"),
+        (selects_run(), ["--detector", "tpc"], "name one run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 Found = AsyncGenerator[Run, None]
+_FIRST: Final = 200
+"""Runs in the first page."""
 
 
 @command(
@@ -62,7 +64,10 @@ def runs(
 async def find(database: Database, choice: RunChoice, limit: int | None) -> Found:
     """Read the selected runs, the newest first. Raises `NoSuchRun` for an unknown value."""
     left = limit
-    async with aclosing(database.pages(choice.selection, utcnow(), newest_first=True)) as pages:
+    # A person wants to see the first lines at once.
+    first = min(limit or _FIRST, _FIRST)
+    pages = database.pages(choice.selection, utcnow(), newest_first=True, first=first)
+    async with aclosing(pages):
         async for page in pages:
             for run in page[:left]:
                 yield run

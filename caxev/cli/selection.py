@@ -195,21 +195,17 @@ def named(number: int | None, name: str | None, detector: str | None = None) -> 
     return RunChoice(Selection(numbers=numbers, names=names, detectors=detectors))
 
 
-def selects_run(*, required: bool = True) -> Callable[[Function], Function]:
+def selects_run() -> Callable[[Function], Function]:
     """Add the options that name one run, as the argument `run`."""
     number = click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number.")
     name = click.option("--name", metavar="X", help="The run's name, such as 161111_1434.")
     detector = click.option("--detector", metavar="D", help="Its detector, if runs share the name.")
-    return together("run", partial(_named, required=required), number, name, detector)
+    return together("run", _named, number, name, detector)
 
 
-def _named(
-    *, required: bool, number: int | None, name: str | None, detector: str | None
-) -> RunChoice:
-    if required and (number is None) == (name is None):
+def _named(*, number: int | None, name: str | None, detector: str | None) -> RunChoice:
+    if (number is None) == (name is None):
         raise click.UsageError("name one run: --run or --name")
-    if detector is not None and number is None and name is None:
-        raise click.UsageError("--detector only narrows a choice of runs: add --run or --name")
     return named(number, name, detector)
 
 

@@ -33,7 +33,7 @@ class RunPages(Connection):
     async def select(self, selection: Selection, now: datetime, limit: int = 0) -> list[Run]:
         """Read the selected runs in the order of their numbers; 0: no limit, else any so many."""
         found: list[Run] = []
-        async with aclosing(self.pages(selection, now)) as pages:
+        async with aclosing(self.pages(selection, now, first=limit or None)) as pages:
             async for page in pages:
                 found += page
                 if limit and len(found) >= limit:
@@ -41,9 +41,14 @@ class RunPages(Connection):
         return sorted(found[: limit or None], key=lambda run: run.number or 0)
 
     async def pages(
-        self, selection: Selection, now: datetime, *, newest_first: bool = False
+        self,
+        selection: Selection,
+        now: datetime,
+        *,
+        newest_first: bool = False,
+        first: int | None = None,
     ) -> AsyncGenerator[list[Run], None]:
-        """Read the selected runs page by page.
+        """Read the selected runs page by page; `first`: how many are in the first page at most.
 
         They come in the order of their ids, or of their numbers or names if these are selected.
         A run that changes meanwhile is read once, before or after, unless it is given another
@@ -53,25 +58,26 @@ class RunPages(Connection):
         for scan in reversed(scans) if newest_first else scans:
             rest: Scan | None = scan
             while rest is not None:
-                documents, rest = await self._page(query, rest, newest_first)
+                size, first = min(first or PAGE, PAGE), None
+                documents, rest = await self._page(query, rest, size, newest_first)
                 runs = map(Run.from_document, documents)
                 yield [run for run in runs if selection.means(run, now)]
 
     @operation
     async def _page(
-        self, query: Document, scan: Scan, newest_first: bool
+        self, query: Document, scan: Scan, size: int, newest_first: bool
     ) -> tuple[list[Document], Scan | None]:
         """Return a page of documents, and where the next page is; None: there is none."""
         try:
-            return await self._between(query, scan, newest_first)
+            return await self._between(query, scan, size, newest_first)
         except OperationFailure as error:
             if error.code != _NO_SUCH_INDEX or scan.by_id is None:
                 raise
         # Nobody has made it, or it was dropped just now.
-        return await self._between(query, scan.by_id, newest_first)
+        return await self._between(query, scan.by_id, size, newest_first)
 
     async def _between(
-        self, query: Document, scan: Scan, newest_first: bool
+        self, query: Document, scan: Scan, size: int, newest_first: bool
     ) -> tuple[list[Document], Scan | None]:
         wanted = {"$and": [query, scan.only]} if scan.only else query
         cursor = self._shown(wanted).hint(list(scan.keys))
@@ -83,8 +89,8 @@ class RunPages(Connection):
             cursor = cursor.max([*zip(names, scan.high, strict=True)])
         if newest_first:
             cursor = cursor.sort([(name, -1) for name in names])
-        documents = await cursor.limit(PAGE + 1).to_list(None)
-        if len(documents) <= PAGE:
+        documents = await cursor.limit(size + 1).to_list(None)
+        if len(documents) <= size:
             return documents, None
         # The bound `low` is included, `high` is not.
         following = documents.pop()
