@@ -241,6 +241,30 @@ async def _count(db: Any, number: int) -> bool:
     return len(await db.reactions("lngs")) == number
 
 
+@pytest.mark.replicaset
+async def test_a_replay_fires_nothing_that_was_done(database: Named) -> None:
+    """Also of a run that this process has just served, and whose snapshot it remembers."""
+    seen: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+
+    async def served() -> bool:
+        return not await db.pending("lngs")
+
+    async with engine.opened(database) as db, engine.listener(db, options):
+        for number in (1, 2):
+            document = engine.run_document(number, ("raw", "lngs", "transferred"))
+            run = await db.insert_run(document)
+            await engine.until(partial(_states, db, ["done"] * number))
+            await db.add_request("lngs", Request("replay", (run,)), "tests", Job.now())
+            await engine.until(served)
+            await engine.until(partial(_states, db, ["done"] * number))
+    assert seen == [1, 2]
+
+
 async def test_a_replay_beside_the_stream_fires_a_state_once(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:

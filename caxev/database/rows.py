@@ -188,7 +188,8 @@ def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
 def handlers_of(document: Mapping[str, Any]) -> int:
     """Return the id of the set of handlers that a snapshot was taken with; 0 if it names none."""
     by = document.get("by")
-    return by if type(by) is int else 0
+    # A number of 64 bits is read as a class of its own.
+    return int(by) if isinstance(by, int) and not isinstance(by, bool) else 0
 
 
 def alarm_state_from(document: Mapping[str, Any]) -> AlarmState:

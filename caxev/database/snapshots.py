@@ -164,6 +164,13 @@ class Recording(Quarantine):
         return {row["_id"]["r"]: snapshot for row, snapshot in found}
 
     @operation
+    async def seen_by(self, site: str, runs: Sequence[RunId]) -> dict[RunId, int]:
+        """Return the ids of the sets of handlers that the site's snapshots were taken with."""
+        found: dict[RunId, int] = {}
+        await self._last_snapshots(site, runs, found)
+        return found
+
+    @operation
     async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
         """Return a page of run ids, and the `after` with which to ask for the next page, or None.
 

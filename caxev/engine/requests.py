@@ -113,7 +113,9 @@ class Requests:
             async with recorder.beside_stream():
                 snapshots = await recorder.read(some)
                 ingest = await recorder.compare(dict.fromkeys(some, utcnow()), snapshots)
-                known = {run: sets.get(by, frozenset()) for run, by in snapshots.handlers.items()}
+                # From the database: what is in memory does not have it.
+                by = await context.database.seen_by(context.lease.site, some)
+                known = {run: sets.get(one, frozenset()) for run, one in by.items()}
                 again = await self._again(snapshots.now, known, request, but=ingest.reactions)
                 seen = snapshots.now if request.handler is None else {}
                 every = {**seen, **ingest.snapshots}
