@@ -5,7 +5,7 @@ a host without a listener. After ``stalled.warn`` hours in one status it raises 
 status changes. After ``stalled.retry`` hours it removes the entry of a ``transferring`` copy. The
 removal is an event that starts the transfer again; data that has already arrived is reused. The
 run records this in ``given_up``. An ``error`` that an old program left is treated the same way,
-unless `caxev.handlers.transfer` can repair the copy.
+unless `caxev.handlers.repair` can repair the copy.
 
 `merge` reacts to a key with several entries, which old programs add without looking. If one of
 them is good, it removes the others once nobody works on them, and has the copy read again if

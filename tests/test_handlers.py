@@ -44,9 +44,10 @@ from caxev.core.update import (
 from caxev.engine.attempt import Watch, attempt
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
 from caxev.handlers import checksum as verify
-from caxev.handlers import deletion, stalled, transfer
+from caxev.handlers import deletion, repair, stalled, transfer
 from caxev.handlers.judge import quarantine
 from caxev.transfer import Route, Traffic, links
+from caxev.transfer.carrying import STALLED, TransferPlan
 from tests import strategies as make
 from tests.places import vouched
 
@@ -97,7 +98,7 @@ def copy_of(run: Run, host: str) -> Copy:
 
 def pull(
     run: Run, at: str = "xenon", here: Site = LNGS, kind: str = "raw", days: float = 0
-) -> transfer.TransferPlan | Skip:
+) -> TransferPlan | Skip:
     seen = CopyKey(kind, at, "v1" if kind != "raw" else None)
     now = NOW + timedelta(days=days)
     return transfer.plan_pull(run, seen, here, ALL, trigger=TRIGGER, now=now)
@@ -128,7 +129,7 @@ def why(plan: object) -> str:
 def test_pull_plans_a_copy_under_the_sites_own_directory() -> None:
     """The first good source, our directory for that type, the run's own directory name."""
     run = run_of(entry("xenon"))
-    plan = transfer.TransferPlan(copy_of(run, "xenon"), RAW, f"/lngs/raw/{NAME}", TRIGGER, None)
+    plan = TransferPlan(copy_of(run, "xenon"), RAW, f"/lngs/raw/{NAME}", TRIGGER, None)
     assert pull(run) == plan
 
 
@@ -136,7 +137,7 @@ def test_pull_prefers_the_order_of_download_options() -> None:
     """Of two good copies the one named first is fetched, by that one's event alone."""
     run = run_of(entry("chicago"), entry("xenon"))
     plan = pull(run, "xenon")
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "xenon"
     assert "comes first" in why(pull(run, "chicago"))
 
@@ -144,7 +145,7 @@ def test_pull_prefers_the_order_of_download_options() -> None:
 def test_pull_falls_back_to_the_next_source() -> None:
     """A first source that is not good yet does not stop the second."""
     plan = pull(run_of(entry("xenon", "verifying"), entry("chicago")), "chicago")
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "chicago"
 
 
@@ -152,14 +153,14 @@ def test_pull_after_the_first_source_vanished_takes_another() -> None:
     """Its own event is left where the other source's has been passed over, and finds that one."""
     assert "comes first" in why(pull(run_of(entry("xenon"), entry("chicago")), "chicago"))
     plan = pull(run_of(entry("chicago")), "xenon")
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "chicago"
 
 
 def test_pull_after_our_copy_vanished_takes_the_best_source() -> None:
     """Where our own copy is gone, the event speaks of us and not of a source."""
     plan = pull(run_of(entry("chicago")), "lngs")
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "chicago"
 
 
@@ -167,7 +168,7 @@ def test_pull_of_derived_data_matches_its_version() -> None:
     """Another version of the same type is another copy."""
     derived = {"type": "processed", "pax_version": "v1", "location": "/xenon/x.root"}
     plan = pull(run_of(entry("xenon", **derived)), kind="processed")
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.location == "/lngs/processed/pax_v1/x.root"
     other = run_of(entry("xenon", **{**derived, "pax_version": "v2"}))
     assert "no such copy" in why(pull(other, kind="processed"))
@@ -191,7 +192,7 @@ def test_pull_needs_a_good_source(fields: dict[str, Any], reason: str) -> None:
 def test_pull_takes_a_manifest_for_a_digest() -> None:
     """A source that has a manifest needs no cax-compatible checksum."""
     run = run_of(entry("xenon", checksum=None, manifest="b3:00"))
-    assert isinstance(pull(run), transfer.TransferPlan)
+    assert isinstance(pull(run), TransferPlan)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +240,9 @@ def test_raw_data_that_would_be_purged_at_once_is_not_fetched(purge: float, days
     raw = pull(run_of(entry("xenon")), here=here, days=days)
     assert isinstance(raw, Skip) == (timedelta(days=purge) < timedelta(days=days))
     ageless = run_of(entry("xenon"), start=None)
-    assert isinstance(pull(ageless, here=here, days=days), transfer.TransferPlan)
+    assert isinstance(pull(ageless, here=here, days=days), TransferPlan)
     derived = run_of(entry("xenon", type="processed", pax_version="v1"))
-    assert isinstance(pull(derived, here=here, kind="processed", days=days), transfer.TransferPlan)
+    assert isinstance(pull(derived, here=here, kind="processed", days=days), TransferPlan)
 
 
 # -- what is there already ----------------------------------------------------------------------
@@ -253,7 +254,7 @@ def test_only_ones_own_copy_is_resumed(status: str) -> None:
     ours = entry("lngs", status, trigger=TRIGGER)
     run = run_of(entry("xenon"), ours)
     plan = pull(run)
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert plan.resume == copy_of(run, "lngs")
     for other in ("pull: raw at chicago", "push: raw at xenon", "raw at xenon", None):
         theirs = run_of(entry("xenon"), entry("lngs", status, trigger=other))
@@ -294,9 +295,7 @@ def test_push_plans_a_copy_in_the_other_sites_directory() -> None:
     """The plan's place is the other site's, the source ours."""
     run = run_of(entry("lngs"))
     wanted = CopyKey("raw", "chicago")
-    plan = transfer.TransferPlan(
-        copy_of(run, "lngs"), wanted, f"/chicago/raw/{NAME}", TRIGGER, None
-    )
+    plan = TransferPlan(copy_of(run, "lngs"), wanted, f"/chicago/raw/{NAME}", TRIGGER, None)
     assert push(run) == plan
 
 
@@ -328,7 +327,7 @@ def test_raw_data_that_would_be_purged_there_at_once_is_not_brought(
         assert "purged at once at chicago" in plan.why
     wish = entry("chicago", "requested", source="lngs", **ASKED)
     asked = push(run_of(entry("lngs"), wish), sites=sites, days=days)
-    assert isinstance(asked, transfer.TransferPlan)
+    assert isinstance(asked, TransferPlan)
 
 
 def test_push_to_a_site_that_is_not_described() -> None:
@@ -347,18 +346,18 @@ def test_a_requested_copy_comes_from_where_it_was_asked() -> None:
     run = run_of(entry("xenon"), entry("remote"), wish)
     here = evolve(LNGS, purge=1.0)
     plan = pull(run, at="lngs", here=here, days=9)
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert (plan.source.host, plan.location) == ("remote", f"/lngs/raw/{NAME}")
     assert plan.resume == copy_of(run, "lngs")
     begun = entry("lngs", "transferring", source="remote", trigger=TRIGGER, requested=True)
     again = pull(run_of(entry("xenon"), entry("remote"), begun), at="lngs", here=here, days=9)
-    assert isinstance(again, transfer.TransferPlan)
+    assert isinstance(again, TransferPlan)
     assert again.source.host == "remote"
 
 
 def test_a_requested_copy_is_pushed_by_the_site_that_was_asked() -> None:
     """Upload options do not matter, and nobody else pushes it."""
-    for source, expected in (("lngs", transfer.TransferPlan), ("xenon", Skip)):
+    for source, expected in (("lngs", TransferPlan), ("xenon", Skip)):
         wish = entry("remote", "requested", source=source, **ASKED)
         assert isinstance(push(run_of(entry("lngs"), entry("xenon"), wish), "remote"), expected)
 
@@ -366,8 +365,8 @@ def test_a_requested_copy_is_pushed_by_the_site_that_was_asked() -> None:
 # -- repair ---------------------------------------------------------------------------------------
 
 
-def repair(run: Run, host: str = "lngs", here: Site = LNGS) -> transfer.TransferPlan | Skip:
-    return transfer.plan_repair(run, copy_of(run, host), here, ALL, trigger=TRIGGER)
+def repaired_by(run: Run, host: str = "lngs", here: Site = LNGS) -> TransferPlan | Skip:
+    return repair.plan_repair(run, copy_of(run, host), here, ALL, trigger=TRIGGER)
 
 
 def bad(host: str, status: str = "error", **fields: Any) -> dict[str, Any]:
@@ -378,8 +377,8 @@ def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
     """Where it is, and only from copies whose manifests say what is wrong."""
     good = [entry(host, manifest="b3:0") for host in ("remote", "chicago", "xenon")]
     run = run_of(bad("lngs", location="/lngs/raw/odd"), *good, entry("tape", manifest="b3:0"))
-    plan = repair(run)
-    assert isinstance(plan, transfer.TransferPlan)
+    plan = repaired_by(run)
+    assert isinstance(plan, TransferPlan)
     assert plan.location == "/lngs/raw/odd"
     assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon", "remote"]
 
@@ -397,32 +396,32 @@ def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
 def test_what_is_not_mended(fields: dict[str, Any], reason: str) -> None:
     """Only what a checksum found bad, a bounded number of times, and what we began ourselves."""
     good = entry("chicago", manifest="b3:0")
-    assert reason in why(repair(run_of(good, {**bad("lngs"), **fields})))
+    assert reason in why(repaired_by(run_of(good, {**bad("lngs"), **fields})))
     ours = {**bad("lngs"), "status": "transferring", "trigger": TRIGGER, "repairs": 3}
-    assert isinstance(repair(run_of(good, ours)), transfer.TransferPlan)
+    assert isinstance(repaired_by(run_of(good, ours)), TransferPlan)
 
 
 def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
     """From the pusher's own copy."""
     run = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="lngs"))
-    plan = repair(run, "remote")
-    assert isinstance(plan, transfer.TransferPlan)
+    plan = repaired_by(run, "remote")
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "lngs"
     theirs = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="xenon"))
-    assert "within reach" in why(repair(theirs, "remote"))
+    assert "within reach" in why(repaired_by(theirs, "remote"))
     without = run_of(entry("chicago", location=None), bad("lngs"))
-    assert "within reach" in why(repair(without))
+    assert "within reach" in why(repaired_by(without))
 
 
 def test_a_copy_is_repaired_from_one_with_a_manifest_first() -> None:
     """Of one that old programs made no part can be compared: it is taken if there is no other."""
     made_by_cax = entry("xenon")
     run = run_of(made_by_cax, entry("chicago", manifest="b3:0"), bad("lngs", source="xenon"))
-    plan = repair(run)
-    assert isinstance(plan, transfer.TransferPlan)
+    plan = repaired_by(run)
+    assert isinstance(plan, TransferPlan)
     assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon"]
-    alone = repair(run_of(made_by_cax, bad("lngs", source=None)))
-    assert isinstance(alone, transfer.TransferPlan)
+    alone = repaired_by(run_of(made_by_cax, bad("lngs", source=None)))
+    assert isinstance(alone, TransferPlan)
     assert alone.source.host == "xenon"
 
 
@@ -440,14 +439,14 @@ def test_what_an_old_program_failed_to_make_is_made_by_us(
 ) -> None:
     """An error that names none of us, wherever the data is good; and what is there is kept."""
     failed = entry("lngs", "error", checksum=None) | fields
-    plan = repair(run_of(entry("chicago", manifest="b3:0"), failed))
+    plan = repaired_by(run_of(entry("chicago", manifest="b3:0"), failed))
     if reason is not None:
         assert reason in why(plan)
         return
-    assert isinstance(plan, transfer.TransferPlan)
+    assert isinstance(plan, TransferPlan)
     assert (plan.source.host, plan.again) == ("chicago", True)
     beside = run_of(entry("chicago", manifest="b3:0"), failed, entry("lngs", "verifying"))
-    assert "another entry" in why(repair(beside))
+    assert "another entry" in why(repaired_by(beside))
 
 
 def test_where_no_caxev_listens_it_is_made_by_who_pushes_there() -> None:
@@ -455,10 +454,10 @@ def test_where_no_caxev_listens_it_is_made_by_who_pushes_there() -> None:
     failed = entry("remote", "error", checksum=None)
     run = run_of(entry("lngs", manifest="b3:0"), failed)
     here = evolve(LNGS, upload_options=("remote",))
-    plan = transfer.plan_repair(run, copy_of(run, "remote"), here, ALL, trigger=TRIGGER)
-    assert isinstance(plan, transfer.TransferPlan)
+    plan = repair.plan_repair(run, copy_of(run, "remote"), here, ALL, trigger=TRIGGER)
+    assert isinstance(plan, TransferPlan)
     assert plan.source.host == "lngs"
-    assert "within reach" in why(repair(run, "remote"))
+    assert "within reach" in why(repaired_by(run, "remote"))
 
 
 def test_what_an_old_program_left_under_the_name_is_gone_on_with() -> None:
@@ -468,7 +467,7 @@ def test_what_an_old_program_left_under_the_name_is_gone_on_with() -> None:
     def again(*rows: dict[str, Any], **fields: Any) -> bool:
         rows_ = [{"date": NOW, **left, **row} for row in rows]
         plan = pull(run_of(entry("xenon"), given_up=rows_, **fields))
-        assert isinstance(plan, transfer.TransferPlan)
+        assert isinstance(plan, TransferPlan)
         return plan.again
 
     assert again({})
@@ -487,22 +486,22 @@ def test_a_copy_is_mended_as_most_say() -> None:
     """Not from the one it came from where that is outvoted; not before it is known who is right."""
     good = [entry(host, manifest="b3:0") for host in ("xenon", "remote")]
     outvoted = entry("chicago", manifest="b3:1")
-    plan = repair(run_of(bad("lngs"), outvoted, *good))
-    assert isinstance(plan, transfer.TransferPlan)
+    plan = repaired_by(run_of(bad("lngs"), outvoted, *good))
+    assert isinstance(plan, TransferPlan)
     assert [one.host for one in (plan.source, *plan.others)] == ["xenon", "remote"]
     with pytest.raises(Retry, match="contradict one another"):
-        repair(run_of(bad("lngs"), outvoted, good[0]))
-    assert "who is right" in why(repair(run_of(bad("lngs", disputed=True), *good)))
+        repaired_by(run_of(bad("lngs"), outvoted, good[0]))
+    assert "who is right" in why(repaired_by(run_of(bad("lngs", disputed=True), *good)))
     accused = [{**one, "status": "error", "disputed": True} for one in good]
     with pytest.raises(Retry, match="about to be acquitted"):
-        repair(run_of(bad("lngs"), *accused))
+        repaired_by(run_of(bad("lngs"), *accused))
     aside = bad("lngs", quarantine={"place": "/lngs"})
-    assert "vouch" in why(repair(run_of(aside, *good)))
+    assert "vouch" in why(repaired_by(run_of(aside, *good)))
     sure = entry("chicago", manifest="b3:1", vouched={"by": "me"})
     with pytest.raises(Retry, match="about to be set aside"):
-        repair(run_of(bad("lngs", quarantine={"place": None}), sure, *good))
-    plan = repair(run_of(aside, sure, *good))
-    assert isinstance(plan, transfer.TransferPlan)
+        repaired_by(run_of(bad("lngs", quarantine={"place": None}), sure, *good))
+    plan = repaired_by(run_of(aside, sure, *good))
+    assert isinstance(plan, TransferPlan)
     assert (plan.source.host, plan.others) == ("chicago", ())
 
 
@@ -518,7 +517,7 @@ def test_what_was_deleted_on_purpose_comes_again_only_where_a_person_asks() -> N
     assert "deleted it" in why(push(run_of(entry("lngs"), deleted_data=stones)))
     wish = entry("lngs", "requested", source="xenon", **ASKED)
     asked = pull(run_of(entry("xenon"), wish, deleted_data=stones), at="lngs")
-    assert isinstance(asked, transfer.TransferPlan)
+    assert isinstance(asked, TransferPlan)
 
 
 def test_nothing_is_copied_from_what_is_to_go() -> None:
@@ -535,9 +534,9 @@ def test_a_repair_and_a_pull_of_the_same_copy_are_told_apart() -> None:
         run = run_of(entry("chicago", manifest="b3:0"), theirs)
         pulled = transfer.plan_pull(run, RAW, LNGS, ALL, trigger="pull: raw at lngs", now=NOW)
         ours = run.copy(RAW)
-        repaired = transfer.plan_repair(run, ours, LNGS, ALL, trigger="repair: raw at lngs")
-        assert isinstance(pulled, transfer.TransferPlan) == (name == "pull")
-        assert isinstance(repaired, transfer.TransferPlan) == (name == "repair")
+        repaired = repair.plan_repair(run, ours, LNGS, ALL, trigger="repair: raw at lngs")
+        assert isinstance(pulled, TransferPlan) == (name == "pull")
+        assert isinstance(repaired, TransferPlan) == (name == "repair")
 
 
 @pytest.mark.parametrize("plan", [pull, push])
@@ -783,7 +782,7 @@ async def test_a_repair_whose_source_has_gone_bad_says_so() -> None:
     trigger = f"lngs: repair: {RAW}"
     mine = entry("lngs", "transferring", trigger=trigger, checksumproblem=True)
     yard = Yard(run_of(mine, entry("xenon", "error")))
-    await transfer.repair(job_of(yard, RAW, LNGS))
+    await repair.repair(job_of(yard, RAW, LNGS))
     assert copy_of(yard.run, "lngs").status == "error"
 
 
@@ -795,7 +794,7 @@ async def test_each_bad_copy_is_repaired_from_the_first_good_one(outcome: object
     job = job_of(yard, RAW)
     job.sites = sites_of(*ALL.values(), site("far", listener=False))
     with pytest.raises(GiveUp) if isinstance(outcome, GiveUp) else nullcontext():
-        await transfer.repair(job)
+        await repair.repair(job)
     assert yard.tried == ["remote", "far"]
     assert copy_of(yard.run, "far").status == "verifying"
 
@@ -832,7 +831,7 @@ def test_waiting_for_a_place_is_no_stall() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery, links.traffic.slot("xenon", link):
             nursery.start_soon(wait)
-            await trio.sleep(10 * transfer.STALLED)
+            await trio.sleep(10 * STALLED)
             assert (yard.run.copy(RAW), yard.tried, outcomes) == (None, [], [])
 
     in_no_time(main)
@@ -883,7 +882,7 @@ def test_a_hanging_source_is_tried_last_the_next_time() -> None:
 
     async def main() -> None:
         ended = await attempted(job_of(yard, AT_XENON))
-        assert ended == Postponed(f"no progress for {transfer.STALLED:.0f} s")
+        assert ended == Postponed(f"no progress for {STALLED:.0f} s")
         assert await attempted(job_of(yard, AT_XENON)) == Done()
 
     in_no_time(main)
@@ -923,7 +922,7 @@ async def test_an_entry_names_the_reaction_that_made_it() -> None:
     for handler, seen, run, at in (
         (transfer.pull, AT_XENON, run_of(entry("xenon")), "lngs"),
         (transfer.push, RAW, run_of(entry("lngs")), "chicago"),
-        (transfer.repair, RAW, repaired, "lngs"),
+        (repair.repair, RAW, repaired, "lngs"),
     ):
         yard = Yard(run)
         await handler(job_of(yard, seen))

@@ -21,6 +21,7 @@ from caxev.files import confine, link_problem, within_tree
 from caxev.handlers import checksum
 from caxev.handlers import transfer as reactions
 from caxev.transfer import Route
+from caxev.transfer.carrying import TransferPlan
 from tests import sshd as servers
 from tests.attacks import SECRET
 from tests.faults.paths import DEEDS, MOVED, Deed, Place, over_ssh, placed, problems
@@ -104,7 +105,7 @@ def test_what_is_planned_lies_inside(tmp_path: Path) -> None:
             plan = reactions.plan_pull(run, key, LNGS, ALL, trigger=TRIGGER, now=NOW)
         except GiveUp:
             continue
-        if isinstance(plan, reactions.TransferPlan):
+        if isinstance(plan, TransferPlan):
             assert plan.location.startswith(base)
             name = plan.location.removeprefix(base)
             assert name not in {"", ".", ".."}

@@ -38,7 +38,7 @@ from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.database import open_database
 from caxev.demo.world import TAPE, World
 from caxev.files import Item, Manifest
-from caxev.handlers import checksum, tape, transfer
+from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
 from tests import dsmc_faults, engine
 from tests import test_tape as steps
@@ -222,7 +222,7 @@ def test_other_reactions_leave_tape_alone() -> None:
     assert "which this reaction does not serve" in why(verdict)
     bad = entry("tape", "error", source="lngs", checksumproblem=True)
     run = run_of(entry("lngs", manifest="b3:1"), bad)
-    plan = transfer.plan_repair(run, run.copies[1], HERE, SITES, trigger="x")
+    plan = repair.plan_repair(run, run.copies[1], HERE, SITES, trigger="x")
     assert "is not reached by" in why(plan)
 
 

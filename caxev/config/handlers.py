@@ -25,6 +25,7 @@ from caxev.limited import CONFIGURATION, read_limited
 
 DEFAULT_HANDLERS: Final = (
     "caxev.handlers.transfer",
+    "caxev.handlers.repair",
     "caxev.handlers.checksum",
     "caxev.handlers.judge",
     "caxev.handlers.stalled",
