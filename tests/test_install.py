@@ -78,7 +78,9 @@ class Machine:
         }
         (self.home / "log").unlink(missing_ok=True)
         command = ["sh", str(DEPLOY / "install"), *words]
-        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env=environ, cwd=self.root, capture_output=True, text=True, check=False
+        )
 
     def installs(self, *words: str) -> None:
         ended = self.install(*words)
@@ -158,6 +160,14 @@ def test_the_paths_that_others_name_stay_the_same(machine: Machine) -> None:
     ended = machine.install(str(machine.checkout), "lngs")
     assert (ended.returncode, machine.log) == (1, [])
     assert "move" in ended.stderr
+
+
+def test_a_directory_is_never_taken_for_a_package(machine: Machine) -> None:
+    """What pip gets is an absolute path: a bare name would be looked for in the index."""
+    machine.commit("a")
+    machine.installs("checkout", "lngs")
+    (installed,) = [line for line in machine.log if "--no-deps" in line]
+    assert installed.split()[-1] == str(machine.checkout)
 
 
 def test_one_can_go_back_and_forth(machine: Machine) -> None:
