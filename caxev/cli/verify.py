@@ -20,6 +20,7 @@ from attrs import define, field
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Column, columns, fail_if, stream
+from caxev.cli.plans import FEW, Tally, asks
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.site_paths import is_here
@@ -48,7 +49,8 @@ _NAMED: Final = 3
 @selects_runs(required=False, copies=("type", "version"))
 @click.option("--site", type=SITE, help="Only copies at this site.")
 @click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
-def verify(*, runs: RunChoice, site: str | None, deep: bool) -> None:
+@asks
+def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
     """Check that the files of good copies are there, each of its size.
 
     Only copies of sites on this machine are checked. With --deep their files are read and
@@ -60,12 +62,25 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool) -> None:
     if not runs.selects and site is None:
         raise click.UsageError("select copies: --site, --run, --name, --tag, --since, ...")
     wanted = runs.narrowed(host=site, status=TRANSFERRED)
+    if deep and wanted.selection.at_most > FEW:
+        options().with_database(_tallied, wanted).ask(yes=yes)
     verification = Verification(options().sites(), deep)
     stream(_COLUMNS, verification.rows, wanted)
     fail_if(verification.any_bad)
 
 
 _COLUMNS = columns("run", "type", "version", "host", "found", "why", Column("location", minor=1))
+
+
+async def _tallied(database: Database, choice: RunChoice) -> Tally:
+    """Return what is to be read: of how many runs, and how many bytes."""
+    tally, now = Tally(), utcnow()
+    async with aclosing(choice.each(database)) as runs:
+        async for run in runs:
+            copies = [one for one in run.copies if choice.selection.means_copy(one, now)]
+            sizes = [one.size or (run.raw_size if one.type == "raw" else 0) for one in copies]
+            tally.add("read and compared", sum(filter(None, sizes)))
+    return tally
 
 
 @define
