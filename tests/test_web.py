@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from caxev.web.hub import BEHIND, Hub, Viewer
 from tests.conftest import Database as Named
 from tests.engine import run_document
 from tests.mongod import Cluster
-from tests.page import Page, hostile_names, serving
+from tests.page import SITES, Page, hostile_names, serving
 
 pytestmark = pytest.mark.replicaset
 Server = Any
@@ -318,6 +319,22 @@ def test_a_port_that_is_taken_is_said(page: Page, database: Named) -> None:
     assert done.returncode == 3
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_shows_the_same(page: Page, server: Server, database: Named) -> None:
+    """`caxev top` counts what the page counts, and a name steers no terminal."""
+    run = server.runs_new.find_one({"number": 1})["_id"]
+    server.caxev_ledger.insert_one(failed(run, "no \x1b[31m route"))
+    command = [sys.executable, "-m", "caxev", "top", "--once", "--mongo-uri", database.uri]
+    command += ["--database", database.name, "--config", str(SITES)]
+    wide = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=wide
+    )
+    assert "3 runs   3 good copies   3 copies on the way" in done.stdout
+    assert "no \\x1b[31m route" in done.stdout
+    assert "\x1b[31m route" not in done.stdout
+    del page
 
 
 def test_it_leaves_when_asked(page: Page) -> None:

@@ -27,9 +27,9 @@ from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
 from caxev.web.runs import CHANGES_KEPT, Place, Runs, label_of
+from caxev.web.scene import Scene
 from caxev.web.state import LABELS_KEPT, LiveState, Open
 from caxev.web.stream import EventStream
-from caxev.web.views import Scene
 from tests import strategies as make
 
 NOW = datetime(2026, 11, 11, 12, 0, tzinfo=UTC)

@@ -32,6 +32,7 @@ GROUPS: Final = {
         "holds": ("caxev.cli.hold:holds", "List the copies that somebody holds."),
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
         "history": ("caxev.cli.history:history", "List what happened to runs and at sites."),
+        "top": ("caxev.cli.top:top", "Show what all sites do, live in the terminal."),
         "web": ("caxev.cli.web:web", "Serve a page that shows all sites and runs, live."),
         "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
     },

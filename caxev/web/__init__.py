@@ -6,6 +6,8 @@ there as rendered parts of the page through the `hub` to every browser that show
 - `state`: what is known now, made of `runs` (copies by host, the latest changes, links) and the
   ledger's open reactions; `lights` and `reasons` are what people conclude from it;
 - `feeder`: fills the state by one pass, then follows the change stream;
+- `scene`: the state with the sites of sites.json, and what is in progress; `terminal` is all that
+  ``caxev top`` adds;
 - `views`: what each view shows, as parts; `rendering` makes HTML of them, `drawing` SVG;
 - `hub`: sends each part that changed to all that watch its view, rendered once;
 - `app`: the addresses; `guard`: who may ask for what; `server`: Hypercorn, in our own nursery.

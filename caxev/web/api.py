@@ -25,8 +25,8 @@ from caxev.web.listing import BadFilter, Filter
 from caxev.web.reasons import grouped
 from caxev.web.rendering import run_path
 from caxev.web.runs import Change
+from caxev.web.scene import Scene, numbers, work
 from caxev.web.state import Open
-from caxev.web.views import Scene
 
 DEFAULT: Final = 100
 LONGEST_NUMBER: Final = 20
@@ -65,7 +65,7 @@ class Api:
             request,
             {
                 "level": worst.icon,
-                "numbers": {one.name: one.value for one in views.numbers(state)},
+                "numbers": {one.name: one.value for one in numbers(state)},
                 "in_progress": [
                     {
                         "run": run_path(one.run),
@@ -76,7 +76,7 @@ class Api:
                         "since": one.since,
                         "progress": _progress(one.progress),
                     }
-                    for one in views.work(state)
+                    for one in work(state)
                 ],
                 "trouble": _pair(state.health.trouble),
                 "history_lost": _pair(state.health.gap),

@@ -32,8 +32,9 @@ from caxev.web.api import Api
 from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.rendering import render, shown
+from caxev.web.scene import Number, Scene, numbers
 from caxev.web.stream import EventStream
-from caxev.web.views import WINDOWS, Number, Parts, Scene, numbers
+from caxev.web.views import WINDOWS, Parts
 
 Owed: TypeAlias = Sequence[tuple[Reaction, Mapping[str, Any]]]
 History: TypeAlias = Callable[[Run, Sequence[HistoryRow], Owed], Sequence[Mapping[str, Any]]]

@@ -19,7 +19,7 @@ from caxev.core.model import Copy, Run, RunId
 from caxev.core.selection import Selection, SelectionError, source_of
 from caxev.database import Database, id_from
 from caxev.web.rendering import element_id, render, run_path
-from caxev.web.views import Scene
+from caxev.web.scene import Scene
 
 PAGE: Final = 50
 MOST: Final = 500

@@ -24,8 +24,8 @@ from caxev.web.app import History, Site
 from caxev.web.feeder import Feeder, Heard
 from caxev.web.guard import LOOPBACK, Guard
 from caxev.web.hub import Hub
+from caxev.web.scene import Scene
 from caxev.web.state import LiveState
-from caxev.web.views import Scene
 
 TICK: Final = 1.0
 """Seconds between two looks at the clock: a lease lapses without any change."""

@@ -10,22 +10,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from caxev.config import Sites
 from caxev.config.sites import link_between
 from caxev.core.alarms import urgency
-from caxev.core.amounts import ReportedProgress, size
-from caxev.core.clock import utcnow
+from caxev.core.amounts import size
 from caxev.core.ledger import State
-from caxev.core.model import ERROR, TRANSFERRED, CopyKey
+from caxev.core.model import ERROR, TRANSFERRED
 from caxev.web import drawing
-from caxev.web.lights import Level, Light, light_of
+from caxev.web.lights import Level, Light
 from caxev.web.reasons import grouped
 from caxev.web.rendering import element_id, render
 from caxev.web.runs import Traffic
+from caxev.web.scene import HEADLINES, Scene, numbers, trigger_of, work
 from caxev.web.state import LiveState, Open
 
 Parts: TypeAlias = dict[str, str]
@@ -34,46 +34,6 @@ CHANGES_SHOWN: Final = 14
 PROGRESS_SHOWN: Final = 12
 WINDOWS: Final = {"1h": 1, "24h": 24, "7d": 168}
 """The periods of the links, in hours."""
-HEADLINES: Final = {
-    Level.OFF: "Nobody has to do anything",
-    Level.GOOD: "Nobody has to do anything",
-    Level.WARN: "Somebody should have a look",
-    Level.BAD: "Somebody has to act",
-}
-
-
-@define(eq=False)
-class Scene:
-    """What views are made of: the state, the sites of sites.json, and the time."""
-
-    state: LiveState
-    sites: Sites
-    clock: Callable[[], datetime] = field(default=utcnow)
-
-    @property
-    def now(self) -> datetime:
-        return self.clock()
-
-    @property
-    def names(self) -> list[str]:
-        """The sites of sites.json in its order, then others that ever listened."""
-        return list(dict.fromkeys([*self.sites, *sorted(self.state.sites)]))
-
-    @property
-    def hosts(self) -> list[str]:
-        """The sites, then other hosts that have copies."""
-        others = {place.host for place in self.state.runs.counts}
-        return list(dict.fromkeys([*self.names, *sorted(others)]))
-
-    def listens(self, site: str) -> bool:
-        """Return whether a site should have a listener."""
-        found = self.sites.find(site)
-        return found is None or found.listener
-
-    def light(self, site: str) -> Light:
-        """Return the light of a site."""
-        return light_of(self.state, site, self.now, listens=self.listens(site))
-
 
 # -- now ------------------------------------------------------------------------------------------
 
@@ -133,37 +93,6 @@ def _all_well(lights: Mapping[str, Light]) -> str:
     return f"{sites} listening, no reaction has failed and no alarm is active."
 
 
-@frozen
-class Number:
-    """A number with its name; `kind` is the class of its colour."""
-
-    name: str
-    value: int
-    path: str | None = None
-    kind: str = ""
-
-
-def numbers(state: LiveState) -> list[Number]:
-    """Return the counters of the first view."""
-    statuses: Counter[str] = Counter()
-    for place, count in state.runs.counts.items():
-        statuses[place.status] += count
-    states: Counter[State] = Counter()
-    for (_, one), count in state.tally.items():
-        states[one] += count
-    bad, failed, alarms = statuses[ERROR], states[State.FAILED], len(state.active_alarms())
-    busy = sum(statuses.values()) - statuses[TRANSFERRED] - bad
-    return [
-        Number("runs", len(state.runs), "/runs"),
-        Number("good copies", statuses[TRANSFERRED], "/storage"),
-        Number("copies on the way", busy),
-        Number("bad copies", bad, "/runs?status=error", "bad" if bad else ""),
-        Number("reactions waiting", states[State.PENDING]),
-        Number("reactions failed", failed, "/failures", "bad" if failed else ""),
-        Number("alarms", alarms, "/alarms", "bad" if alarms else ""),
-    ]
-
-
 def _card(scene: Scene, site: str, light: Light) -> str:
     state, record = scene.state, scene.state.sites.get(site)
     good = sum(
@@ -186,53 +115,9 @@ def _card(scene: Scene, site: str, light: Light) -> str:
     )
 
 
-@frozen
-class Work:
-    """A row of what is in progress."""
-
-    run: Any
-    label: str
-    what: str
-    source: str | None
-    place: str
-    progress: ReportedProgress | None
-    since: datetime | None
-
-
 def _progress(state: LiveState) -> str:
     rows = work(state)
     return render("now_progress.html", rows=rows[:PROGRESS_SHOWN], total=len(rows))
-
-
-def work(state: LiveState) -> list[Work]:
-    """Return what is running: copies that are being made first, then other reactions."""
-    running = {_trigger(one): one for one in state.of_state(State.RUNNING)}
-    rows, used = [], set()
-    for moving in state.runs.moving.values():
-        key = (moving.run, moving.trigger or "")
-        one = running.get(key)
-        used.add(key)
-        progress = one.progress if one else None
-        label, what = state.label(moving.run), _kind(moving.key)
-        place = moving.key.host
-        rows.append(Work(moving.run, label, what, moving.source, place, progress, moving.since))
-    for key, one in running.items():
-        if key not in used:
-            reaction, about = one.reaction, one.copy
-            what = f"{reaction.handler}{f' {_kind(about)}' if about else ''}"
-            label, since = state.label(reaction.run), reaction.started
-            rows.append(Work(reaction.run, label, what, None, reaction.site, one.progress, since))
-    return sorted(rows, key=lambda row: row.progress is None)
-
-
-def _kind(key: CopyKey) -> str:
-    return f"{key.type} {key.version or ''}".rstrip()
-
-
-def _trigger(one: Open) -> tuple[Any, str]:
-    """Return how the entry of a copy names the reaction that makes it."""
-    reaction = one.reaction
-    return reaction.run, f"{reaction.site}: {reaction.handler}: {reaction.aspect}"
 
 
 # -- failures, alarms -----------------------------------------------------------------------------
@@ -281,7 +166,7 @@ def link_rows(scene: Scene, hours: int) -> list[LinkRow]:
     arrived = state.runs.links.within(now, hours)
     moving: Counter[tuple[str, str]] = Counter()
     rates: Counter[tuple[str, str]] = Counter()
-    running = {_trigger(one): one for one in state.of_state(State.RUNNING)}
+    running = {trigger_of(one): one for one in state.of_state(State.RUNNING)}
     for one in state.runs.moving.values():
         if one.source and one.source != one.key.host:
             link = (one.source, one.key.host)
