@@ -88,7 +88,9 @@ class RunPages(Connection):
         if scan.high:
             cursor = cursor.max([*zip(names, scan.high, strict=True)])
         if newest_first:
-            cursor = cursor.sort([(name, -1) for name in names])
+            # By the id alone, if all have the same other keys: the server would not use an index on
+            # fields of a list to sort by these, and sort all runs.
+            cursor = cursor.sort([(name, -1) for name in (names if scan.ranges else ["_id"])])
         documents = await cursor.limit(size + 1).to_list(None)
         if len(documents) <= size:
             return documents, None
