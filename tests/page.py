@@ -58,18 +58,18 @@ class Page:
     def json(self, path: str) -> Any:
         return self.get(path).json
 
-    def until(self, condition: Callable[[], Any]) -> Any:
+    def until(self, condition: Callable[[], Any], within: float = PATIENCE) -> Any:
         """Wait for a condition to hold; return what it returned."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + within
         while not (found := condition()):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
         return found
 
-    def ready(self) -> None:
+    def ready(self, within: float = PATIENCE) -> None:
         """Wait until all runs have been read."""
-        self.until(lambda: self.get("/healthz").status == 200)
+        self.until(lambda: self.get("/healthz").status == 200, within)
 
     def watch(self, view: str, last: str | None = None) -> Iterator[tuple[str, Any]]:
         """Follow a view: the kinds of the events, and their data."""
