@@ -286,7 +286,14 @@ def _cells(bulk: BulkRequest, now: BulkProgress) -> dict[str, Any]:
     invoke_without_command=True,
     epilog=example("caxev requests", "caxev requests cancel 3f9ac0d1"),
 )
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="The most to list.",
+)
 @click.pass_context
 def requests(context: click.Context, limit: int) -> None:
     """List the requests for copies of many runs, the newest first: how far they are.
@@ -354,7 +361,10 @@ def watch(*, name: str) -> None:
 @command("caxev requests cancel 3f9ac0d1", group=requests, output=as_json)
 @_id
 def cancel(*, name: str) -> None:
-    """Withdraw the copies of a request that no listener has begun; others are finished."""
+    """Withdraw the copies that no listener has begun.
+
+    Those that a listener has begun are finished.
+    """
     bulk = _known(name)
     _withdraw(bulk, _printer())
     _sum_up(bulk)
@@ -364,6 +374,9 @@ def cancel(*, name: str) -> None:
 @_id
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
 def resume(*, name: str, wait: bool) -> None:
-    """Request again what is missing of a request: what was withdrawn, and what has failed."""
+    """Request again what is missing of a request.
+
+    That is what was withdrawn, and what has failed.
+    """
     bulk = _known(name)
     _carry_out(bulk, _request_of(bulk), float("inf") if wait else 0.0)
