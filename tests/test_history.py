@@ -16,6 +16,7 @@ from pymongo.synchronous.database import Database as MongoDatabase
 
 from caxev import HERE, Job, Retry, RunUpdate, Skip, copy, tag
 from caxev.config import ConfigError, Settings
+from caxev.core.alarms import Alarm, AlarmState
 from caxev.core.clock import utcnow
 from caxev.core.history import MOST_FILES, Deed, HistoryRow, What, joined, of_attempt
 from caxev.core.ledger import Done, Postponed, Reaction, State, new_reaction, settle
@@ -507,6 +508,22 @@ async def _leads(db: Database) -> bool:
     started = await db.history(HistorySearch(what=(What.STARTED,)))
     record = await db.site_record(SITE)
     return record is not None and record.active and len(started) == record.epoch
+
+
+@pytest.mark.replicaset
+async def test_alarms_are_told_once(database: Named) -> None:
+    """Raised and cleared, each once however often it is kept, also by the next process."""
+    state = AlarmState(Alarm(SITE, "disk", "the disk is full"), NOW)
+    over = evolve(state, over=NOW + timedelta(hours=1))
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        for kept in (state, state, over):
+            await db.keep_alarms(lease, [kept])
+        db._there.clear()  # as in another process
+        await db.keep_alarms(lease, [over], ["another"])
+        cleared, raised = await history(db)
+    assert (raised.deed.what, raised.deed.reason) == (What.ALARM_RAISED, "the disk is full")
+    assert (cleared.deed.what, cleared.at) == (What.ALARM_CLEARED, over.over)
 
 
 @pytest.mark.replicaset

@@ -6,15 +6,17 @@ Their keys begin with ``alarm``, so that a scan over runs or reactions skips the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from attrs import asdict
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.alarms import AlarmState
+from caxev.core.history import Deed, HistoryRow, What
 from caxev.database.client import Document
 from caxev.database.connection import operation
-from caxev.database.quarantine import Quarantine
+from caxev.database.history import History
 from caxev.database.rows import alarm_state_from
 from caxev.database.writes import Lease, guard, upsert, write_all
 from caxev.failpoints import point
@@ -45,7 +47,22 @@ def alarm_row(state: AlarmState) -> Document:
     }
 
 
-class Alarms(Quarantine):
+def alarm_rows(state: AlarmState) -> list[HistoryRow]:
+    """Return what the history shows of an alarm; the same rows however often it is kept. Pure."""
+    alarm, since = state.alarm, state.since
+    key = f"{alarm.site}:alarm:{alarm.id}:{since:%Y%m%dT%H%M%S}{since.microsecond // 1000:03d}"
+
+    def row(what: What, at: datetime, key: str) -> HistoryRow:
+        deed = Deed(what=what, reason=alarm.summary)
+        return HistoryRow(at=at, site=alarm.site, deed=deed, id=key)
+
+    rows = [row(What.ALARM_RAISED, since, key)]
+    return (
+        rows if state.over is None else [*rows, row(What.ALARM_CLEARED, state.over, f"{key}:over")]
+    )
+
+
+class Alarms(History):
     """Keeping the states of alarms, so that a restart neither repeats nor forgets one."""
 
     @operation
@@ -64,9 +81,11 @@ class Alarms(Quarantine):
             upsert(alarm_id(lease.site, one.alarm.key), {"$set": alarm_row(one)}) for one in kept
         ]
         forgotten = [alarm_id(lease.site, key) for key in gone]
+        rows = [row for one in kept for row in alarm_rows(one)]
 
         async def keep(session: AsyncClientSession) -> None:
             await write_all(self._ledger, writes, session)
+            await self._add_rows(rows, session)
             if forgotten:
                 await self._ledger.delete_many({"_id": {"$in": forgotten}}, session=session)
             # Last: from here to the commit nobody else can write the site's document.
@@ -74,4 +93,6 @@ class Alarms(Quarantine):
 
         point("database.alarms.before")
         await self._transaction(keep)
+        # An alarm is kept again at each delivery.
+        self._there.update(row.id for row in rows)
         point("database.alarms.after")
