@@ -97,7 +97,7 @@ def merge(*, files: tuple[str, ...], first: bool) -> None:
 
 @command("caxev sites diff", "caxev sites diff --json", group=sites)
 def diff() -> None:
-    """Compare sites.json with those of all listeners and stand-bys, key by key.
+    """Compare sites.json with those of all listeners, key by key.
 
     A row for each process that listens or stands by: its version, the digests of its sites.json
     and of its handlers, and the keys whose values differ from this sites.json. Exit status 1 if
