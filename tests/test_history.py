@@ -66,6 +66,8 @@ rows = st.builds(
     seconds=seconds,
     waited=seconds,
     attempt=st.integers(1, 99),
+    output=st.lists(st.binary(), max_size=3).map(tuple),
+    outputs=st.integers(1, 9),
     id=names,
 )
 

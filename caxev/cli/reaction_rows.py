@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from caxev.cli.history_rows import facts
@@ -67,13 +67,12 @@ def progress_cells(progress: ReportedProgress | None) -> dict[str, Any]:
     }
 
 
-def _output(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return the output of the programs that the reaction has run."""
-    parts = document.get("kept")
+def _output(parts: Sequence[bytes] | None, number: int | None) -> dict[str, str]:
+    """Return the output of the programs that the reaction has run: the last parts of so many."""
     if not parts:
         return {}
     try:
-        return {"said": unpacked(parts, document["kept_parts"])}
+        return {"said": unpacked(parts, number or len(parts))}
     except (LookupError, TypeError, zlib.error):
         return {"said": "[the output in the ledger is unreadable]"}
 
@@ -92,7 +91,7 @@ def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, A
         **progress_cells(ReportedProgress.of(progress)),
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
         "note": reaction.note,
-        **_output(document),
+        **_output(document.get("kept"), document.get("kept_parts")),
     }
 
 
@@ -107,4 +106,5 @@ def done_row(row: HistoryRow) -> dict[str, Any]:
         "due": row.at,
         "attempts": row.attempt - 1,
         "note": ", ".join(filter(None, (str(row.deed.what), facts(row)))),
+        **_output(row.output, row.outputs),
     }

@@ -117,7 +117,8 @@ async def _done(
     """Return the rows of reactions that have left the ledger, the newest first."""
     from caxev.database import HistorySearch
 
-    async for page in database.history_pages(HistorySearch(site=site, handler=handler), limit):
+    search = HistorySearch(site=site, handler=handler, with_output=options().as_json)
+    async for page in database.history_pages(search, limit):
         for row in page:
             if row.event is not None:
                 yield done_row(row)

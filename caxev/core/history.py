@@ -98,8 +98,9 @@ class HistoryRow:
     `before` and `after` are the event of the run that led to it. `deed` has the facts.
 
     `seconds` is how long the attempt took, `waited` how many seconds passed from the event to the
-    first attempt, and `attempt` its number, from 1. `id` is unique: to add a row again with the
-    same id changes nothing; an empty one stands for a new one.
+    first attempt, and `attempt` its number, from 1. `output` is what programs printed meanwhile, as
+    `core.transcript` packs it, the last parts of `outputs`. `id` is unique: to add a row again with
+    the same id changes nothing; an empty one stands for a new one.
     """
 
     at: datetime
@@ -115,6 +116,8 @@ class HistoryRow:
     seconds: float | None = None
     waited: float | None = None
     attempt: int = 1
+    output: tuple[bytes, ...] = ()
+    outputs: int = 0
     id: str = ""
 
     @property

@@ -8,6 +8,7 @@ from itertools import count
 from typing import Final, TypeVar
 
 import trio
+from attrs import evolve
 from pymongo import UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -18,7 +19,7 @@ from caxev.core.transcript import KEPT_PARTS
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument, Unreachable, translated
 from caxev.database.connection import Session, operation
-from caxev.database.history import NO_ROWS, History, Rows
+from caxev.database.history import NO_ROWS, History, Rows, kept_output
 from caxev.database.run_queries import Runs
 from caxev.database.writes import Lease, delete_all, lease_lost, write_all, write_each
 from caxev.failpoints import point
@@ -159,6 +160,8 @@ class Claims(Runs, History):
     ) -> tuple[int, int]:
         point("database.settle.before")
         done = [_generation(one, epoch) for one in reactions if one.state is State.DONE]
+        some = {one.id: rows[one.id] for one in reactions if one.id in rows}
+        happened = await self._with_output(some, session)
         writes = [
             {"q": _generation(one, epoch), "u": _settlement(one)}
             for one in reactions
@@ -172,10 +175,23 @@ class Claims(Runs, History):
             freed = [{"q": _claimed(one, epoch), "u": _FREED} for one in reactions]
             renewed = await write_all(self._ledger, freed, session)
         # What was done was done, also if it is to be done again.
-        if happened := [rows[one.id] for one in reactions if one.id in rows]:
-            await self._add_rows(happened, session)
+        if happened:
+            await self._add_rows([*happened.values()], session)
         point("database.settle.after")
         return counted, renewed
+
+    async def _with_output(self, rows: Rows, session: Session) -> Rows:
+        """Add to rows what programs printed: with the reactions it will leave the ledger."""
+        if not rows:
+            return rows
+        query = {"_id": {"$in": list(rows)}, "kept": {"$type": "binData"}}
+        cursor = self._ledger.find(query, {"kept": 1, "kept_parts": 1}, session=session)
+        found = dict(rows)
+        async for document in cursor:
+            output, parts = kept_output(document)
+            key = document["_id"]
+            found[key] = evolve(found[key], output=output, outputs=parts)
+        return found
 
     @operation
     async def settle_with(
@@ -270,7 +286,9 @@ class Claims(Runs, History):
             if not (await self._ledger.update_one(mine, touch, session=session)).matched_count:
                 raise _ClaimGone
             if row is not None:
-                await self._add_rows([row(Run.from_document(document))], session)
+                bare = {reaction.id: row(Run.from_document(document))}
+                whole = await self._with_output(bare, session)
+                await self._add_rows([*whole.values()], session)
             return document
 
         point("database.update.before")

@@ -30,6 +30,8 @@ Rows: TypeAlias = Mapping[str, HistoryRow]
 NO_ROWS: Final[Rows] = {}
 PAGE: Final = 500
 """Rows that are read at a time."""
+_FEW: Final = 20
+"""Rows that are read at a time with the output of programs."""
 _LATEST: Final = 20
 """Rows of which one is of the latest epoch of a site: others follow in order of time, or nearly."""
 _DUPLICATE: Final = 11000
@@ -37,7 +39,10 @@ _DUPLICATE: Final = 11000
 
 @frozen(kw_only=True)
 class HistorySearch:
-    """Which rows: all that fit every condition given. `since` and `until` are UTC, inclusive."""
+    """Which rows: all that fit every condition given. `since` and `until` are UTC, inclusive.
+
+    Only `with_output` they have the output of programs, which can be large.
+    """
 
     site: str | None = None
     runs: Sequence[RunId] | None = None
@@ -45,6 +50,7 @@ class HistorySearch:
     handler: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    with_output: bool = False
 
 
 @define(eq=False, slots=False)
@@ -131,7 +137,9 @@ class History(Quarantine):
             query["$and"] = [{"at": {"$lte": after.at}}]
             query["$or"] = [{"at": {"$lt": after.at}}, {"_id": {"$lt": after.id}}]
         order = [("at", DESCENDING), ("_id", DESCENDING)]
-        return self._history.find(query, batch_size=PAGE).sort(order).limit(limit)
+        left_out = None if search.with_output else {"kept": 0}
+        found = self._history.find(query, left_out, batch_size=_FEW if search.with_output else PAGE)
+        return found.sort(order).limit(limit)
 
     async def _last_generation(self, site: str, most: int) -> int:
         """Return the highest generation in the site's latest rows, none above `most`; else 0."""
@@ -189,6 +197,8 @@ def history_document(row: HistoryRow, days: float) -> Document:
         "reason": deed.reason,
         "by": deed.by,
         "proof": list(deed.proof),
+        "kept": list(row.output),
+        "kept_parts": row.outputs or None,
         "expires": row.at + timedelta(days=days) if days else None,
     }
     return {
@@ -200,7 +210,7 @@ def history_document(row: HistoryRow, days: float) -> Document:
 
 def history_row_from(document: Mapping[str, Any]) -> HistoryRow:
     """Return the row that a document holds. Raises `Malformed`."""
-    row = Row.of(document)
+    row, (output, parts) = Row.of(document), kept_output(document)
     return HistoryRow(
         id=row.text("_id"),
         at=row.moment("at"),
@@ -225,4 +235,13 @@ def history_row_from(document: Mapping[str, Any]) -> HistoryRow:
         seconds=row.number("seconds", None),
         waited=row.number("waited", None),
         attempt=row.whole("attempt", 1),
+        output=output,
+        outputs=parts,
     )
+
+
+def kept_output(document: Mapping[str, Any]) -> tuple[tuple[bytes, ...], int]:
+    """Return the packed output in a document, and of how many parts these are the last."""
+    kept, parts = document.get("kept"), document.get("kept_parts")
+    output = tuple(one for one in kept if isinstance(one, bytes)) if isinstance(kept, list) else ()
+    return output, parts if isinstance(parts, int) else len(output)
