@@ -272,9 +272,10 @@ def test_a_run_s_whole_life(tmp_path: Path) -> None:
     for site, words in (
         ("chicago", "begun from lngs"),
         ("chicago", "process raw at chicago"),
-        ("chicago", "minitrees v6.8.0 at chicago transferred"),
-        ("tsm-server", "raw at tsm-server transferred"),
-        ("lngs", "raw at lngs deleted purge: older than 30 days; good at"),
+        ("chicago", "collect minitrees v6.8.0 at chicago processed"),
+        ("lngs", "backup raw at tsm-server transferred from lngs, to tsm-server"),
+        ("lngs", "recall raw at lngs transferred from tsm-server, to lngs"),
+        ("lngs", "erase raw at lngs deleted"),
     ):
         assert any(one == site and words in line for one, line in there), (words, said[told:])
     assert list(tmp_path.iterdir()) == []
