@@ -9,7 +9,7 @@ import pytest
 from caxev import CopyKey, Run
 from caxev.cli.copy_request import CopyPath, new_request
 from caxev.core.history import HistoryRow, What
-from caxev.handlers import checksum, deletion, transfer
+from caxev.handlers import checksum, deletion, repair, transfer
 from caxev.testing import Lab, lab
 
 pytestmark = pytest.mark.replicaset
@@ -20,7 +20,7 @@ SITES: dict[str, dict[str, Any]] = {
     "chicago": {"download_options": ["lngs"], **PATROL},
     "stockholm": {"download_options": ["lngs"], **PATROL},
 }
-three = lab(checksum, deletion, transfer, sites=SITES)
+three = lab(checksum, deletion, repair, transfer, sites=SITES)
 
 
 async def rows(here: Lab, run: Run, what: str) -> list[HistoryRow]:
