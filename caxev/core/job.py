@@ -311,8 +311,8 @@ class Job:
     async def keep(self, output: str) -> None:
         """Keep the output of a program with this reaction, behind what is kept already.
 
-        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it until
-        the reaction is done.
+        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it; of a
+        reaction that is done, the history keeps it.
         """
         await self.ports.keep(packed(output))
 
