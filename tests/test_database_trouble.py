@@ -24,7 +24,7 @@ from caxev.cli.reactions import _line, _retry, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Failed, Postponed, Reaction, State, new_reaction
-from caxev.core.model import CopyKey, Event
+from caxev.core.model import CopyKey, Event, Run
 from caxev.database import (
     Database,
     DatabaseError,
@@ -365,7 +365,8 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
                 open_reaction(document["_id"], generation=n) for n, document in enumerate(documents)
             ]
             former = await taken(db)
-            seen = {one.run: {one.aspect: "transferred"} for one in reactions}
+            # As a scan finds them: it is to make no further reactions.
+            seen = {one["_id"]: Run.from_document(one).snapshot() for one in documents}
             await db.ingest(former, Ingest(seen, reactions), utcnow())
             if refused == "pending":
                 assert len(await db.claim(reactions, former.epoch)) == 5
