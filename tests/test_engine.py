@@ -33,7 +33,7 @@ from caxev import (
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.core.selection import NumberRange, Selection
-from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request
+from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Unreachable
 from caxev.engine import lanes
 from caxev.engine.attempt import LATELY, RateMeter
 from caxev.engine.options import Options
@@ -431,6 +431,39 @@ async def test_what_is_premature_starts_when_it_is_due(database: Named) -> None:
         await engine.until(lambda: started)
     assert len(asked) == len(started) == 1
     assert started[0] >= 2
+
+
+async def test_what_was_recorded_unheard_is_found(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reply is lost, and the lane was full: the reaction is neither claimed nor announced."""
+    seen: list[int | None] = []
+    begun, goes_on, ingest = trio.Event(), trio.Event(), Database.ingest
+    lost: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number)
+        begun.set()
+        await goes_on.wait()
+
+    async def unheard(self: Database, lease: Any, what: Ingest, *rest: Any) -> None:
+        await ingest(self, lease, what, *rest)
+        if begun.is_set() and what.reactions and not lost:
+            lost.append(1)
+            raise Unreachable("the reply was lost")
+
+    monkeypatch.setattr(Database, "ingest", unheard)
+    one = engine.handler(see, copy("transferred", host=HERE))
+    options = engine.options_for(database, [one], site_fields={"lanes": {"default": 1}})
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, ("raw", "lngs", "transferred")))
+        await begun.wait()
+        await trio.sleep(0.5)  # the lane has nothing more to fetch
+        await db.insert_run(engine.run_document(2, ("raw", "lngs", "transferred")))
+        await engine.until(lambda: lost)
+        await trio.sleep(1)
+        goes_on.set()
+        await engine.until(lambda: seen == [1, 2], within=60)
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:

@@ -119,15 +119,16 @@ class Dispatcher:
                 await settler.retry_stuck(claims, late=late)
                 known = running | settler.stuck.keys()
                 stale = [claim for claim in claims if claim["_id"] not in known]
-                freed, refused = await database.free(stale)
+                _, refused = await database.free(stale)
                 for reaction in (await database.standing(list(refused))).values():
                     why = f"it cannot be released: {refused[reaction.id]}"
                     settler.leave_stuck(Ended(reaction, Failed(why)))
             except BaseException:
                 self._doubtful = True
                 raise
-        if freed or late:  # what was given back is pending, and no lane knows of it
-            self.look_again()
+        # What was given back is pending, and no lane knows of it; nor of what was recorded and of
+        # which we have not heard.
+        self.look_again()
 
     def look_again(self) -> None:
         """Ask the database for due reactions in all lanes, also those that no handler uses."""
