@@ -12,10 +12,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from attrs import frozen
-from bson import Int64
-from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import OperationFailure
 
 from caxev.core.alarms import AlarmState
 from caxev.core.entry import NOTED
@@ -23,13 +20,13 @@ from caxev.core.ledger import Reaction, State
 from caxev.core.model import RunId
 from caxev.core.selection import Selection
 from caxev.database.alarms import KIND as ALARM
-from caxev.database.client import BAD_TOKEN_CODES, Document, HistoryLost
+from caxev.database.client import Document, HistoryLost
 from caxev.database.connection import PAGE, operation
 from caxev.database.quarantine import Quarantine
 from caxev.database.rows import alarm_state_from, reaction_from
 from caxev.database.selections import query_of
 from caxev.database.sites import ACTIVE, SHOWN_OF_SITES, SITE, Position, SiteRecord
-from caxev.database.stream import ALL, BATCH, ENDS, is_usable, pipeline
+from caxev.database.stream import ALL, ENDS, ChangeCursor, is_usable, pipeline
 
 SHOWN_OF_RUNS: Final = dict.fromkeys(
     (
@@ -90,58 +87,18 @@ class News:
     """Site and key of alarms that were removed."""
 
 
-class FeedStream:
-    """An open change stream on the runs, the ledger and the requests. Methods are for asyncio."""
+class FeedStream(ChangeCursor):
+    """An open change stream on the runs, the ledger and the requests."""
 
     def __init__(
         self, database: AsyncDatabase[Document], runs: str, ledger: str, requests: str
     ) -> None:
-        self._database = database
+        super().__init__(database, None, _stages(runs, ledger, requests))
         self._names = (runs, ledger, requests)
-        self._session: AsyncClientSession | None = None
-        self._cursor = 0
-        self._first: Document | None = None
-
-    async def open(self, position: Position) -> None:
-        """Start after `position`. Raises pymongo's errors, and `HistoryLost` for a bad token."""
-        self._session = self._database.client.start_session()
-        begin: Document = {"startAtOperationTime": position.start}
-        if position.token is not None:
-            begin = {"startAfter": position.token}
-        command = {
-            "aggregate": 1,
-            "pipeline": [{"$changeStream": begin}, *_stages(*self._names)],
-            "cursor": {"batchSize": BATCH},
-            "readConcern": {"level": "majority"},
-        }
-        try:
-            self._first = await self._command(command)
-        except OperationFailure as error:
-            if position.token is None or error.code not in BAD_TOKEN_CODES:
-                raise
-            raise HistoryLost(f"the position is unusable (code {error.code})") from error
-        self._cursor = self._first["id"]
 
     async def next(self, wait: float) -> Changed:
         """Wait for changes; empty after `wait` seconds without one. Raises `HistoryLost`."""
-        cursor, self._first = self._first, None
-        if cursor is None or not cursor["firstBatch"]:
-            command = {
-                "getMore": Int64(self._cursor),
-                "collection": "$cmd.aggregate",
-                "batchSize": BATCH,
-                "maxTimeMS": int(wait * 1000),
-            }
-            cursor = await self._command(command)
-        changes = cursor.get("firstBatch") or cursor.get("nextBatch") or []
-        token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
-        return self._changed(changes, Position(token=token))
-
-    async def _command(self, command: Document) -> Document:
-        plain = self._database.codec_options
-        reply = await self._database.command(command, session=self._session, codec_options=plain)
-        cursor: Document = reply["cursor"]
-        return cursor
+        return self._changed(*await self.read(wait))
 
     def _changed(self, changes: Sequence[Document], position: Position) -> Changed:
         runs, ledger, _ = self._names
@@ -158,12 +115,6 @@ class FeedStream:
         return Changed(
             tuple(found[runs]), tuple(found[ledger]), bool(found[self._names[2]]), position
         )
-
-    async def close(self) -> None:
-        """Forget the cursor; the server ends it with its session."""
-        if self._session is not None:
-            await self._session.end_session()
-            self._session = None
 
 
 def _stages(runs: str, ledger: str, requests: str) -> list[Document]:

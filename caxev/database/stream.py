@@ -123,15 +123,21 @@ class Batch:
     changes: int
 
 
-class Stream:
-    """An open change stream on the runs collection. All methods are asyncio functions."""
+class ChangeCursor:
+    """The cursor of a change stream, of one collection or (None) the whole database.
+
+    All methods are asyncio functions.
+    """
 
     def __init__(
-        self, database: AsyncDatabase[Document], collection: str, interest: Interest = ALL
+        self,
+        database: AsyncDatabase[Document],
+        collection: str | None,
+        stages: Sequence[Document],
     ) -> None:
         self._database = database
         self._collection = collection
-        self._pipeline = pipeline(interest)
+        self._stages = stages
         self._session: AsyncClientSession | None = None
         self._cursor = 0
         self._first: Document | None = None
@@ -144,8 +150,8 @@ class Stream:
         if position.token is not None:
             begin = {"startAfter": position.token}
         command = {
-            "aggregate": self._collection,
-            "pipeline": [{"$changeStream": begin}, *self._pipeline],
+            "aggregate": self._collection or 1,
+            "pipeline": [{"$changeStream": begin}, *self._stages],
             "cursor": {"batchSize": BATCH},
             "readConcern": {"level": "majority"},
         }
@@ -157,22 +163,22 @@ class Stream:
             raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
         self._cursor = self._first["id"]
 
-    async def next(self, wait: float) -> Batch:
-        """Wait for the next batch; empty after `wait` seconds without a change.
-
-        Raises `HistoryLost` if the collection was dropped or renamed.
-        """
+    async def read(self, wait: float) -> tuple[Sequence[Document], Position]:
+        """Wait up to `wait` seconds for changes; return them and the position behind them."""
         # Opening has brought a first batch, which may be empty.
         cursor, self._first = self._first, None
         if cursor is None or not cursor["firstBatch"]:
             command = {
                 "getMore": Int64(self._cursor),
-                "collection": self._collection,
+                "collection": self._collection or "$cmd.aggregate",
                 "batchSize": BATCH,
                 "maxTimeMS": int(wait * 1000),
             }
             cursor = await self._command(command)
-        return _batch(cursor.get("firstBatch") or cursor.get("nextBatch") or [], cursor)
+        changes = cursor.get("firstBatch") or cursor.get("nextBatch") or []
+        # The token after the batch: it also passes what the pipeline left out.
+        token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
+        return changes, Position(token=token)
 
     async def _command(self, command: Document) -> Document:
         # A command does not take the client's options for what it decodes.
@@ -195,6 +201,22 @@ class Stream:
             self._session = None
 
 
+class Stream(ChangeCursor):
+    """An open change stream on the runs collection."""
+
+    def __init__(
+        self, database: AsyncDatabase[Document], collection: str, interest: Interest = ALL
+    ) -> None:
+        super().__init__(database, collection, pipeline(interest))
+
+    async def next(self, wait: float) -> Batch:
+        """Wait for the next batch; empty after `wait` seconds without a change.
+
+        Raises `HistoryLost` if the collection was dropped or renamed.
+        """
+        return _batch(*await self.read(wait))
+
+
 def is_usable(run: Any) -> bool:
     """Return whether this can be a run's id; log it if not."""
     if not is_plain(run):
@@ -209,7 +231,7 @@ def _when(change: Document) -> datetime:
     return wall or change["clusterTime"].as_datetime()
 
 
-def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
+def _batch(changes: Sequence[Document], position: Position) -> Batch:
     runs: dict[RunId, datetime] = {}
     for change in changes:
         if change["operationType"] in ENDS:
@@ -217,9 +239,7 @@ def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
         run = change["documentKey"]["_id"]
         if is_usable(run):
             runs.setdefault(run, _when(change))
-    # The token after the batch: it also passes what the pipeline left out.
-    token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
-    return Batch(runs, Position(token=token), len(changes))
+    return Batch(runs, position, len(changes))
 
 
 class Streams(Connection):
