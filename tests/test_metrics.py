@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import shutil
@@ -11,7 +10,6 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
@@ -22,9 +20,6 @@ import trio
 import trio.testing
 from attrs import frozen
 from click.testing import CliRunner
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as families
@@ -39,6 +34,7 @@ from caxev.metrics import COPIES_REGISTRY
 from caxev.metrics_server import Login, MetricsAddress, MetricsServer
 from tests import engine
 from tests.conftest import Database as Named
+from tests.sinks import certificate as certificate_in
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = DEPLOY / "prometheus" / "caxev.rules.yml"
@@ -123,27 +119,8 @@ class Certificate:
 
 
 def made(directory: Path) -> Certificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(names, critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    found = Certificate(directory / "metrics.pem", directory / "metrics.key")
-    found.pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.NoEncryption()
-    pkcs8 = serialization.PrivateFormat.PKCS8
-    found.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
-    return found
+    pem, _ = certificate_in(directory)
+    return Certificate(pem, directory / "key.pem")
 
 
 def test_metrics_are_served_with_tls(tmp_path: Path) -> None:
@@ -165,7 +142,7 @@ def test_a_wrong_certificate_is_an_error_of_the_configuration(tmp_path: Path) ->
     """It names both files."""
     good = made(tmp_path)
     good.key.write_text("no key")
-    with pytest.raises(ConfigError, match=r"metrics\.pem with the key in .*metrics\.key"):
+    with pytest.raises(ConfigError, match=r"certificate\.pem with the key in .*key\.pem"):
         MetricsServer(MetricsAddress(0, "127.0.0.1", good.pem, good.key), TOKEN)
 
 

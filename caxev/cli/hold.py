@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,53 +28,18 @@ from caxev.cli.requests import (
 )
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
-from caxev.cli.values import HOST, SITE
+from caxev.cli.values import HOST, LENGTH, SITE, TIME
 from caxev.config import Site
 from caxev.copies.deletion import hold as holding
 from caxev.copies.holds import COMING, end_of, standing, terms, words
 from caxev.copies.retention import days_kept
 from caxev.core.clock import utcnow
-from caxev.core.entry import MOST_DAYS, Hold
+from caxev.core.entry import Hold
 from caxev.core.history import HistoryRow, What
 from caxev.core.model import REQUESTED, Copy, CopyKey, Run
 
 if TYPE_CHECKING:
     from caxev.database import Database
-
-_UNITS: Final = {"h": 1 / 24, "d": 1.0, "w": 7.0}
-DATE_FORMATS: Final = ("%Y-%m-%d", "%Y-%m-%dT%H:%M")
-
-
-class Duration(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A time span such as ``36h``, ``14d`` or ``2w``, in days."""
-
-    name = "duration"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Return the number of days. Raises click's error."""
-        if isinstance(value, float):  # click converts a default twice
-            return value
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([hdw])", str(value))
-        days = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
-        if not 0 < days <= MOST_DAYS:
-            self.fail(f"{value!r} is no time span such as 36h, 14d or 2w", param, ctx)
-        return days
-
-
-class Moment(click.DateTime):
-    """A date or time in UTC; a date means its beginning."""
-
-    def __init__(self) -> None:
-        super().__init__(DATE_FORMATS)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Return the time, UTC. Raises click's error."""
-        found: datetime = super().convert(value, param, ctx)
-        return found.replace(tzinfo=utcnow().tzinfo)
 
 
 @frozen
@@ -87,8 +51,9 @@ class Keep:
     why: str | None = None
 
     @classmethod
-    def of(cls, *, days: float | None, until: datetime | None, why: str | None) -> Keep:
+    def of(cls, *, length: timedelta | None, until: datetime | None, why: str | None) -> Keep:
         """Take it from the options. Raises click's error."""
+        days = None if length is None else length / timedelta(days=1)
         if days is not None and until is not None:
             raise click.UsageError("--keep-for and --keep-until exclude each other")
         if until is not None and until <= utcnow():
@@ -121,15 +86,15 @@ keeps: Final = together(
     Keep.of,
     click.option(
         "--keep-for",
-        "days",
-        type=Duration(),
+        "length",
+        type=LENGTH,
         metavar="TIME",
         help="Keep the copy so long once it is there, as 36h, 14d, 2w.",
     ),
     click.option(
         "--keep-until",
         "until",
-        type=Moment(),
+        type=TIME,
         metavar="DATE",
         help="Keep it until then, UTC: 2026-12-24 or 2026-12-24T18:00.",
     ),

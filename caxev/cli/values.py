@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import click
@@ -21,7 +21,7 @@ from caxev.config.sites import TYPES
 from caxev.core import model
 from caxev.core.clock import utcnow
 from caxev.core.history import What
-from caxev.core.moments import moment_at, read_moment
+from caxev.core.moments import is_length, moment_at, read_length, read_moment
 from caxev.core.registry import recorded
 from caxev.core.selection import CONDITIONS, MOST, CopyPattern, SelectionError
 
@@ -207,8 +207,39 @@ class MomentType(click.ParamType):  # type: ignore[type-arg]  # not generic in o
             self.fail(str(error), param, ctx)
 
 
+class TimeType(MomentType):
+    """A time, UTC, and not how long ago it was."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Return the time. Raises click's error."""
+        if is_length(str(value)):
+            self.fail(f"{value!r} is no time: write 2026-12-24 or 2026-12-24T18:00", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class LengthType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A length of time such as ``36h``, ``14d`` or ``2w``."""
+
+    name = "length"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> timedelta:
+        """Return the length. Raises click's error."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return read_length(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 RUN_NUMBER: Final = RunNumber()
 MOMENT: Final = MomentType()
+TIME: Final = TimeType()
+LENGTH: Final = LengthType()
 WHAT: Final = OneOf("event", lambda _options: list(What))
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())

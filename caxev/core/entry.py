@@ -21,7 +21,7 @@ R = TypeVar("R", bound="Record")
 NOTED: Final = "verified_noted"
 """The field of an entry that has the time at which its ``verified_at`` was written."""
 
-MOST_DAYS: Final = 36500.0
+MOST_DAYS: Final = 36525.0
 """The longest time, in days, that a hold may count from a copy's arrival."""
 
 # -- readers: any value in, one type out -----------------------------------------------------------

@@ -167,10 +167,7 @@ class Job:
         self._check_own(update)
         # The ledger must still have our claim: a deposed process writes nothing to a run.
         # What was done goes with it: a process that dies right after has left both, or none.
-        if self.deed is None:
-            run = await self.ports.update(update, now=self.now())
-        else:
-            run = await self.ports.update(update, now=self.now(), deed=self.deed)
+        run = await self.ports.update(update, now=self.now(), deed=self.deed)
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")
         self.has_noted |= self.deed is not None

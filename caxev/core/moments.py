@@ -32,6 +32,11 @@ def read_length(text: str) -> timedelta:
     return length
 
 
+def is_length(text: str) -> bool:
+    """Return whether a text is written as a length of time, and not as a time."""
+    return _LENGTH.fullmatch(text.strip()) is not None
+
+
 def write_length(length: timedelta) -> str:
     """Return the text that `read_length` reads as this length, in days or a shorter unit."""
     for name, unit in _UNITS.items():
@@ -45,7 +50,7 @@ def read_moment(text: str) -> Moment:
 
     A date alone is its midnight. Raises ValueError.
     """
-    if _LENGTH.fullmatch(text.strip()):
+    if is_length(text):
         return read_length(text)
     try:
         found = datetime.fromisoformat(text.strip())
