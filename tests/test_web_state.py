@@ -26,7 +26,7 @@ from caxev.web.hub import MOST_VIEWERS, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
-from caxev.web.runs import CHANGES_KEPT, Place, Runs, label_of
+from caxev.web.runs import CHANGES_KEPT, CopyGroup, KnownRuns, label_of
 from caxev.web.scene import Scene
 from caxev.web.state import LABELS_KEPT, LiveState, Open
 from caxev.web.stream import EventStream
@@ -50,14 +50,14 @@ def run(number: int, *statuses: tuple[str, str], **fields: Any) -> dict[str, Any
     return {"_id": number, "number": number, "name": f"run_{number}", "data": data, **fields}
 
 
-def counted(documents: list[dict[str, Any]]) -> Counter[Place]:
-    found: Counter[Place] = Counter()
+def counted(documents: list[dict[str, Any]]) -> Counter[CopyGroup]:
+    found: Counter[CopyGroup] = Counter()
     for document in documents:
         keys = set()
         for one in document["data"]:
             key = (one["type"], one["host"], one.get("pax_version"))
             if key not in keys:
-                found[Place(one["host"], one["type"], one["status"])] += 1
+                found[CopyGroup(one["host"], one["type"], one["status"])] += 1
             keys.add(key)
     return found
 
@@ -67,7 +67,7 @@ class Life(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.runs = Runs()
+        self.runs = KnownRuns()
         self.runs.begin()
         self.documents: dict[int, dict[str, Any]] = {}
         self.statuses: dict[tuple[int, CopyKey], str] = {}
@@ -116,7 +116,7 @@ TestLife = Life.TestCase
 def test_any_document_is_taken(fields: dict[str, Any], data: list[Any]) -> None:
     """Whatever a document holds, it is counted and has a name."""
     document = {**fields, "_id": 7, "data": data}
-    runs = Runs()
+    runs = KnownRuns()
     runs.put(document, NOW)
     assert len(runs) == 1
     assert label_of(document)
@@ -124,7 +124,7 @@ def test_any_document_is_taken(fields: dict[str, Any], data: list[Any]) -> None:
 
 def test_the_first_pass_keeps_the_latest_changes() -> None:
     """What a pass finds is sorted by time, and no more is kept than that."""
-    runs = Runs()
+    runs = KnownRuns()
     times = [NOW - timedelta(seconds=n) for n in range(CHANGES_KEPT + 50)]
     for number, at in enumerate(times):
         document = run(number, ("lngs", "transferred"))
@@ -136,7 +136,7 @@ def test_the_first_pass_keeps_the_latest_changes() -> None:
 
 def test_a_transfer_is_counted_in_its_hour() -> None:
     """A copy that became good counts for the link that it came by, once."""
-    runs = Runs()
+    runs = KnownRuns()
     runs.begin()
     moving = run(1, ("chicago", "transferring"), raw_size_byte=100)
     moving["data"][0]["source"] = "lngs"
@@ -300,13 +300,13 @@ def test_any_name_is_text(name: str) -> None:
 
 async def test_so_many_may_watch_and_no_more() -> None:
     """Each open connection takes a descriptor and memory."""
-    site = app.Site(cast("Any", None), cast("Any", None), Hub(), lambda *_: [])
+    pages = app.Pages(cast("Any", None), cast("Any", None), Hub(), lambda *_: [])
     request = Request({"type": "http", "query_string": b"view=runs", "headers": []})
-    assert isinstance(await site.events(request), EventStream)
+    assert isinstance(await pages.events(request), EventStream)
     many = (Viewer(cast("Any", None), trio.CancelScope()) for _ in range(MOST_VIEWERS))
-    site.hub.topics["now"] = Topic(cast("Any", None), set(many))
+    pages.hub.topics["now"] = Topic(cast("Any", None), set(many))
     with pytest.raises(HTTPException, match="Too many watch"):
-        await site.events(request)
+        await pages.events(request)
 
 
 def test_a_long_name_is_cut() -> None:

@@ -60,7 +60,7 @@ def web(
         raise ConfigError(
             f"the page needs the package {missing.name}: pip install 'caxev[web]'"
         ) from missing
-    serving = server.Options(
+    serving = server.PageOptions(
         settings=given.settings(),
         sites=given.sites(),
         history=timeline.rows,

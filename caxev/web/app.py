@@ -70,7 +70,7 @@ def assets_version() -> str:
 
 
 @define(eq=False)
-class Site:
+class Pages:
     """Everything that is served. `history` makes rows of what happened to a run."""
 
     scene: Scene

@@ -27,7 +27,7 @@ Shape: TypeAlias = tuple[tuple[CopyKey, str], ...]
 """A run's copies with their statuses, in the order of the keys' texts."""
 
 
-class Place(NamedTuple):
+class CopyGroup(NamedTuple):
     """What copies are counted by."""
 
     host: str
@@ -69,7 +69,7 @@ class Moving:
 
 
 @define
-class Traffic:
+class Arrivals:
     """What arrived over a link in an hour."""
 
     copies: int = 0
@@ -115,7 +115,7 @@ def shape_of(document: Mapping[str, Any]) -> Shape:
 class Links:
     """What arrived over each link, from host to host, by the hour."""
 
-    hours: dict[tuple[str, str], dict[datetime, Traffic]] = field(factory=dict)
+    hours: dict[tuple[str, str], dict[datetime, Arrivals]] = field(factory=dict)
 
     def note(self, document: Mapping[str, Any], changes: list[Change]) -> None:
         """Count the copies that have just arrived."""
@@ -135,30 +135,30 @@ class Links:
         if not isinstance(source, str) or not isinstance(host, str) or source == host:
             return
         hours = self.hours.setdefault((source, host), {})
-        hour = hours.setdefault(at.replace(minute=0, second=0, microsecond=0), Traffic())
+        hour = hours.setdefault(at.replace(minute=0, second=0, microsecond=0), Arrivals())
         hour.copies += 1
         hour.bytes += count(entry.get("size")) or 0
         if len(hours) > 2 * HOURS_KEPT:
             for old in sorted(hours)[:-HOURS_KEPT]:
                 del hours[old]
 
-    def within(self, now: datetime, hours: int) -> dict[tuple[str, str], Traffic]:
+    def within(self, now: datetime, hours: int) -> dict[tuple[str, str], Arrivals]:
         """Return what arrived over each link in the last hours, the current one included."""
         since = now.astimezone(UTC) - timedelta(hours=hours)
-        found: dict[tuple[str, str], Traffic] = {}
+        found: dict[tuple[str, str], Arrivals] = {}
         for link, by_hour in self.hours.items():
             some = [one for hour, one in by_hour.items() if hour + timedelta(hours=1) > since]
             if some:
-                total = Traffic(sum(one.copies for one in some), sum(one.bytes for one in some))
+                total = Arrivals(sum(one.copies for one in some), sum(one.bytes for one in some))
                 found[link] = total
         return found
 
 
 @define(eq=False)
-class Runs:
+class KnownRuns:
     """All runs, in little memory. `put` and `drop` return the changes that they are."""
 
-    counts: Counter[Place] = field(factory=Counter)
+    counts: Counter[CopyGroup] = field(factory=Counter)
     changes: deque[Change] = field(factory=lambda: deque(maxlen=CHANGES_KEPT))
     links: Links = field(factory=Links)
     moving: dict[tuple[RunId, CopyKey], Moving] = field(factory=dict)
@@ -249,7 +249,7 @@ class Runs:
         use[1] += 1
         self._shapes[run] = use[0]
         for key, status in after:
-            self.counts[Place(key.host, key.type, status)] += 1
+            self.counts[CopyGroup(key.host, key.type, status)] += 1
 
     def _release(self, shape: Shape) -> None:
         use = self._uses[shape]
@@ -257,7 +257,7 @@ class Runs:
         if not use[1]:
             del self._uses[shape]
         for key, status in shape:
-            place = Place(key.host, key.type, status)
+            place = CopyGroup(key.host, key.type, status)
             self.counts[place] -= 1
             if not self.counts[place]:
                 del self.counts[place]

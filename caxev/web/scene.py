@@ -90,7 +90,7 @@ def numbers(state: LiveState) -> list[Number]:
 
 
 @frozen
-class Work:
+class WorkRow:
     """A row of what is in progress."""
 
     run: Any
@@ -102,7 +102,7 @@ class Work:
     since: datetime | None
 
 
-def work(state: LiveState) -> list[Work]:
+def work(state: LiveState) -> list[WorkRow]:
     """Return what is running: copies that are being made first, then other reactions."""
     running = {trigger_of(one): one for one in state.of_state(State.RUNNING)}
     rows, used = [], set()
@@ -113,13 +113,15 @@ def work(state: LiveState) -> list[Work]:
         progress = one.progress if one else None
         label, what = state.label(moving.run), _kind(moving.key)
         place = moving.key.host
-        rows.append(Work(moving.run, label, what, moving.source, place, progress, moving.since))
+        rows.append(WorkRow(moving.run, label, what, moving.source, place, progress, moving.since))
     for key, one in running.items():
         if key not in used:
             reaction, about = one.reaction, one.copy
             what = f"{reaction.handler}{f' {_kind(about)}' if about else ''}"
             label, since = state.label(reaction.run), reaction.started
-            rows.append(Work(reaction.run, label, what, None, reaction.site, one.progress, since))
+            rows.append(
+                WorkRow(reaction.run, label, what, None, reaction.site, one.progress, since)
+            )
     return sorted(rows, key=lambda row: row.progress is None)
 
 

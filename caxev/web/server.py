@@ -20,7 +20,7 @@ from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import tune_collector
 from caxev.web import listing
-from caxev.web.app import History, Site
+from caxev.web.app import History, Pages
 from caxev.web.feeder import Feeder, Heard
 from caxev.web.guard import LOOPBACK, Guard
 from caxev.web.hub import Hub
@@ -34,7 +34,7 @@ GRACE: Final = 2.0
 
 
 @frozen
-class Options:
+class PageOptions:
     """How the page is served. `names`: the names by which it may be asked for, beside loopback's.
 
     `history` makes rows of what happened to a run; `started` is called with the address.
@@ -56,7 +56,7 @@ class Options:
         return LOOPBACK | {self.host.lower()} | {name.lower() for name in self.names}
 
 
-async def serve(options: Options) -> None:
+async def serve(options: PageOptions) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises `ConfigError` if the address cannot be had.
 
     Raises `DatabaseError` if the database cannot be used at the start; afterwards trouble with it
@@ -72,12 +72,12 @@ async def serve(options: Options) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def serve_on(options: Options, database: Database, leave: trio.Event) -> None:
+async def serve_on(options: PageOptions, database: Database, leave: trio.Event) -> None:
     """Serve from an open database until `leave` is set."""
     state, hub = LiveState(), Hub()
     scene = Scene(state, options.sites)
     feeder = Feeder(database, state, partial(_heard, scene, hub))
-    app = Guard(Site(scene, database, hub, options.history).app(), options.hosts)
+    app = Guard(Pages(scene, database, hub, options.history).app(), options.hosts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feeder.run)
         nursery.start_soon(hub.run)
@@ -111,7 +111,7 @@ async def _tick(hub: Hub) -> None:
             hub.wake(*names)
 
 
-async def _serve_http(app: Any, options: Options, leave: trio.Event) -> None:
+async def _serve_http(app: Any, options: PageOptions, leave: trio.Event) -> None:
     config = Config()
     config.bind = [
         f"[{options.host}]:{options.port}"
@@ -133,7 +133,7 @@ async def _serve_http(app: Any, options: Options, leave: trio.Event) -> None:
         raise _unusable(options, group) from None
 
 
-def _unusable(options: Options, group: BaseExceptionGroup[OSError]) -> ConfigError:
+def _unusable(options: PageOptions, group: BaseExceptionGroup[OSError]) -> ConfigError:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -17,7 +17,7 @@ from caxev.core.alarms import AlarmState
 from caxev.core.amounts import ReportedProgress
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey, RunId
-from caxev.web.runs import Runs
+from caxev.web.runs import KnownRuns
 
 Record: TypeAlias = Any
 """A `caxev.database.SiteRecord`: what is pure imports nothing of the database."""
@@ -41,7 +41,7 @@ class Open:
 
 
 @define
-class Health:
+class FeedHealth:
     """How the page itself is fed.
 
     `pass_done` of about `pass_total` runs are read; None: the pass has ended. `trouble` is why the
@@ -59,7 +59,7 @@ class Health:
 class LiveState:
     """Everything that is shown without asking the database."""
 
-    runs: Runs = field(factory=Runs)
+    runs: KnownRuns = field(factory=KnownRuns)
     sites: dict[str, Record] = field(factory=dict)
     reactions: dict[str, Open] = field(factory=dict)
     alarms: dict[tuple[str, str], AlarmState] = field(factory=dict)
@@ -67,7 +67,7 @@ class LiveState:
     """What runs are called of which something was heard lately."""
     tally: Counter[tuple[str, State]] = field(factory=Counter)
     """Open reactions by site and state."""
-    health: Health = field(factory=Health)
+    health: FeedHealth = field(factory=FeedHealth)
 
     def of_site(self, record: Record) -> None:
         """Take a site's record as it is now."""

@@ -24,7 +24,7 @@ from caxev.web import drawing
 from caxev.web.lights import Level, Light
 from caxev.web.reasons import grouped
 from caxev.web.rendering import element_id, render
-from caxev.web.runs import Traffic
+from caxev.web.runs import Arrivals
 from caxev.web.scene import HEADLINES, Scene, numbers, trigger_of, work
 from caxev.web.state import LiveState, Open
 
@@ -179,7 +179,7 @@ def link_rows(scene: Scene, hours: int) -> list[LinkRow]:
             *link,
             moving[link],
             rates[link] or None,
-            (total := arrived.get(link, Traffic())).copies,
+            (total := arrived.get(link, Arrivals())).copies,
             total.bytes,
             _spark(state, link, now),
             _limit(scene.sites, *link),
