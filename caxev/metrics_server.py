@@ -12,10 +12,9 @@ import ssl
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
-from socket import socket
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 from loguru import logger
 from prometheus_client import REGISTRY, MetricsHandler
 
@@ -23,6 +22,7 @@ from caxev.config import ConfigError
 from caxev.config.settings import secret
 from caxev.http_server import SmallServer
 from caxev.metrics import COPIES_REGISTRY
+from caxev.server_certificate import ServerCertificate
 
 LOOPBACK: Final = "127.0.0.1"
 TOKEN: Final = "CAXEV_METRICS_TOKEN"  # noqa: S105  # a variable's name
@@ -95,6 +95,20 @@ class MetricsAddress:
                 f"{PASSWORD}_FILE, or leave out --metrics-address"
             )
 
+    def served(self) -> ServerCertificate | None:
+        """Read the certificate, if there is one. Raises `ConfigError`."""
+        if self.certificate is None:
+            return None
+        return ServerCertificate("metrics", self.certificate, self.key, self._context)
+
+    def _context(self) -> ssl.SSLContext:
+        assert self.certificate is not None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # With a password, which no key has: OpenSSL would ask for it on the terminal.
+        context.load_cert_chain(self.certificate, self.key, password="")
+        return context
+
     @property
     def is_loopback(self) -> bool:
         try:
@@ -110,15 +124,18 @@ class MetricsServer(SmallServer):
         self.environ = environ
         self.login = Login.load(environ)
         address.check(self.login)
-        self._tls = None if address.certificate is None else _Tls(address)
+        self._certificate = address.served()
         super().__init__((address.host, address.port), _Handler)
 
     def get_request(self) -> tuple[Any, Any]:
         """Accept a connection; its handshake is done in its own thread, by the first read."""
         connection, client = super().get_request()
-        if self._tls is None:
+        if self._certificate is None:
             return connection, client
-        return self._tls.wrapped(connection), client
+        wrapped = self._certificate.context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
+        return wrapped, client
 
     def admits(self, header: str) -> bool:
         """Return whether a scrape may be answered, by the secrets as they are now."""
@@ -127,56 +144,6 @@ class MetricsServer(SmallServer):
         except ConfigError as error:
             logger.error("metrics keep their previous login: {}", error)
         return self.login.admits(header)
-
-
-@define(eq=False)
-class _Tls:
-    """The certificate, read again when its file has changed."""
-
-    address: MetricsAddress
-    _context: ssl.SSLContext = field(init=False)
-    _version: object = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._load()
-
-    def wrapped(self, connection: socket) -> ssl.SSLSocket:
-        if self._seen() != self._version:
-            try:
-                self._load()
-            except ConfigError as error:
-                logger.error("metrics keep their previous certificate: {}", error)
-        return self._context.wrap_socket(
-            connection, server_side=True, do_handshake_on_connect=False
-        )
-
-    def _load(self) -> None:
-        certificate, key = self.address.certificate, self.address.key
-        assert certificate is not None
-        # Before it is read: a file that is replaced meanwhile is read again.
-        version = self._seen()
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            # Without a password: OpenSSL would ask for it on the terminal.
-            context.load_cert_chain(certificate, key, password="")
-        except (OSError, ValueError) as error:
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise ConfigError(
-                f"the certificate for metrics, {certificate} with the key in "
-                f"{key or certificate}, cannot be used: {why}"
-            ) from error
-        self._context, self._version = context, version
-
-    def _seen(self) -> object:
-        found: list[object] = []
-        for path in (self.address.certificate, self.address.key):
-            try:
-                status = path.stat() if path else None
-            except OSError:
-                status = None
-            found.append(status and (status.st_ino, status.st_mtime_ns, status.st_size))
-        return found
 
 
 class _Handler(MetricsHandler):

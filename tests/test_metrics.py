@@ -47,7 +47,7 @@ HERE = ("127.0.0.1", 0)
 def served(server: MetricsServer) -> Iterator[str]:
     server.begin()
     try:
-        kind = "http" if server._tls is None else "https"
+        kind = "http" if server._certificate is None else "https"
         yield f"{kind}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
 import trio
@@ -30,6 +33,7 @@ from tests.conftest import Database as Named
 from tests.engine import run_document
 from tests.mongod import Cluster
 from tests.page import SITES, Page, hostile_names, serving
+from tests.sinks import certificate
 
 pytestmark = pytest.mark.replicaset
 Server = Any
@@ -386,3 +390,26 @@ async def test_a_slow_viewer_is_dropped() -> None:
         assert hub.viewers == 1
         assert len(got) == 2 * BEHIND
         nursery.cancel_scope.cancel()
+
+
+def test_a_renewed_certificate_counts_for_the_next_browser(database: Named, tmp_path: Path) -> None:
+    """Without a restart; while the files do not fit together the former one is served."""
+    pem, _ = certificate(tmp_path)
+    old, key = ssl.create_default_context(cafile=str(pem)), tmp_path / "key.pem"
+    files = ("--certificate", str(pem), "--key", str(key))
+    with serving(tmp_path, database.uri, database.name, *files) as page:
+        assert "https" in page.address
+
+        def asked(trusted: ssl.SSLContext) -> int:
+            with urlopen(page.address + "/static/page.css", context=trusted) as answer:
+                found: int = answer.status
+                return found
+
+        assert asked(old) == 200
+        key.write_text("half")
+        assert asked(old) == 200
+        certificate(tmp_path)
+        assert asked(ssl.create_default_context(cafile=str(pem))) == 200
+        with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            asked(old)
+        assert "cannot be used" in page.log.read_text()

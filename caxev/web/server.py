@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 from attrs import frozen
@@ -19,6 +20,7 @@ from caxev.config import ConfigError, Settings, Sites
 from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import tune_collector
+from caxev.server_certificate import ServerCertificate
 from caxev.web import listing
 from caxev.web.app import History, Pages
 from caxev.web.feeder import Feeder, Heard
@@ -112,7 +114,7 @@ async def _tick(hub: Hub) -> None:
 
 
 async def _serve_http(app: Any, options: PageOptions, leave: trio.Event) -> None:
-    config = Config()
+    config = _HypercornConfig()
     config.bind = [
         f"[{options.host}]:{options.port}"
         if ":" in options.host
@@ -124,6 +126,8 @@ async def _serve_http(app: Any, options: PageOptions, leave: trio.Event) -> None
     config.accesslog = None
     if options.certificate is not None:
         config.certfile, config.keyfile = str(options.certificate), str(options.key)
+        config.keyfile_password = ""  # else OpenSSL asks for it on the terminal
+        config.read_certificate(options.certificate, options.key)
     try:
         async with trio.open_nursery() as nursery:
             bound = await nursery.start(_bound, app, config, leave)
@@ -131,6 +135,22 @@ async def _serve_http(app: Any, options: PageOptions, leave: trio.Event) -> None
             logger.info("the page is at {}", bound[0])
     except* OSError as group:
         raise _unusable(options, group) from None
+
+
+class _HypercornConfig(Config):
+    """Hypercorn's, with a certificate that is read again when its file has changed."""
+
+    served: ServerCertificate | None = None
+
+    def read_certificate(self, certificate: Path, key: Path | None) -> None:
+        """Read the certificate. Raises `ConfigError`."""
+        # Not None, as both files are named.
+        make = cast("Callable[[], ssl.SSLContext]", super().create_ssl_context)
+        self.served = ServerCertificate("the page", certificate, key, make)
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """Return what the server's socket is wrapped in."""
+        return None if self.served is None else self.served.context
 
 
 def _unusable(options: PageOptions, group: BaseExceptionGroup[OSError]) -> ConfigError:
