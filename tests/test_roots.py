@@ -465,3 +465,33 @@ def test_two_hosts_with_one_directory(
     answer = online("rm", "--run", "1", "--site", "depot", "--force-less")
     assert answer.code == 1
     assert "there are 0" in answer.err
+
+
+@pytest.mark.replicaset
+def test_an_archive_whose_disk_is_away_lacks_nothing(
+    online: Caxev,  # noqa: F811
+    tmp_path: Path,
+    database: Named,
+) -> None:
+    """The commands of tape name it, and report no run as missing; mounted, they list its files."""
+    archive = tmp_path / "archive"
+    (archive / "161111_1434").mkdir(parents=True)
+    (archive / "161111_1434" / "161111_1434_a").write_text("abc")
+    entries = [
+        {"name": "lngs", "upload_options": ["hsm"]},
+        {"name": "hsm", "method": "directory", "dir_raw": str(archive)},
+    ]
+    Path("sites.json").write_text(json.dumps(entries))
+    assert online("sites", "init", "--site", "lngs", "--force").code == 0
+    location = f"{archive}/161111_1434"
+    entry = {"type": "raw", "status": "transferred", "host": "hsm", "location": location}
+    insert(database, 1, data=[{**entry, "size": 3, "checksum": "ab" * 64}])
+    runs = ("--site", "lngs", "--run", "1")
+    with unmounted(archive):
+        for command in ("status", "ls"):
+            assert_one_line(online("tape", command, *runs), 1, f"hsm: {archive} is not the disk")
+        restored = online("tape", "get", *runs, "--to", str(tmp_path))
+        assert (restored.code, "Mount the disk" in restored.out) == (1, True)
+    (row,) = json.loads(online("tape", "status", *runs, "--json").out)
+    assert (row["missing"], row["bytes_on_tape"]) == (False, 3)
+    assert "161111_1434_a" in online("tape", "ls", *runs).out

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from caxev.core.errors import GiveUp
 from caxev.files import confine, confine_own, copy_file, join, local, look, printable
+from caxev.files.roots import check_root
 from caxev.tape.base import Archive, Stored
 from caxev.transfer import Route
 from caxev.transfer.local import Local
@@ -63,9 +64,11 @@ class Directory(Archive):
     def folders(self, above: Collection[str]) -> Mapping[str, list[Stored]]:
         """List all folders, which are in one directory."""
         del above
-        base = self.reach.there.dir_raw
-        if base is None or not os.path.isdir(base):
-            raise GiveUp(f"{self.reach.there.name} has no dir_raw that is there")
+        there = self.reach.there
+        if there.dir_raw is None:
+            raise GiveUp(f"{there.name} has no dir_raw")
+        base = next(root for root in there.roots if root == there.dir_raw)
+        check_root(base)
         names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
         paths = [f"{base.rstrip('/')}/{name}" for name in names if not name.startswith(".")]
         return {path: self.listed(path) for path in paths}

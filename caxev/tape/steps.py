@@ -37,6 +37,7 @@ from caxev.files import (
     parent,
     printable,
     safe_name,
+    steady,
     to_nobody,
     writing,
 )
@@ -105,7 +106,8 @@ def with_outcome(
         report: Report = kwargs.pop("report", to_nobody)  # type: ignore[assignment]  # of `job.work`
         transcript = Transcript(report)
         try:
-            result = function(archive(reach, transcript), *args, **kwargs)
+            with steady():
+                result = function(archive(reach, transcript), *args, **kwargs)
         except (Retry, GiveUp) as error:
             return Outcome(transcript.text, failed=error)
         return Outcome(transcript.text, result)

@@ -88,6 +88,17 @@ def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> 
     return Reach(users[0], there)
 
 
+async def as_noted(database: Database, reach: Reach) -> Reach:
+    """Return an archive as the site reaches it, with the markers that the database has noted.
+
+    They distinguish a directory whose disk is away from one that has lost its files.
+    """
+    from caxev.engine.root_markers import read_markers
+
+    sites = await read_markers(database, options().sites(), reach.here)
+    return Reach(sites.get(reach.here.name), sites.get(reach.there.name))
+
+
 def raw_at(site: str) -> CopyKey:
     """Return the key of raw data at a site: only such data goes to tape."""
     return CopyKey("raw", site)

@@ -25,12 +25,19 @@ from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, Table, columns, fail_if, print_line, show, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
-from caxev.cli.tape.archive import ArchiveChoice, copies_on_tape, raw_at, selects_reach, tape
+from caxev.cli.tape.archive import (
+    ArchiveChoice,
+    as_noted,
+    copies_on_tape,
+    raw_at,
+    selects_reach,
+    tape,
+)
 from caxev.core.amounts import size
 from caxev.core.entry import Entry
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run
-from caxev.tape.base import Stored, folder_of
+from caxev.tape.base import Reach, Stored, folder_of
 from caxev.tape.steps import Outcome, contents, holdings
 
 if TYPE_CHECKING:
@@ -45,13 +52,11 @@ _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 @selects_reach
 def list_(*, runs: RunChoice, archive: ArchiveChoice) -> None:
     """List the files that the archive itself has of runs."""
-    reach = archive.reach
-    pairs = options().with_database(copies_on_tape, runs, reach.there.name)
+    found = options().with_database(_files, runs, archive.reach)
     rows = [
         {"run": shown(run), "file": one.name, "bytes": one.size, "time": one.time}
-        for run, copy in pairs
-        if copy is not None and copy.location is not None
-        for one in _result(contents(reach, folder_of(copy.location)))
+        for run, files in found
+        for one in files
     ]
     show(Table(_FILES, rows), empty="nothing on tape", failed=not rows)
 
@@ -59,11 +64,24 @@ def list_(*, runs: RunChoice, archive: ArchiveChoice) -> None:
 _FILES: Final = columns("run", SIZE, "time", "file")
 
 
-def _result(outcome: Outcome[T]) -> T:
+async def _files(
+    database: Database, runs: RunChoice, reach: Reach
+) -> list[tuple[Run, Sequence[Stored]]]:
+    """Return the selected runs that the archive has, with their files."""
+    reach = await as_noted(database, reach)
+    found: list[tuple[Run, Sequence[Stored]]] = []
+    for run, copy in await copies_on_tape(database, runs, reach.there.name):
+        if copy is not None and copy.location is not None:
+            files = _answer(reach, contents(reach, folder_of(copy.location)))
+            found.append((run, files))
+    return found
+
+
+def _answer(reach: Reach, outcome: Outcome[T]) -> T:
     try:
         return outcome.get()
     except (GiveUp, Retry) as error:
-        raise NothingToDo(str(error)) from error
+        raise NothingToDo(f"{reach.there.name}: {error}") from error
 
 
 @command("caxev tape status", "caxev tape status --since 30d --by-day", group=tape)
@@ -94,7 +112,8 @@ def status(*, runs: RunChoice, archive: ArchiveChoice, offline: bool, by_day: bo
         if reach is not None:
             # Few directories hold all folders, and the archive lists a directory in one call.
             places = {place async for row in by_run() for place in above([row])}
-            held = _result(holdings(reach, sorted(places)))
+            known = await as_noted(database, reach)
+            held = _answer(known, holdings(known, sorted(places)))
         await show_rows(_STATUS, found.counting(by_run(), held), empty="no raw data")
         if not options().as_json:
             print_line(found.words)

@@ -20,6 +20,7 @@ from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
     ArchiveChoice,
+    as_noted,
     copies_on_tape,
     raw_at,
     selects_archive,
@@ -116,20 +117,20 @@ def get(
     place = Path(directory).absolute()
     if not place.is_dir():
         raise ConfigError(f"{place} is not a directory: make it first")
-    found = options().with_database(_with_manifests, runs, source)
-    rows = [restore(run, copy, rows, reach, place, dry_run=dry_run) for run, copy, rows in found]
+    found, known = options().with_database(_with_manifests, runs, reach)
+    rows = [restore(run, copy, rows, known, place, dry_run=dry_run) for run, copy, rows in found]
     show_requests(rows)
 
 
 async def _with_manifests(
-    database: Database, runs: RunChoice, host: str
-) -> list[tuple[Run, Copy | None, list[dict[str, Any]] | None]]:
-    """Return the selected runs, with their copies on tape and the manifests of these."""
+    database: Database, runs: RunChoice, reach: Reach
+) -> tuple[list[tuple[Run, Copy | None, list[dict[str, Any]] | None]], Reach]:
+    """Return the selected runs with their copies on tape and their manifests, and the archive."""
     found = []
-    for run, copy in await copies_on_tape(database, runs, host):
+    for run, copy in await copies_on_tape(database, runs, reach.there.name):
         digest = None if copy is None else copy.manifest
         found.append((run, copy, await database.load_manifest(digest) if digest else None))
-    return found
+    return found, await as_noted(database, reach)
 
 
 def restore(
