@@ -22,11 +22,12 @@ from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey
 from caxev.database import Gap, SiteRecord
 from caxev.web import app, views
+from caxev.web.documents import label_of
 from caxev.web.hub import MOST_VIEWERS, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
-from caxev.web.runs import CHANGES_KEPT, CopyGroup, KnownRuns, label_of
+from caxev.web.runs import CHANGES_KEPT, CopyGroup, KnownRuns
 from caxev.web.scene import Scene
 from caxev.web.state import LABELS_KEPT, LiveState, Open
 from caxev.web.stream import EventStream

@@ -265,6 +265,8 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
         "by_entries": wanted.by_entries,
         "site": owner,
         "proof": copy.proof,
+        "size": copy.size,
+        "arrived_at": copy.arrived_at,
     }
 
 

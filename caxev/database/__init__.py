@@ -51,7 +51,7 @@ from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
-from caxev.database.sites import Gap, Position, Scanning, SiteRecord
+from caxev.database.sites import Disk, Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import Batch, Stream
 from caxev.database.writes import Lease
@@ -65,6 +65,7 @@ __all__ = [
     "Changed",
     "Database",
     "DatabaseError",
+    "Disk",
     "FeedStream",
     "Gap",
     "HistoryLost",

@@ -18,40 +18,34 @@ from caxev.core.alarms import AlarmState
 from caxev.core.entry import NOTED
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import RunId
+from caxev.core.processes import Process
 from caxev.core.selection import Selection
 from caxev.database.alarms import KIND as ALARM
 from caxev.database.client import Document, HistoryLost
 from caxev.database.connection import PAGE, operation
-from caxev.database.quarantine import Quarantine
+from caxev.database.processes import KIND as PROCESS
+from caxev.database.processes import processes_from
+from caxev.database.requests import ANY_SITE, Request, Requests
 from caxev.database.rows import alarm_state_from, reaction_from
 from caxev.database.selections import query_of
 from caxev.database.sites import ACTIVE, SHOWN_OF_SITES, SITE, Position, SiteRecord
 from caxev.database.stream import ALL, ENDS, ChangeCursor, is_usable, pipeline
 
+_OF_COPIES: Final = (
+    *("type", "host", "pax_version", "status", "status_since", "creation_time", "source"),
+    *("arrived_at", "size", "error", "trigger", "owner", "verified_at", NOTED),
+)
+_OF_DELETED: Final = ("type", "host", "pax_version", "date", "size", "arrived_at")
 SHOWN_OF_RUNS: Final = dict.fromkeys(
     (
-        *("number", "name", "detector", "start", "tags.name", "raw_size_byte"),
-        "source.type",
-        *(
-            f"data.{name}"
-            for name in (
-                *("type", "host", "pax_version", "status", "status_since", "creation_time"),
-                *(
-                    "source",
-                    "arrived_at",
-                    "size",
-                    "error",
-                    "trigger",
-                    "owner",
-                    "verified_at",
-                    NOTED,
-                ),
-            )
-        ),
+        *("number", "name", "detector", "start", "tags.name", "raw_size_byte", "source.type"),
+        *(f"data.{name}" for name in _OF_COPIES),
+        *(f"deleted_data.{name}" for name in _OF_DELETED),
     ),
     1,
 )
-"""The fields of a run that its row on the page is made of."""
+"""The fields of a run that its row on the page, and the growth of its sites, are made of."""
+_OF_PROCESSES: Final = {"keys": 0}
 _OPEN: Final = tuple(one.value for one in State if one is not State.DONE)
 _TEXTS: Final = {"$gte": ""}
 """Any text: with a bound on its first key the server uses an index by site."""
@@ -59,7 +53,10 @@ _TEXTS: Final = {"$gte": ""}
 
 @frozen
 class Changed:
-    """Which documents changed: ids of runs, and keys of the ledger. Read on from `position`."""
+    """Which documents changed: ids of runs, and keys of the ledger. Read on from `position`.
+
+    A key of the ledger that is no text is (``alarm`` or ``process``, its site, its name).
+    """
 
     runs: tuple[RunId, ...]
     ledger: tuple[Any, ...]
@@ -85,6 +82,12 @@ class News:
     alarms: tuple[AlarmState, ...] = ()
     ended: frozenset[tuple[str, str]] = frozenset()
     """Site and key of alarms that were removed."""
+    processes: tuple[Process, ...] = ()
+    """Without their `keys`, which are many."""
+    left: frozenset[str] = frozenset()
+    """Owners of processes that left."""
+    requests: tuple[Request, ...] | None = None
+    """All that wait now; None: as before."""
 
 
 class FeedStream(ChangeCursor):
@@ -109,7 +112,8 @@ class FeedStream(ChangeCursor):
             key = change["documentKey"]["_id"]
             name = change["ns"]["coll"]
             if name == ledger and isinstance(key, dict):
-                key = (key.get("s"), key.get("alarm"))
+                kind = ALARM if ALARM in key else PROCESS
+                key = (kind, key.get("s"), key.get(kind))
             if is_usable(key):
                 found[name][key] = None
         return Changed(
@@ -123,15 +127,15 @@ def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
     which = "documentKey._id"
     wanted = [
         {"ns.coll": runs, **match["$match"]},
-        # Of the ledger: sites and reactions, whose keys are texts, and alarms.
+        # Of the ledger: sites and reactions, whose keys are texts, alarms and processes.
         {"ns.coll": ledger, which: {"$type": "string"}},
-        {"ns.coll": ledger, f"{which}.alarm": {"$exists": True}},
+        *({"ns.coll": ledger, f"{which}.{kind}": {"$exists": True}} for kind in (ALARM, PROCESS)),
         {"ns.coll": requests},
     ]
     return [{"$match": {"$or": wanted}}, {"$project": {**project["$project"], "ns.coll": 1}}]
 
 
-class Feeds(Quarantine):
+class Feeds(Requests):
     """Reading all that the page shows, and following it."""
 
     @operation
@@ -156,13 +160,16 @@ class Feeds(Quarantine):
         """Read what the changed documents are now; of nothing changed nothing is read."""
         runs = await self._documents(changed.runs)
         texts = [key for key in changed.ledger if isinstance(key, str)]
-        alarms = [key for key in changed.ledger if isinstance(key, tuple)]
+        keys = [key for key in changed.ledger if isinstance(key, tuple)]
+        alarms = [(site, name) for kind, site, name in keys if kind == ALARM]
+        owners = [(site, name) for kind, site, name in keys if kind == PROCESS]
         rows = await self._ledger_rows(texts)
         reactions = self._open(rows)
         shown = {reaction.id for reaction, _ in reactions}
         sites = [row["_id"] for row in rows if row.get("kind") == SITE]
         states = await self._alarms_of(alarms)
         kept = {(one.alarm.site, one.alarm.key) for one in states}
+        processes = await self._processes_of(owners)
         return News(
             {run: runs.get(run) for run in changed.runs},
             sites=tuple(await self._site_records_of(sites)),
@@ -170,6 +177,9 @@ class Feeds(Quarantine):
             gone=frozenset(texts) - shown,
             alarms=tuple(states),
             ended=frozenset(alarms) - kept,
+            processes=processes,
+            left=frozenset(name for _, name in owners) - {one.owner for one in processes},
+            requests=await self._waiting() if changed.requests else None,
         )
 
     async def _documents(self, ids: Collection[RunId]) -> dict[RunId, Document]:
@@ -201,6 +211,16 @@ class Feeds(Quarantine):
         rows = await self._ledger.find({"_id": {"$in": ids}, "kind": ALARM}).to_list(None)
         return [one for _, one in self._read(self._ledger, rows, alarm_state_from)]
 
+    async def _processes_of(self, owners: Sequence[tuple[Any, Any]]) -> tuple[Process, ...]:
+        if not owners:
+            return ()
+        ids = [{PROCESS: owner, "s": site} for site, owner in owners]
+        cursor = self._ledger.find({"_id": {"$in": ids}, "kind": PROCESS}, _OF_PROCESSES)
+        return tuple(processes_from(await cursor.to_list(None)))
+
+    async def _waiting(self) -> tuple[Request, ...]:
+        return tuple(await self._pending(ANY_SITE))
+
     # -- the pass at the start --------------------------------------------------------------
 
     @operation
@@ -214,11 +234,14 @@ class Feeds(Quarantine):
                 query["epoch"] = {"$exists": True}
             rows += await self._ledger.find(query, {"kept": 0}).to_list(None)
         alarms = await self._ledger.find({"kind": ALARM}).to_list(None)
+        processes = await self._ledger.find({"kind": PROCESS}, _OF_PROCESSES).to_list(None)
         return News(
             {},
             sites=tuple([SiteRecord.from_document(one) async for one in sites]),
             reactions=self._open(rows),
             alarms=tuple(a for _, a in self._read(self._ledger, alarms, alarm_state_from)),
+            processes=tuple(processes_from(processes)),
+            requests=await self._waiting(),
         )
 
     @operation

@@ -5,6 +5,7 @@ Their keys begin with ``process``, so that a scan over runs or reactions skips t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from caxev.core.processes import Process
@@ -49,14 +50,19 @@ class Processes(Connection):
     async def processes(self) -> list[Process]:
         """Return the processes of all sites that are there, by site."""
         fresh = {"kind": KIND, "$expr": {"$gt": ["$seen", _ago(FRESH)]}}
-        documents = await self._ledger.find(fresh).sort([("site", 1), ("owner", 1)]).to_list(None)
-        found = []
-        for document in documents:
-            try:
-                found.append(carefully(_process_from, document))
-            except Malformed:  # it will be written anew within a minute
-                continue
-        return found
+        cursor = self._ledger.find(fresh).sort([("site", 1), ("owner", 1)])
+        return processes_from(await cursor.to_list(None))
+
+
+def processes_from(documents: Iterable[Document]) -> list[Process]:
+    """Return what processes reported, as far as it can be read."""
+    found = []
+    for document in documents:
+        try:
+            found.append(carefully(_process_from, document))
+        except Malformed:  # it will be written anew within a minute
+            continue
+    return found
 
 
 def _key(process: Process) -> Document:
@@ -70,5 +76,5 @@ def _ago(seconds: float) -> Document:
 def _process_from(document: Document) -> Process:
     row = Row.of(document)
     names = ("owner", "site", "version", "configuration", "handlers")
-    keys = {str(name): str(digest) for name, digest in row.many("keys")}
+    keys = {str(name): str(digest) for name, digest in row.many("keys", [])}
     return Process(**{one: row.text(one) for one in names}, keys=keys, seen=row.moment("seen"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -18,6 +18,9 @@ from caxev.database.sites import Sites, number
 from caxev.database.writes import Lease, guard
 from caxev.failpoints import point
 
+ANY_SITE: Final = {"site": {"$exists": True}}
+"""Finds what waits for a listener: requests for copies of many runs are kept beside it."""
+
 
 @frozen
 class Request:
@@ -25,7 +28,8 @@ class Request:
 
     `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
     reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`
-    narrows the first two. With `force` reactions that are done fire, too.
+    narrows the first two. With `force` reactions that are done fire, too. `site` is whose listener,
+    `by` and `at` (UTC) are who asked and when; these are set of what was read.
     """
 
     kind: str
@@ -34,6 +38,9 @@ class Request:
     force: bool = False
     id: Any = None
     alarm: str | None = None
+    site: str = ""
+    by: str = ""
+    at: datetime | None = None
 
 
 def request_from(document: Document) -> Request:
@@ -49,6 +56,9 @@ def request_from(document: Document) -> Request:
         force=row.flag("force", default=False),
         id=document["_id"],
         alarm=row.text("alarm", None),
+        site=row.text("site", ""),
+        by=row.text("by", ""),
+        at=row.moment("at", None),
     )
 
 
@@ -81,9 +91,12 @@ class Requests(Sites, Quarantine):
         await self._ledger.update_one({"_id": site}, [{"$set": asked}])
 
     @operation
-    async def pending(self, site: str) -> list[Request]:
-        """Return the requests that wait for this site, oldest first."""
-        rows = await self._requests.find({"site": site}).sort("_id").to_list(None)
+    async def pending(self, site: str | None = None) -> list[Request]:
+        """Return the requests that wait for a site, or for any, oldest first."""
+        return await self._pending(ANY_SITE if site is None else {"site": site})
+
+    async def _pending(self, query: Document) -> list[Request]:
+        rows = await self._requests.find(query).sort("_id").to_list(None)
         return [request for _, request in self._read(self._requests, rows, request_from)]
 
     @operation

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final, TypeVar
 
-from attrs import field, fields, frozen
+from attrs import asdict, field, fields, frozen
 from bson.timestamp import Timestamp
 from loguru import logger
 
@@ -64,13 +64,23 @@ class Scanning:
 
 
 @frozen
+class Disk:
+    """A file system of a site, by a directory on it: how many bytes are free, and fit at all."""
+
+    root: str
+    free: int
+    size: int
+
+
+@frozen
 class SiteRecord:
     """A site's document. `expires`: when the lease lapses unless renewed, UTC.
 
     `rules` are the digests of the rule files that were applied last, by catalogue;
     `configuration` is the digest of the owner's sites.json. `markers` are the ids of the markers
     of its directories, by their paths; `away`, why some of these were missing when its listener
-    last checked. `skew`: how many seconds the listener's clock is ahead of the database's.
+    last checked; `disks`, those that were there, a minute old at most. `skew`: how many seconds the
+    listener's clock is ahead of the database's.
     """
 
     site: str
@@ -90,6 +100,7 @@ class SiteRecord:
     configuration: str = ""
     markers: Mapping[str, str] = field(factory=dict)
     away: Mapping[str, str] = field(factory=dict)
+    disks: tuple[Disk, ...] = ()
     skew: float | None = None
 
     @classmethod
@@ -123,6 +134,7 @@ class SiteRecord:
             configuration=lenient(row.text, "configuration", "", default=""),
             markers=lenient(_pairs_from, row, "markers", "root", "id", default={}),
             away=lenient(_pairs_from, row, "away", "root", "why", default={}),
+            disks=lenient(_disks_from, row, default=()),
             skew=skew if isinstance(skew := document.get("skew"), float) else None,
         )
 
@@ -166,6 +178,11 @@ def _watched_from(value: object) -> Watched:
 
 def _pairs_from(row: Row, name: str, key: str, value: str) -> dict[str, str]:
     return {one.text(key): one.text(value) for one in map(Row.of, row.many(name, []))}
+
+
+def _disks_from(row: Row) -> tuple[Disk, ...]:
+    rows = map(Row.of, row.many("disks", []))
+    return tuple(Disk(one.text("root"), one.whole("free"), one.whole("size")) for one in rows)
 
 
 @cache
@@ -312,6 +329,11 @@ class Sites(Connection):
         """Note which directories of the site are missing, and why. Raises `LeaseLost`."""
         rows = [{"root": root, "why": why} for root, why in away.items()]
         await guard(self._ledger, lease, fields={"away": rows})
+
+    @operation
+    async def note_disks(self, lease: Lease, disks: Sequence[Disk]) -> None:
+        """Note how full the disks of the site are. Raises `LeaseLost`."""
+        await guard(self._ledger, lease, fields={"disks": [asdict(one) for one in disks]})
 
 
 def _with_gap(gap: Gap) -> Document:

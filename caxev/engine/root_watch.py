@@ -18,7 +18,7 @@ from caxev.config import Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import UNKNOWN, Root
-from caxev.database import DatabaseError, SiteRecord, is_fatal
+from caxev.database import DatabaseError, Disk, SiteRecord, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.root_markers import Holding, adopt, holdings, with_markers
 from caxev.engine.workers import Workers
@@ -33,7 +33,8 @@ LEAST: Final = 1.0
 ANSWERS: Final = 10.0
 """Seconds that a disk may take to answer."""
 REFRESH: Final = 60.0
-"""Seconds for which the noted markers of other sites are not read again."""
+"""Seconds for which the noted markers of other sites are not read again, and how full the disks
+are is not recorded again."""
 
 
 @define(eq=False)
@@ -54,6 +55,7 @@ class RootWatch:
     _doubted: set[str] = field(init=False)
     _nudge: dict[str, trio.Event] = field(init=False, factory=dict)
     _noted: dict[str, str] | None = field(init=False, default=None)
+    _disks_noted: float = field(init=False, default=float("-inf"))
     _holdings: list[Holding] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -109,14 +111,19 @@ class RootWatch:
         return self._seen
 
     @property
+    def disks(self) -> list[Disk]:
+        """Each file system that is there, by the first directory on it."""
+        # Several directories can be on one file system, whose free bytes count once.
+        found: dict[int, Disk] = {}
+        for root, seen in self._seen.items():
+            if seen.away is None:
+                found.setdefault(seen.device, Disk(root, seen.free, seen.size))
+        return list(found.values())
+
+    @property
     def free(self) -> dict[str, int]:
         """The free bytes of each file system, by the first directory on it."""
-        there = ((root, seen) for root, seen in self._seen.items() if seen.away is None)
-        # Several directories can be on one file system, whose free bytes count once.
-        found: dict[int, tuple[str, int]] = {}
-        for root, seen in there:
-            found.setdefault(seen.device, (root, seen.free))
-        return dict(found.values())
+        return {disk.root: disk.free for disk in self.disks}
 
     @property
     def away(self) -> dict[str, str | None]:
@@ -221,6 +228,7 @@ class RootWatch:
             self.looked.set()
         try:
             await self._write(root, seen)
+            await self._write_disks()
         except DatabaseError as error:
             if is_fatal(error):
                 raise
@@ -241,3 +249,10 @@ class RootWatch:
                 raise
             if woken:
                 self.woken()
+
+    async def _write_disks(self) -> None:
+        """Record how full the disks are, once each has been probed and then once a minute."""
+        now = trio.current_time()
+        if self.looked.is_set() and now >= self._disks_noted + REFRESH:
+            self._disks_noted = now  # set first: each directory has a task
+            await self.context.database.note_disks(self.context.lease, self.disks)

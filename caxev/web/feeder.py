@@ -6,7 +6,7 @@ twice changes nothing. Without a viewer and without a change no document is read
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from caxev.database import (
     Position,
     is_transient,
 )
-from caxev.web.runs import label_of
+from caxev.web.documents import label_of
 from caxev.web.state import LiveState
 
 PAUSE: Final = 0.25
@@ -41,10 +41,14 @@ Documents = Sequence[dict[str, Any]]
 
 @frozen
 class Heard:
-    """What a batch brought: runs as they are now, and which of them are new."""
+    """What a batch brought: runs as they are now, and which of them are new.
+
+    `touched` are all whose page may have changed; None: all runs.
+    """
 
     runs: Documents = ()
     new: Container[RunId] = ()
+    touched: Collection[RunId] | None = None
 
 
 @define(eq=False)
@@ -118,11 +122,12 @@ class Feeder:
     async def _take(self, changed: Changed) -> None:
         news = await self.database.read_changed(changed)
         new = {run for run in news.runs if run not in self.state.runs}
-        self._apply(news, utcnow())
+        touched = self._apply(news, utcnow())
         await self._name()
-        self.heard(Heard([one for one in news.runs.values() if one is not None], new))
+        self.heard(Heard([one for one in news.runs.values() if one is not None], new, touched))
 
-    def _apply(self, news: News, now: datetime) -> None:
+    def _apply(self, news: News, now: datetime) -> set[RunId]:
+        """Take what was read; return the runs that it is about."""
         state = self.state
         for run, document in news.runs.items():
             if document is None:
@@ -134,9 +139,13 @@ class Feeder:
             state.of_site(record)
         for reaction, document in news.reactions:
             state.of_reaction(reaction, document)
-        for key in news.gone:
-            state.done(key)
+        gone = filter(None, map(state.done, news.gone))
+        reactions = [*(one for one, _ in news.reactions), *(one.reaction for one in gone)]
         state.of_alarms(news.alarms, news.ended)
+        state.of_processes(news.processes, news.left)
+        if news.requests is not None:
+            state.requests = news.requests
+        return {*news.runs, *(one.run for one in reactions)}
 
     async def _name(self) -> None:
         """Read the names of runs that are shown and of which nothing was heard yet."""

@@ -8,15 +8,17 @@ status are kept by adding and taking away shapes.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from heapq import heappush, heappushpop
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from attrs import define, field, frozen
 
-from caxev.core.entry import as_utc, count, mapping, rows, text
+from caxev.core.entry import as_utc, count, text
 from caxev.core.model import TRANSFERRED, TRANSFERRING, UNKNOWN, CopyKey, RunId
+from caxev.web.documents import entries_of, key_of, label_of, size_of
+from caxev.web.growth import HELD, Growth
 
 CHANGES_KEPT: Final = 10_000
 """The latest changes of copies that are kept."""
@@ -76,25 +78,6 @@ class Arrivals:
     bytes: int = 0
 
 
-def label_of(document: Mapping[str, Any]) -> str:
-    """Return what people call a run: its number, else its name, else its id."""
-    number, name = count(document.get("number")), text(document.get("name"))
-    return f"run {number}" if number else name or str(document.get("_id"))
-
-
-def entries_of(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Return the entries of ``data`` that are any."""
-    return filter(None, map(mapping, rows(document.get("data"))))
-
-
-def key_of(entry: Mapping[str, Any]) -> CopyKey | None:
-    """Return the key of an entry of ``data``; None if it names no type or host."""
-    kind, host = text(entry.get("type")), text(entry.get("host"))
-    if kind is None or host is None:
-        return None
-    return CopyKey(kind, host, text(entry.get("pax_version")))
-
-
 def _moving(document: Mapping[str, Any], key: CopyKey, entry: Mapping[str, Any]) -> Moving:
     size = count(document.get("raw_size_byte")) if key.type == "raw" else None
     since = as_utc(entry.get("status_since"))
@@ -125,10 +108,10 @@ class Links:
         for entry in entries_of(document):
             if (key := key_of(entry)) in arrived:
                 arrived.discard(key)
-                self.arrived(_sized(document, entry))
+                self.arrived(entry, size_of(document, entry))
 
-    def arrived(self, entry: Mapping[str, Any]) -> None:
-        """Count a good copy by the hour in which it became good."""
+    def arrived(self, entry: Mapping[str, Any], size: int) -> None:
+        """Count a good copy of so many bytes by the hour in which it became good."""
         source, host, at = entry.get("source"), entry.get("host"), as_utc(entry.get("status_since"))
         if entry.get("status") != TRANSFERRED or at is None:
             return
@@ -137,7 +120,7 @@ class Links:
         hours = self.hours.setdefault((source, host), {})
         hour = hours.setdefault(at.replace(minute=0, second=0, microsecond=0), Arrivals())
         hour.copies += 1
-        hour.bytes += count(entry.get("size")) or 0
+        hour.bytes += size
         if len(hours) > 2 * HOURS_KEPT:
             for old in sorted(hours)[:-HOURS_KEPT]:
                 del hours[old]
@@ -161,6 +144,7 @@ class KnownRuns:
     counts: Counter[CopyGroup] = field(factory=Counter)
     changes: deque[Change] = field(factory=lambda: deque(maxlen=CHANGES_KEPT))
     links: Links = field(factory=Links)
+    growth: Growth = field(factory=Growth)
     moving: dict[tuple[RunId, CopyKey], Moving] = field(factory=dict)
     """The copies that are being made."""
     _shapes: dict[RunId, Shape] = field(factory=dict)
@@ -186,7 +170,7 @@ class KnownRuns:
         before, after = self._shapes.get(run, ()), shape_of(document)
         self._note_moving(document, before, after)
         if self._first is not None and not before:
-            self._note_first(document)
+            self._note_first(document, now)
         if before == after:
             if run not in self._shapes:
                 self._replace(run, before, after)
@@ -197,6 +181,7 @@ class KnownRuns:
         changes = list(self._between(run, document, dict(before), dict(after), now))
         self.changes.extend(changes)
         self.links.note(document, changes)
+        self._note_growth(document, changes, now)
         return changes
 
     def drop(self, run: RunId, now: datetime) -> list[Change]:
@@ -228,13 +213,28 @@ class KnownRuns:
                 wanted.discard(found)
                 self.moving[run, found] = _moving(document, found, entry)
 
-    def _note_first(self, document: Mapping[str, Any]) -> None:
+    def _note_growth(
+        self, document: Mapping[str, Any], changes: Iterable[Change], now: datetime
+    ) -> None:
+        arrived = set()
+        for one in changes:
+            if one.after == TRANSFERRED:
+                arrived.add(one.key)
+            elif one.after is None and one.before in HELD:
+                self.growth.left(document, one.key, now)
+        for entry in entries_of(document) if arrived else ():
+            if (key := key_of(entry)) in arrived:
+                arrived.discard(key)
+                self.growth.came(document, entry, now)
+
+    def _note_first(self, document: Mapping[str, Any], now: datetime) -> None:
         assert self._first is not None
+        self.growth.note_all(document, now)
         for entry in entries_of(document):
             at, key = as_utc(entry.get("status_since")), key_of(entry)
             if at is None or key is None:
                 continue
-            self.links.arrived(_sized(document, entry))
+            self.links.arrived(entry, size_of(document, entry))
             if len(self._first) == CHANGES_KEPT and at <= self._first[0][0]:
                 continue
             status = text(entry.get("status"))
@@ -298,10 +298,3 @@ def _since(document: Mapping[str, Any]) -> dict[CopyKey, datetime]:
         if at is not None and key is not None:
             found.setdefault(key, at)
     return found
-
-
-def _sized(document: Mapping[str, Any], entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return an entry with its size: that of raw data stands in the run's document."""
-    if entry.get("type") != "raw" or entry.get("size") is not None:
-        return entry
-    return {**entry, "size": document.get("raw_size_byte")}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
+from heapq import heappop, heappush
 from typing import Any, Final, TypeAlias
 
 from attrs import define, field, frozen
@@ -17,11 +18,17 @@ from caxev.core.alarms import AlarmState
 from caxev.core.amounts import ReportedProgress
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey, RunId
+from caxev.core.processes import Process
 from caxev.web.runs import KnownRuns
 
 Record: TypeAlias = Any
 """A `caxev.database.SiteRecord`: what is pure imports nothing of the database."""
 
+Asked: TypeAlias = Any
+"""A `caxev.database.Request`."""
+
+FRESH: Final = timedelta(minutes=3)
+"""A process that has not reported for so long is gone: it reports every minute."""
 LABELS_KEPT: Final = 50_000
 """Runs whose names are kept, those heard of last."""
 
@@ -32,6 +39,10 @@ class Open:
 
     reaction: Reaction
     progress: ReportedProgress | None = None
+
+    @property
+    def place(self) -> tuple[str, State]:
+        return self.reaction.site, self.reaction.state
 
     @property
     def copy(self) -> CopyKey | None:
@@ -61,13 +72,19 @@ class LiveState:
 
     runs: KnownRuns = field(factory=KnownRuns)
     sites: dict[str, Record] = field(factory=dict)
+    processes: dict[str, Process] = field(factory=dict)
+    """What listening processes reported last, by their owners."""
+    requests: tuple[Asked, ...] = ()
+    """What waits for a listener."""
     reactions: dict[str, Open] = field(factory=dict)
     alarms: dict[tuple[str, str], AlarmState] = field(factory=dict)
     labels: dict[RunId, str] = field(factory=dict)
     """What runs are called of which something was heard lately."""
-    tally: Counter[tuple[str, State]] = field(factory=Counter)
-    """Open reactions by site and state."""
     health: FeedHealth = field(factory=FeedHealth)
+    _places: dict[tuple[str, State], dict[str, Open]] = field(init=False, factory=dict)
+    """The open reactions by site and state."""
+    _due: dict[str, list[tuple[datetime, str]]] = field(init=False, factory=dict)
+    """Of each site a heap of the times at which reactions are due, with some that are no more."""
 
     def of_site(self, record: Record) -> None:
         """Take a site's record as it is now."""
@@ -76,19 +93,26 @@ class LiveState:
     def of_reaction(self, reaction: Reaction, document: Mapping[str, Any]) -> None:
         """Take an open reaction as it is now."""
         self.done(reaction.id)
-        progress = ReportedProgress.of(document.get("progress"))
-        self.reactions[reaction.id] = Open(reaction, progress)
-        self.tally[reaction.site, reaction.state] += 1
+        one = Open(reaction, ReportedProgress.of(document.get("progress")))
+        self.reactions[reaction.id] = self._places.setdefault(one.place, {})[reaction.id] = one
+        if reaction.state is State.PENDING:
+            heappush(self._due.setdefault(reaction.site, []), (reaction.due, reaction.id))
 
-    def done(self, key: str) -> None:
-        """Forget a reaction: it is done, or was removed."""
+    def done(self, key: str) -> Open | None:
+        """Forget a reaction: it is done, or was removed. Return what it was."""
         former = self.reactions.pop(key, None)
-        if former is None:
-            return
-        place = (former.reaction.site, former.reaction.state)
-        self.tally[place] -= 1
-        if not self.tally[place]:
-            del self.tally[place]
+        if former is not None:
+            here = self._places[former.place]
+            del here[key]
+            if not here:
+                del self._places[former.place]
+        return former
+
+    def of_processes(self, processes: Iterable[Process], left: Iterable[str] = ()) -> None:
+        """Take what processes report now, and forget those that left."""
+        self.processes.update((one.owner, one) for one in processes)
+        for owner in left:
+            self.processes.pop(owner, None)
 
     def of_alarms(self, states: Iterable[AlarmState], ended: Iterable[tuple[str, str]]) -> None:
         """Take alarms as they are now, and forget those that ended."""
@@ -106,17 +130,23 @@ class LiveState:
 
     def unnamed(self, most: int) -> list[RunId]:
         """Return runs with running or failed reactions of which no name is known."""
-        shown = (State.RUNNING, State.FAILED)
-        found = {
-            one.reaction.run: None
-            for one in self.reactions.values()
-            if one.reaction.state in shown and one.reaction.run not in self.labels
-        }
+        shown = [*self.of_state(State.RUNNING), *self.of_state(State.FAILED)]
+        runs = (one.reaction.run for one in shown)
+        found = dict.fromkeys(run for run in runs if run not in self.labels)
         return list(found)[:most]
 
     def forget_ledger(self) -> None:
         """Forget what the ledger had: a new pass reads all of it."""
-        for known in (self.sites, self.reactions, self.alarms, self.tally):
+        self.requests = ()
+        known: dict[Any, Any]
+        for known in (
+            self.sites,
+            self.processes,
+            self.alarms,
+            self.reactions,
+            self._places,
+            self._due,
+        ):
             known.clear()
 
     # -- questions --------------------------------------------------------------------------
@@ -125,8 +155,27 @@ class LiveState:
         """Return the open reactions in a state, of a site or of all."""
         return [
             one
-            for one in self.reactions.values()
-            if one.reaction.state is state and site in (None, one.reaction.site)
+            for place, open_ in self._places.items()
+            if place[1] is state and site in (None, place[0])
+            for one in open_.values()
+        ]
+
+    @property
+    def tally(self) -> Counter[tuple[str, State]]:
+        """How many reactions are open, by site and state."""
+        return Counter({place: len(open_) for place, open_ in self._places.items()})
+
+    def of_run(self, run: RunId) -> list[Open]:
+        """Return the open reactions of a run, those that are due first, first."""
+        found = (one for one in self.reactions.values() if one.reaction.run == run)
+        return sorted(found, key=lambda one: one.reaction.due)
+
+    def processes_of(self, site: str, now: datetime) -> list[Process]:
+        """Return the processes of a site that have reported lately."""
+        return [
+            one
+            for _, one in sorted(self.processes.items())
+            if one.site == site and one.seen is not None and now - one.seen < FRESH
         ]
 
     def active_alarms(self, site: str | None = None) -> list[AlarmState]:
@@ -135,9 +184,15 @@ class LiveState:
 
     def oldest_due(self, site: str, now: datetime) -> datetime | None:
         """Return since when the site's longest waiting reaction could have run."""
-        due = [one.reaction.due for one in self.of_state(State.PENDING, site)]
-        late = [at for at in due if at <= now]
-        return min(late, default=None)
+        heap = self._due.get(site, [])
+        while heap:
+            due, key = heap[0]
+            one = self.reactions.get(key)
+            if one is None or one.reaction.state is not State.PENDING or one.reaction.due != due:
+                heappop(heap)  # it has run, or is due at another time
+            else:
+                return due if due <= now else None
+        return None
 
     def label(self, run: RunId) -> str:
         """Return what a run is called; its id if that is not known."""
