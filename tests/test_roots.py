@@ -166,6 +166,9 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
     await lab.settle()
     assert await statuses(lab, old) == {"lngs": "transferred", "chicago": "transferred"}
     disk = lab.path(old, "chicago").parent
+    before = await lab.database.site_record("chicago")
+    assert before is not None
+    assert [0 < one.free <= one.size for one in before.disks] == [True]
     with unmounted(disk):
         new = await lab.new_run(at="lngs")
         run = await lab.look(asked)
