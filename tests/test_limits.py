@@ -6,24 +6,30 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
+from asyncssh import SFTPAttrs, SFTPName
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 
 from caxev import Denied, GiveUp, Retry, aio, http_server, limited, program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
-from caxev.files import FarPath, Meter, RateLimiter, Seen
+from caxev.core.clock import utcnow
+from caxev.database import run_queries
+from caxev.files import FarPath, Meter, RateLimiter, Seen, confine, scan
 from caxev.handlers import permissions
 from caxev.http_server import SmallServer
 from caxev.metrics_server import MetricsAddress, MetricsServer
@@ -34,6 +40,9 @@ from caxev.tape.base import Transcript
 from caxev.transfer.gfal import _GridReading
 from caxev.transfer.ssh.agent import Incoming
 from caxev.transfer.ssh.known_hosts import read_known_hosts
+from caxev.transfer.ssh.remote import Remote
+from tests import engine
+from tests.conftest import Database as Named
 
 # -- ports ----------------------------------------------------------------------------------------
 
@@ -278,6 +287,23 @@ def test_rows_are_taken_up_to_a_limit(number: int, limit: int) -> None:
             list(limited.rows_limited(range(number)))
 
 
+@pytest.mark.parametrize("limit", [2, 3])
+def test_a_tree_on_our_disk_is_listed_up_to_a_number(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may fill a directory, as those who push into it and jobs do; it is not read on."""
+    monkeypatch.setattr(limited, "ROWS", limit)
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    for name in ("a", "inner/b"):
+        (tmp_path / "run" / name).touch()
+    run = confine(str(tmp_path / "run"), [str(tmp_path)])
+    if limit == 3:
+        assert len(scan(run).items) == 3
+        return
+    with pytest.raises(GiveUp, match="run holds more than 2 files"):
+        scan(run)
+
+
 # -- a far end ------------------------------------------------------------------------------------
 
 
@@ -307,3 +333,37 @@ def test_lines_and_bytes_of_a_far_end(parts: list[bytes], most: int, data: st.Da
                 return got
 
     assert aio.run(read_all()) == b"".join(parts)
+
+
+async def test_a_directory_of_a_far_end_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names are counted as they come, not when all are there."""
+    monkeypatch.setattr(limited, "ROWS", 10)
+    given_out: list[bytes] = []
+
+    class Endless:
+        async def scandir(self, path: bytes) -> AsyncIterator[SFTPName]:
+            while len(given_out) < 100:
+                given_out.append(b"%d" % len(given_out))
+                yield SFTPName(given_out[-1], attrs=SFTPAttrs(permissions=stat.S_IFREG))
+
+    endpoint = SimpleNamespace(host="far", port=22)
+    remote = Remote(cast("Any", endpoint), cast("Any", Endless()))
+    with pytest.raises(GiveUp, match="holds more than 10 files"):
+        await remote._list(FarPath(b"/run"), b"", [])
+    assert len(given_out) == 11
+
+
+@pytest.mark.replicaset
+async def test_a_table_is_read_up_to_a_limit(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its rows, as they were written, or none; the error names it."""
+    written = [{"_id": number, "at": utcnow(), "text": "x" * 100} for number in range(300)]
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            client[database.name]["gains"].insert_many(written)
+        assert await db.table("gains") == written
+        assert await db.table("none") == []
+        monkeypatch.setattr(run_queries, "TABLE", 20_000)
+        with pytest.raises(GiveUp, match="the table gains has more than 20,000 bytes"):
+            await db.table("gains")

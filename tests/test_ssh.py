@@ -891,7 +891,7 @@ def test_a_login_shell_that_never_ends_its_welcome(ways: Ways, command: str) -> 
 
 def test_a_tree_is_listed_up_to_a_number(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the far end and the directory."""
-    monkeypatch.setattr("caxev.transfer.ssh.remote.MOST", 10)
+    monkeypatch.setattr("caxev.limited.ROWS", 10)
     run = make_run(ways.source / "run")
     for number in range(20):
         (run / str(number)).touch()

@@ -322,7 +322,10 @@ class Job:
         return await self.ports.load_manifest(digest)
 
     async def table(self, name: str) -> list[dict[str, Any]]:
-        """Return all rows of a collection beside the runs; none if there is no such collection."""
+        """Return all rows of a collection beside the runs; none if there is no such collection.
+
+        Raises `GiveUp` if it is larger than any table of corrections is.
+        """
         return await self.ports.table(name)
 
 

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from bson import decode_all
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
 
 from caxev.copies.sharing import Neighbours
+from caxev.core.errors import GiveUp
 from caxev.core.model import (
     DELETING,
     REQUESTED,
@@ -29,6 +31,8 @@ from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
 from caxev.database.selections import totals_pipeline
 
+TABLE: Final = 32 << 20
+"""Bytes of a table: handlers take all its rows."""
 _NAMES: Final = ("number", "name", "detector")
 _PLACE: Final = ("type", "host", "pax_version", "status", "location")
 
@@ -136,8 +140,20 @@ class Runs(RunPages):
 
     @operation
     async def table(self, name: str) -> list[Document]:
-        """Read all rows of a collection beside the runs; none if it does not exist."""
-        return await self._client[self.settings.database][name].find({}).to_list(None)
+        """Read all rows of a collection beside the runs; none if it does not exist.
+
+        Raises `GiveUp` if they are more than `TABLE` bytes.
+        """
+        collection = self._client[self.settings.database][name]
+        rows: list[Document] = []
+        size = 0
+        async for one in collection.find_raw_batches({}):
+            batch = cast("bytes", one)  # whatever its type says
+            size += len(batch)
+            if size > TABLE:
+                raise GiveUp(f"the table {name} has more than {TABLE:,} bytes: remove old rows")
+            rows += decode_all(batch, collection.codec_options)
+        return rows
 
     # -- writing ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve, frozen
 
+from caxev import limited
 from caxev.core.errors import GiveUp, Retry
 from caxev.files.confined import Confined, join
 from caxev.files.errors import changed, gone, meaning
@@ -60,10 +61,20 @@ def look(root: Confined, *, check: bool = True) -> list[Seen]:
         return [Seen(b"", "file", status.st_size, status.st_mtime_ns)]
     if not stat.S_ISDIR(status.st_mode):
         raise GiveUp(f"{printable(root)} is neither a directory nor a file")
-    found = sorted(_walk(root), key=lambda seen: seen.path)
+    found: list[Seen] = []
+    for seen in _walk(root):
+        check_rows(len(found), printable(root))
+        found.append(seen)
+    found.sort(key=lambda seen: seen.path)
     if check:
         _check(found)
     return found
+
+
+def check_rows(number: int, shown: str) -> None:
+    """Raise `GiveUp` if a tree, `shown` in the message, has as many items as are taken of one."""
+    if number >= limited.ROWS:
+        raise GiveUp(f"{shown} holds more than {limited.ROWS:,} files")
 
 
 def look_source(path: Confined) -> list[Seen]:
@@ -120,7 +131,7 @@ def _walk(top: Confined) -> Iterator[Seen]:
             yield seen
 
 
-def _directory(top: Confined, path: bytes) -> list[Seen]:
+def _directory(top: Confined, path: bytes) -> Iterator[Seen]:
     full = join(top, path)
     above = path + b"/" if path else b""
     try:
@@ -129,7 +140,8 @@ def _directory(top: Confined, path: bytes) -> list[Seen]:
             opened(full, os.O_RDONLY | os.O_DIRECTORY) as descriptor,
             os.scandir(descriptor) as entries,
         ):
-            return [_inner(top, _seen(full, above, entry, descriptor)) for entry in entries]
+            for entry in entries:
+                yield _inner(top, _seen(full, above, entry, descriptor))
     except FileNotFoundError as exc:
         raise Retry(f"{printable(full)} changed while it was read") from exc
     except OSError as exc:

@@ -17,8 +17,7 @@ from attrs import evolve, field, frozen
 from caxev import failpoints
 from caxev.config import Site
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.files import FarPath, Seen, check_names, gone, inside, join, printable, shown
-from caxev.limited import ROWS
+from caxev.files import FarPath, Seen, check_names, check_rows, gone, inside, join, printable, shown
 from caxev.program import PLAIN, Answer, Output, ProgramEnd, run
 from caxev.threads import side_by_side
 
@@ -152,8 +151,7 @@ class GridStorage:
         for _ in range(_DEEPEST):
             inner = [seen for below in side_by_side(self._below(path), level) for seen in below]
             found += inner
-            if len(found) > ROWS:
-                raise GiveUp(f"{self.shown(path)} holds more than {ROWS:,} files")
+            check_rows(len(found), self.shown(path))
             level = [seen.path for seen in inner if seen.kind == "dir"]
             if not level:
                 return sorted(found, key=lambda seen: seen.path)

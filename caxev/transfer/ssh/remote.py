@@ -9,12 +9,12 @@ import asyncio
 import os
 import posixpath
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Final
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Final, cast
 
 import asyncssh
-from asyncssh import SFTPAttrs
+from asyncssh import SFTPAttrs, SFTPName
 
 from caxev import failpoints
 from caxev.core.errors import GiveUp
@@ -24,6 +24,7 @@ from caxev.files import (
     FarPath,
     Seen,
     check_links,
+    check_rows,
     gone,
     join,
     parent,
@@ -33,8 +34,6 @@ from caxev.files import (
 from caxev.transfer.ssh.session import GONE, NOT_FOR_US, Session, each, naming
 from caxev.transfer.ssh.sftp import OPENING
 
-MOST: Final = 1_000_000
-"""Files, directories and links of one tree that a far end may list."""
 _LONGEST: Final = 4096  # bytes of a path in it, Linux's own limit
 _SECOND: Final = 1_000_000_000
 
@@ -75,21 +74,26 @@ class Remote(Session):
         return sorted((*rest, *read), key=lambda seen: seen.path)
 
     async def _list(self, root: FarPath, path: bytes, found: list[Seen]) -> None:
+        # Closed here, which closes the directory at the far end, also after an error.
+        listing = cast("AsyncGenerator[SFTPName]", self.sftp.scandir(join(root, path)))
         with naming("list", join(root, path)):
-            entries = [entry async for entry in self.sftp.scandir(join(root, path))]
-        for entry in entries:
-            name = entry.filename
-            assert isinstance(name, bytes)
-            if name in {b".", b".."}:
-                continue
-            inner = path + b"/" + name if path else name
-            # A server must not be able to lead us out of the tree, or to fill our memory.
-            if not name or b"/" in name or b"\0" in name or len(inner) > _LONGEST:
-                shown = printable(name[:_LONGEST])
-                raise GiveUp(f"{self.endpoint} listed the impossible name {shown}")
-            if len(found) >= MOST:
-                raise GiveUp(f"{self.shown(root)} holds more than {MOST:,} files")
-            found.append(self._seen(root, inner, entry.attrs))
+            async with aclosing(listing):
+                async for entry in listing:
+                    name = entry.filename
+                    assert isinstance(name, bytes)
+                    if name not in {b".", b".."}:
+                        # As they come: a server that lists for ever must not fill our memory.
+                        check_rows(len(found), self.shown(root))
+                        found.append(self._seen(root, self._listed(path, name), entry.attrs))
+
+    def _listed(self, path: bytes, name: bytes) -> bytes:
+        """Return the path of an entry that the server lists in a directory."""
+        inner = path + b"/" + name if path else name
+        # A server must not be able to lead us out of the tree.
+        if not name or b"/" in name or b"\0" in name or len(inner) > _LONGEST:
+            shown = printable(name[:_LONGEST])
+            raise GiveUp(f"{self.endpoint} listed the impossible name {shown}")
+        return inner
 
     def _seen(self, root: FarPath, path: bytes, attrs: SFTPAttrs) -> Seen:
         mode = attrs.permissions or 0
