@@ -9,7 +9,8 @@ A ``transferred`` copy without a checksum gets one.
 `recheck` reads a copy again when ``check_asked`` requests it, and answers in ``check_answered``
 with the ids of the requests that were there when it began to read. It also reads a
 ``transferred`` copy that has a ``checksumproblem``. `patrol` reads every copy again every
-``patrol.days``. A copy that no longer matches its entry becomes ``error``;
+``patrol.days``. A copy that no longer matches its entry becomes ``error``, and so does one that
+cannot be read, until a retry of that reaction can;
 `caxev.handlers.judge` decides between copies that contradict one another.
 
 Reading at another host uses the link to it like a transfer: its slots, hours and rate.
@@ -250,9 +251,11 @@ async def compare_with_entry(
     """Return the update for a copy that was good: still good, or bad by its own entry."""
     if _is_same(seen, manifest):
         fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
+        job.did(What.VERIFIED, bytes=manifest.total_bytes)
+        if _is_unverified(seen):  # an earlier attempt could not read it
+            return _answered(job, seen, found_good(job.run, seen, **fields))
         if seen.checksumproblem and seen.status == TRANSFERRED:
             fields |= {"checksumproblem": False, "error": None}
-        job.did(What.VERIFIED, bytes=manifest.total_bytes)
         return _answered(job, seen, RunUpdate.note(job.run, seen, **fields))
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
@@ -280,7 +283,7 @@ def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
 
 def _unreadable(job: Job, seen: Copy) -> RunUpdate:
     """Return the update for an unreadable copy: no deletion may count on it any more."""
-    why = "it cannot be read (caxev reactions --failed); once it can, make its status verifying"
+    why = "it cannot be read (caxev reactions --failed shows why); once it can: caxev retry"
     return broken_off(job.run, seen, error=why)
 
 
@@ -338,7 +341,7 @@ def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
         return Skip("the copy is gone")
     if seen.type == "untriggered":
         return Skip("the DAQ's buffer is never touched")
-    if seen.status != TRANSFERRED and not is_disputed(seen):
+    if seen.status != TRANSFERRED and not is_disputed(seen) and not _is_unverified(seen):
         return Skip(f"it is {seen.status}")
     if seen.manifest is None and seen.checksum is None:
         return Skip("nothing is known of it to compare it with")

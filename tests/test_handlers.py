@@ -1227,6 +1227,26 @@ async def test_a_good_reading_clears_a_doubt() -> None:
     assert verify.plan_recheck(seen, LNGS, ALL) == seen
 
 
+async def test_a_copy_that_could_not_be_read_is_good_once_it_can() -> None:
+    """The reading is had again by a retry; if its bytes are bad, that is why it is an error."""
+    unread: dict[str, Any] = {"status": "error", "status_since": NOW, "manifest": GOOD.digest}
+    asked = {**unread, "check_asked": [{"id": "x", "at": NOW}], "error": "it cannot be read"}
+    run = run_of(entry("lngs", **asked))
+    seen = copy_of(run, "lngs")
+    assert verify.plan_answer(seen, LNGS, ALL) == seen
+    patrolled = evolve(LNGS, patrol=Patrol(days=30))
+    sites = Sites(ALL.path, {**ALL.by_name, "lngs": patrolled})
+    assert verify.plan_patrol(run, seen, patrolled, sites, NOW) is None
+    fields = await reread(GOOD, **asked)
+    assert (fields["status"], fields["error"]) == ("transferred", None)
+    assert fields["check_answered"] == ["x"]
+    fields = await reread(manifest_of(a="1"), **asked)
+    assert (fields["status"], fields["checksumproblem"]) == ("error", True)
+    for other in ({"checksumproblem": True}, {"status_since": None}, {"manifest": None}):
+        bad = entry("lngs", **{**unread, "checksum": None, **other})
+        assert isinstance(again(run_of(bad)), Skip)
+
+
 async def test_a_copy_that_contradicts_others_calls_for_a_judgement() -> None:
     """Even where nobody asked for the reading."""
     other = entry("chicago", manifest="b3:1")

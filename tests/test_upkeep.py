@@ -20,13 +20,13 @@ from caxev import Denied, FieldIs, GiveUp, Job, Manifest, RunUpdate, Skip
 from caxev.config import Permission, Site
 from caxev.config.errors import Problems
 from caxev.config.permissions import read_permissions
-from caxev.core.ledger import Reaction
+from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey, Event, Run
 from caxev.core.registry import recorded
 from caxev.database import Request
 from caxev.demo import daq
 from caxev.files import Item
-from caxev.handlers import completeness, permissions
+from caxev.handlers import checksum, completeness, permissions
 from caxev.testing import Lab, lab
 from tests import engine
 from tests.conftest import Database as Named
@@ -142,6 +142,32 @@ async def test_one_cause_is_one_alarm() -> None:
         await here.database.add_request("lngs", Request("retry"), "me", here.now())
         assert await here.settle() == []
         assert await here.alarms() == []
+
+
+@pytest.mark.replicaset
+async def test_a_copy_that_could_not_be_read_is_good_again_by_a_retry() -> None:
+    """Neither the reading that was asked for nor the patrol's leaves an error behind."""
+    async with lab(checksum, sites={"lngs": {"patrol": {"days": 30}}}) as here:
+
+        async def failing() -> set[str]:
+            return {one.handler for one in await here.settle() if one.state is State.FAILED}
+
+        run = await here.new_run(at="lngs")
+        assert await failing() == set()
+        fifo = here.path(run, "lngs") / "x"  # what no reading gets past
+        os.mkfifo(fifo)
+        (mine,) = (await here.look(run)).copies
+        await here.update(RunUpdate.ask(run, mine, "asked", here.now()))
+        assert await failing() == {"recheck"}
+        here.later(days=31)
+        assert await failing() == {"recheck", "patrol"}
+        (mine,) = (await here.look(run)).copies
+        assert (mine.status, "caxev retry" in (mine.error or "")) == ("error", True)
+        fifo.unlink()
+        await here.database.add_request("lngs", Request("retry"), "me", here.now())
+        assert await failing() == set()
+        (mine,) = (await here.look(run)).copies
+        assert (mine.status, mine.error, mine.pending) == ("transferred", None, ())
 
 
 def retried(here: Lab, reaction: Reaction) -> None:
