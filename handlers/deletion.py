@@ -32,7 +32,6 @@ from caxev import (
     TRANSFERRING,
     VERIFYING,
     Copy,
-    CopyField,
     CopyKey,
     Decision,
     GiveUp,
@@ -73,6 +72,7 @@ from caxev.copies.retention import DeletionPlan, InUse, plan_processed, plan_pur
 from caxev.copies.sharing import sharing
 from caxev.copies.storage import custodian, sites_sharing_storage
 from caxev.core.job import Wait
+from caxev.core.model import STATUSES
 from caxev.files import MOVED_PREFIX, NOTHING, Replaced, distinct, empty_quarantine, standing
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
@@ -89,12 +89,19 @@ NOT_GOING: Final = Skip("nothing of it is to go by us")
 
 # -- intent: a rule wants a copy gone -------------------------------------------------------------
 
+_BESIDE: Final = (
+    copy((TRANSFERRED, GONE), host=HERE),
+    copy_field(STATUSES, host=HERE, gone=True),
+)
+"""Another entry, of any data, may have left the place of ours, or was moved."""
+
 
 @on(
     copy((TRANSFERRED, DELETING, GONE), type="raw", host=HERE),  # the last two end a waiting
     copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
     tag("*", gone=True),
     copy_field("holds", type="raw", host=HERE),  # one was released, or ends earlier or later
+    *_BESIDE,
     aliases=("BufferPurger",),
     decide=lambda job: _decision(job, *_raw(job)),
 )
@@ -107,6 +114,7 @@ async def purge(job: Job) -> Result:
     copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
     copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
     copy_field("holds", type="processed", host=HERE),
+    *_BESIDE,
     tag("*", gone=True),
     aliases=("PurgeProcessed",),
     decide=lambda job: _decision(job, *_processed(job)),
@@ -125,9 +133,9 @@ def _raw(job: Job) -> tuple[Copy | None, Purge]:
 
 
 def _processed(job: Job) -> tuple[Copy | None, Purge]:
-    aspect, version = job.event.aspect, job.site.pax_version_purge
-    if isinstance(aspect, CopyKey | CopyField):
-        version = aspect.version
+    version = job.site.pax_version_purge
+    if job.copy is not None and job.copy.type == "processed":
+        version = job.copy.version
     mine = job.run.copy(CopyKey("processed", job.site.name, version))
     return mine, plan_processed(job.run, mine, job.site, job.sites, job.safe_now())
 
@@ -135,7 +143,7 @@ def _processed(job: Job) -> tuple[Copy | None, Purge]:
 def _decision(job: Job, mine: Copy | None, plan: Purge) -> Decision:
     if _may_prove(job, mine) or isinstance(plan, DeletionPlan):
         return None
-    is_ours = job.copy is not None and job.copy.host == job.site.name
+    is_ours = mine is not None and job.copy is mine
     # Only the reaction to our own copy waits for its age: one timer a copy is enough. But it may
     # have seen too few good copies, and ended; then the reaction to the last of them waits.
     return plan if isinstance(plan, Skip | InUse) or is_ours else Skip(plan.why)

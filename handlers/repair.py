@@ -26,6 +26,7 @@ from caxev import (
     RunUpdate,
     Skip,
     copy,
+    copy_field,
     on,
     skip_of,
 )
@@ -42,6 +43,7 @@ from caxev.copies.lifecycle import (
 from caxev.copies.quorum import is_disputed, majority, same_data, voters
 from caxev.copies.sharing import sharing
 from caxev.copies.storage import same_bytes
+from caxev.core.model import STATUSES
 from caxev.transfer import methods
 from caxev.transfer.carrying import STALLED, TransferPlan, bring, fetch
 
@@ -57,6 +59,7 @@ JUDGED = 600.0
 @on(
     copy(ERROR, host=(HERE, PASSIVE)),
     copy(TRANSFERRED),  # the first good copy may come after the bad one
+    copy_field(STATUSES, host=(HERE, PASSIVE), gone=True),  # another entry of it was taken out
     lane="transfer",
     timeout=None,
     stall=STALLED,

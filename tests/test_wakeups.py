@@ -119,6 +119,9 @@ BACK = "the one that came first is lost"
 PURGES = evolve(ALONE, purge=0.0)
 HOLD: dict[str, Any] = {"holds": [{"by": "me@host", "at": NOW}]}
 SAFE = (entry("chicago"), entry("depot"))
+PLACE = {"location": GOOD["location"]}
+PURGES_OLD = evolve(LNGS, pax_version_purge=VERSION)
+MADE = entry("lngs", kind="processed")
 CASES = [
     case("pull", CHICAGO, [BARE], [GOOD], "the source had no digest"),
     case("backup", BRINGS, [BARE], [GOOD], "ours had no digest"),
@@ -210,10 +213,34 @@ CASES = [
     ),
     case(
         "purge_processed",
-        evolve(LNGS, pax_version_purge=VERSION),
+        PURGES_OLD,
         [entry("lngs", kind="processed", **HOLD)],
         [entry("lngs", kind="processed", holds=[])],
         "somebody held it",
+    ),
+    *(
+        case(
+            "purge", PURGES, [GOOD, *SAFE, other], [GOOD, *SAFE, *left], "another was at its place"
+        )
+        for other, left in (
+            (entry("lngs", kind="processed", **PLACE), []),
+            (entry("lngs", "moving", "processed", **PLACE), [MADE]),
+            (entry("lngs", "error"), []),
+        )
+    ),
+    case(
+        "purge_processed",
+        PURGES_OLD,
+        [MADE, entry("lngs", kind="minitrees", location=MADE["location"])],
+        [MADE],
+        "another was at its place",
+    ),
+    case(
+        "repair",
+        CHICAGO,
+        [GOOD, entry("chicago", "error", checksumproblem=True), entry("chicago", "transferring")],
+        [GOOD, entry("chicago", "error", checksumproblem=True)],
+        "another entry of it was on the way",
     ),
 ]
 

@@ -168,11 +168,15 @@ class FieldTrigger:
 
 @frozen
 class CopyFieldTrigger:
-    """One of these fields of a copy's entry, at one of these hosts, was set or changed."""
+    """One of these fields of a copy's entry, at one of these hosts, was set or changed.
+
+    With `gone`: it went.
+    """
 
     name: frozenset[str] = attrs.field(converter=_set)
     type: frozenset[str] = attrs.field(converter=_set, default=None)
     host: frozenset[str] = attrs.field(converter=_set, default=None)
+    gone: bool = False
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why this aspect in this status does not trigger; None if it does."""
@@ -182,7 +186,9 @@ class CopyFieldTrigger:
             return f"the field is {aspect.field}, not {_either(self.name)}"
         if (other := _other_copy(aspect, self.type, self.host, here)) is not None:
             return other
-        return "the field is gone" if status is None else None
+        if (status is None) != self.gone:
+            return "the field is gone" if status is None else "the field is still there"
+        return None
 
     def watched(self, here: Here) -> Watched:
         """Return the fields that this site's snapshots must have for it."""
@@ -229,9 +235,13 @@ def copy_field(
     *names: str,
     type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
     host: str | Iterable[str] | None = None,
+    gone: bool = False,
 ) -> CopyFieldTrigger:
-    """Trigger on a field of a copy's entry being set or changed; `type`, `host` as in `copy`."""
-    return CopyFieldTrigger(names, type, host)
+    """Trigger on a field of a copy's entry being set or changed, or with `gone` taken away.
+
+    `type` and `host` are as in `copy`.
+    """
+    return CopyFieldTrigger(names, type, host, gone)
 
 
 def _above(path: str) -> list[str]:
