@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlencode
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from attrs import define, field
 
@@ -28,12 +30,17 @@ class Answer(NamedTuple):
     """What the page answered."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Message
     text: str
 
     @property
     def json(self) -> Any:
         return json.loads(self.text)
+
+
+class _Here(HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nothing."""
 
 
 @define(eq=False)
@@ -46,14 +53,24 @@ class Page:
     events: list[socket.socket] = field(init=False, factory=list)
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = Request(self.address + path, headers=named, method=method)
+        return self._ask(Request(self.address + path, method=method), headers)
+
+    def post(self, path: str, fields: Any, **headers: str) -> Answer:
+        """Send a form, as a page of this address does."""
+        body = urlencode(fields, doseq=True).encode()
+        sent = Request(self.address + path, body, method="POST")
+        return self._ask(sent, {"origin": self.address, **headers})
+
+    def _ask(self, request: Request, headers: Mapping[str, str]) -> Answer:
+        """Ask as a browser that follows nothing."""
+        for name, value in headers.items():
+            request.add_header(name.replace("_", "-"), value)
         try:
-            with urlopen(request, timeout=PATIENCE) as answer:
-                return Answer(answer.status, dict(answer.headers), answer.read().decode())
+            with build_opener(_Here).open(request, timeout=PATIENCE) as answer:
+                return Answer(answer.status, answer.headers, answer.read().decode())
         except HTTPError as error:
             with error:
-                return Answer(error.code, dict(error.headers), error.read().decode())
+                return Answer(error.code, error.headers, error.read().decode())
 
     def json(self, path: str) -> Any:
         return self.get(path).json
@@ -101,7 +118,12 @@ def _named(data: Any) -> dict[str, Any]:
 
 @contextmanager
 def serving(
-    directory: Path, uri: str, database: str, *options: str, sites: Path = SITES
+    directory: Path,
+    uri: str,
+    database: str,
+    *options: str,
+    sites: Path = SITES,
+    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Page]:
     """The page of a database, at a free port of loopback."""
     log = directory / "page.log"
@@ -110,7 +132,7 @@ def serving(
     with log.open("wb") as stderr:
         process = start_with_us(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
         )  # fmt: skip
     assert process.stdout is not None
     try:

@@ -11,6 +11,7 @@ from caxev.cli import timeline
 from caxev.cli.command import command
 from caxev.cli.options import as_text, options
 from caxev.cli.output import print_line
+from caxev.cli.web_login import LoginChoice, logs_in, public_address
 from caxev.config import ConfigError
 
 
@@ -36,15 +37,32 @@ from caxev.config import ConfigError
     metavar="NAME",
     help="A name under which browsers ask for the page, as behind a proxy; may be repeated.",
 )
+@click.option(
+    "--address",
+    callback=public_address,
+    metavar="URL",
+    help="Where browsers find the page, if a proxy is before it: https://caxev.example.org",
+)
+@logs_in()
 @click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS.")
 @click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key.")
 def web(
-    *, host: str, port: int, names: Sequence[str], certificate: Path | None, key: Path | None
+    *,
+    host: str,
+    port: int,
+    names: Sequence[str],
+    address: str | None,
+    login: LoginChoice,
+    certificate: Path | None,
+    key: Path | None,
 ) -> None:
     """Serve the page: all sites and runs, live, in a browser.
 
     It shows whether anybody has to do something, what moves, what failed and why. It reads the
     database and writes nothing. Without options only this machine can reach it.
+
+    By --auth people log in: a proxy names them (--trust, --user-header), or a provider of OpenID
+    Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE).
 
     It needs `pip install 'caxev[web]'`.
     """
@@ -67,6 +85,8 @@ def web(
         host=host,
         port=port,
         names=names,
+        address=address,
+        login=login.options(),
         certificate=certificate,
         key=key,
         started=lambda address: print_line(f"the page is at {address}"),

@@ -29,6 +29,7 @@ from caxev.core.selection import EVERY, source_of
 from caxev.database import Database, DatabaseError, HistorySearch
 from caxev.web import listing, views
 from caxev.web.api import Api
+from caxev.web.auth.sessions import LOGOUT_KEY, session_of
 from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.rendering import render, shown
@@ -81,8 +82,8 @@ class Pages:
     _sized: Any = field(init=False, default=None)
     _sizing: trio.Lock = field(init=False, factory=trio.Lock)
 
-    def app(self) -> ASGIApp:
-        """Return the ASGI application, without its guard."""
+    def app(self, *more: Route) -> ASGIApp:
+        """Return the ASGI application with more addresses than its own, without its guard."""
         api = Api(self.scene, self.database, self.hub)
         routes = [
             Route("/", self.now),
@@ -96,6 +97,7 @@ class Pages:
             Route("/events", self.events),
             Route("/static/{name}", self.static),
             *api.routes(),
+            *more,
         ]
         handlers: Any = {
             HTTPException: self.http_problem,
@@ -345,9 +347,10 @@ class Pages:
             now=self.scene.now,
             assets=assets_version(),
             database=self.database.settings.safe_uri,
+            session=session_of(request),
+            logout=request.scope.get(LOGOUT_KEY),
         )
         headers = {"cache-control": "no-store"}
-        del request
         return Response(html, status, headers, "text/html")
 
     def _navigation(self) -> list[dict[str, Any]]:

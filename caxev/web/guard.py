@@ -1,8 +1,8 @@
 """Who may ask: checked before any view, and headers that let a browser run nothing but our own.
 
-The page is for readers on this machine, or behind a proxy that lets people in. Another site's page
-in the same browser must neither read it (the name that was asked for is checked, against DNS
-rebinding) nor have it do anything (nothing is done by GET).
+The page is for readers on this machine, or for people who log in: `caxev.web.auth`. Another site's
+page in the same browser must neither read it (the name that was asked for is checked, against DNS
+rebinding) nor have it do anything (nothing is done by GET, and `auth.forms` checks the rest).
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ HEADERS: Final = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-METHODS: Final = frozenset({"GET", "HEAD"})
+READING: Final = frozenset({"GET", "HEAD"})
+WRITING: Final = READING | {"POST"}
 
 
 @frozen
 class Guard:
-    """Lets through what asks for one of the names `hosts` (None: any), with a safe method."""
+    """Lets through what asks for one of the names `hosts` (None: any), with one of the methods."""
 
     app: App
     hosts: Collection[str] | None
+    methods: Collection[str] = READING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,7 +55,7 @@ class Guard:
 
         if not self._is_known(scope):
             await _refuse(guarded, 421, "this name is not served here: see caxev web --name")
-        elif scope["method"] not in METHODS:
+        elif scope["method"] not in self.methods:
             await _refuse(guarded, 405, "this page only shows: nothing can be changed here")
         else:
             await self.app(scope, receive, guarded)

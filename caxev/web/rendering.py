@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from caxev import __version__
 from caxev.core.amounts import lasting, size
@@ -162,6 +162,7 @@ def environment() -> jinja2.Environment:
         lasting=lasting,
         mark=mark,
         segment=segment,
+        whole=escape,
         number=number,
         run_segment=run_segment,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 import trio
 from attrs import frozen
@@ -23,8 +24,13 @@ from caxev.engine.listener import tune_collector
 from caxev.server_certificate import ServerCertificate
 from caxev.web import listing
 from caxev.web.app import History, Pages
+from caxev.web.auth.forms import PublicAddress
+from caxev.web.auth.gate import Gate
+from caxev.web.auth.options import LoginOptions
+from caxev.web.auth.sessions import Sessions
+from caxev.web.auth.ways import way_of
 from caxev.web.feeder import Feeder, Heard
-from caxev.web.guard import LOOPBACK, Guard
+from caxev.web.guard import LOOPBACK, WRITING, Guard
 from caxev.web.hub import Hub
 from caxev.web.scene import Scene
 from caxev.web.state import LiveState
@@ -39,6 +45,8 @@ GRACE: Final = 2.0
 class PageOptions:
     """How the page is served. `names`: the names by which it may be asked for, beside loopback's.
 
+    `address` is that by which browsers reach it, if this is not the one that they ask it for.
+    `login`: how people get in; None: everybody reads.
     `history` makes rows of what happened to a run; `started` is called with the address.
     """
 
@@ -48,6 +56,8 @@ class PageOptions:
     host: str = "127.0.0.1"
     port: int = 8765
     names: Collection[str] = ()
+    address: str | None = None
+    login: LoginOptions | None = None
     certificate: Path | None = None
     key: Path | None = None
     started: Callable[[str], None] = print
@@ -55,7 +65,8 @@ class PageOptions:
     @property
     def hosts(self) -> frozenset[str]:
         """The names that are served: what else asks comes from another page."""
-        return LOOPBACK | {self.host.lower()} | {name.lower() for name in self.names}
+        public = {urlsplit(self.address).hostname or ""} if self.address else set()
+        return LOOPBACK | {self.host.lower()} | {name.lower() for name in self.names} | public
 
 
 async def serve(options: PageOptions) -> None:
@@ -79,13 +90,23 @@ async def serve_on(options: PageOptions, database: Database, leave: trio.Event) 
     state, hub = LiveState(), Hub()
     scene = Scene(state, options.sites)
     feeder = Feeder(database, state, partial(_heard, scene, hub))
-    app = Guard(Pages(scene, database, hub, options.history).app(), options.hosts)
+    app = _guarded(Pages(scene, database, hub, options.history), options)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feeder.run)
         nursery.start_soon(hub.run)
         nursery.start_soon(_tick, hub)
         await _serve_http(app, options, leave)
         nursery.cancel_scope.cancel()
+
+
+def _guarded(pages: Pages, options: PageOptions) -> Guard:
+    """Return all that is served, behind what lets people in. Raises `ConfigError`."""
+    if options.login is None:
+        return Guard(pages.app(), options.hosts)
+    address = PublicAddress(options.address, tls=options.certificate is not None)
+    sessions = Sessions.begin(secure=address.secure)
+    way = way_of(options.login, sessions, address)
+    return Guard(Gate(pages.app(*way.routes()), way, sessions), options.hosts, WRITING)
 
 
 def _heard(scene: Scene, hub: Hub, heard: Heard) -> None:

@@ -1,0 +1,180 @@
+"""Log in by OpenID Connect: Indigo IAM, CILogon, Keycloak, or another provider that has discovery.
+
+It is the code flow with PKCE, `state` and `nonce`, which authlib carries out. The provider sends
+the browser back from another site, so no strict cookie comes with it: what the flow must remember
+is in a cookie of its own, which is lax and short-lived, and worth nothing without the code. The
+session's cookie is strict: a page of ours then goes on to the one that was wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import httpx2
+from attrs import define, field, frozen
+from authlib.common.errors import AuthlibBaseError
+from authlib.integrations.starlette_client import OAuth
+from joserfc.errors import JoseError
+from loguru import logger
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from caxev.web.auth.forms import PublicAddress, read_form
+from caxev.web.auth.gate import CALLBACK, LOGIN, LOGOUT, bounce, door, local
+from caxev.web.auth.options import OidcOptions
+from caxev.web.auth.people import Membership, NotAdmitted, Person
+from caxev.web.auth.sessions import Session, Sessions, SignedCookie
+
+PATIENCE: Final = 10.0
+"""Seconds that the provider has for an answer."""
+MINUTES: Final = 10
+"""How long a person may take to log in there."""
+ALGORITHMS: Final = (
+    "RS256",
+    "RS384",
+    "RS512",
+    "PS256",
+    "PS384",
+    "PS512",
+    "ES256",
+    "ES384",
+    "ES512",
+)
+"""Signatures that are accepted, whatever the provider lists: those with a public key."""
+
+
+@frozen
+class Provider:
+    """A provider as we are registered there, and which claims name a person and their groups."""
+
+    options: OidcOptions
+    secret: str | None = field(default=None, repr=False)
+
+    def client(self) -> Any:
+        """Return authlib's client."""
+        chosen = self.options
+        return OAuth().register(
+            "provider",
+            client_id=chosen.client_id,
+            client_secret=self.secret,
+            server_metadata_url=f"{chosen.issuer.rstrip('/')}/.well-known/openid-configuration",
+            client_kwargs={
+                "scope": chosen.scope,
+                "code_challenge_method": "S256",
+                "timeout": PATIENCE,
+                **({} if self.secret else {"token_endpoint_auth_method": "none"}),
+            },
+        )
+
+    def person(self, claims: Mapping[str, Any], membership: Membership) -> Person:
+        """Return who the claims are about. Raises `NotAdmitted`."""
+        groups = claims.get(self.options.groups_claim) or ()
+        listed = [groups] if isinstance(groups, str) else groups
+        names = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else ()
+        return membership.person(str(claims.get(self.options.name_claim) or claims["sub"]), names)
+
+
+@define(eq=False)
+class OidcLogin:
+    """People who log in at a provider; the session holds who they are until it ends."""
+
+    provider: Provider
+    membership: Membership
+    sessions: Sessions
+    address: PublicAddress
+    logs_in: bool = field(init=False, default=True)
+    _flow: SignedCookie = field(init=False)
+    _client: Any = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        secure = self.address.secure
+        self._flow = SignedCookie("login", MINUTES * 60, secure, same_site="lax")
+        self._client = self.provider.client()
+
+    def session(self, connection: HTTPConnection, known: Session | None) -> Session:
+        """Return the session that is known. Raises `NotAdmitted` if there is none."""
+        del connection
+        if known is None:
+            raise NotAdmitted(401, "You are not logged in.")
+        return known
+
+    def routes(self) -> Sequence[Route]:
+        """Return the addresses of logging in and out."""
+        return (
+            Route(LOGIN, self.log_in),
+            Route(CALLBACK, self.come_back),
+            Route(LOGOUT, self.log_out, methods=["POST"]),
+        )
+
+    async def log_in(self, request: Request) -> Response:
+        """Send the browser to the provider, unless its session is good."""
+        following = local(request.query_params.get("next", "/"))
+        if self.sessions.read(request) is not None:
+            return RedirectResponse(following, 303)
+        request.scope["session"] = flow = {"next": following}
+        try:
+            await self._known_provider()
+            answer: Response = await self._client.authorize_redirect(
+                request, f"{self.address.origin(request)}{CALLBACK}"
+            )
+        except (httpx2.HTTPError, ValueError) as error:
+            return self._trouble(error, following)
+        self._flow.write(answer, flow)
+        return answer
+
+    async def come_back(self, request: Request) -> Response:
+        """Begin the session of a person whom the provider has sent back."""
+        flow = self._flow.read(request) or {}
+        following = local(flow.get("next", "/"))
+        request.scope["session"] = flow
+        try:
+            person = self.provider.person(await self._claims(request), self.membership)
+        except NotAdmitted as why:
+            return door(str(why), why.status, following, logs_in=True)
+        except (AuthlibBaseError, JoseError) as error:
+            logger.warning("a log-in was refused: {}", error)
+            return door("The log-in was not completed: try again.", 403, following, logs_in=True)
+        except (httpx2.HTTPError, ValueError) as error:
+            return self._trouble(error, following)
+        logger.info("{} has logged in as {}", person.name, person.role.value)
+        answer = bounce(following)
+        self._flow.delete(answer)
+        self.sessions.write(answer, Session(person))
+        return answer
+
+    async def log_out(self, request: Request) -> Response:
+        """End the session."""
+        await read_form(request, self.address)
+        answer = door("You are logged out.", 200, "/", logs_in=True)
+        self.sessions.cookie.delete(answer)
+        return answer
+
+    async def _known_provider(self) -> Mapping[str, Any]:
+        """Return the provider's discovery document. Raises ValueError if it is another's."""
+        metadata: dict[str, Any] = await self._client.load_server_metadata()
+        if metadata.get("issuer") != self.provider.options.issuer:
+            self._client = self.provider.client()  # which asks again
+            raise ValueError(f"the provider calls itself {metadata.get('issuer')!r}")
+        metadata["id_token_signing_alg_values_supported"] = ALGORITHMS
+        return metadata
+
+    async def _claims(self, request: Request) -> Mapping[str, Any]:
+        """Return what the provider says about the person: in the signed token, and on request."""
+        metadata = await self._known_provider()
+        token = await self._client.authorize_access_token(request)
+        claims = token.get("userinfo")
+        if claims is None:
+            raise ValueError("the provider sent no ID token")
+        if "userinfo_endpoint" not in metadata:
+            return dict(claims)
+        more = await self._client.userinfo(token=token)
+        if more.get("sub") != claims["sub"]:
+            raise ValueError("the provider's answers are about two people")
+        return {**more, **claims}
+
+    def _trouble(self, error: Exception, following: str) -> Response:
+        logger.error("{} is of no use for a log-in: {}", self.provider.options.issuer, error)
+        words = "The log-in service cannot be used now: try again later."
+        return door(words, 503, following, logs_in=True)

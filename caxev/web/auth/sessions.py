@@ -1,0 +1,110 @@
+"""Sessions: signed cookies, which end by themselves and which no other site's page can use.
+
+The key is made at the start, so nobody has to keep it: a restart ends all sessions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, Final
+
+from attrs import Factory, field, frozen
+from itsdangerous import BadSignature, URLSafeTimedSerializer
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+
+from caxev.web.auth.people import Person, PersonRole
+
+HOURS: Final = 10
+"""How long a session lasts: a shift, and then people log in again."""
+SCOPE_KEY: Final = "caxev.session"
+LOGOUT_KEY: Final = "caxev.logout"
+
+
+@frozen
+class Session:
+    """A person's session. `token` stands in every form that is made for it."""
+
+    person: Person
+    token: str = Factory(lambda: secrets.token_urlsafe(24))
+
+
+def session_of(connection: HTTPConnection) -> Session | None:
+    """Return the session of a request that the gate has let through."""
+    found: Session | None = connection.scope.get(SCOPE_KEY)
+    return found
+
+
+@frozen
+class SignedCookie:
+    """A cookie that holds a value which only we can have written, for so many seconds.
+
+    With `secure` (TLS) its name has the prefix that has browsers refuse one set by another host.
+    """
+
+    purpose: str
+    seconds: int
+    secure: bool
+    same_site: str = "strict"
+    _signer: URLSafeTimedSerializer = field(
+        init=False,
+        default=Factory(
+            lambda self: URLSafeTimedSerializer(secrets.token_bytes(32), salt=self.purpose),
+            takes_self=True,
+        ),
+    )
+
+    @property
+    def name(self) -> str:
+        return f"{'__Host-' if self.secure else ''}caxev_{self.purpose}"
+
+    def read(self, connection: HTTPConnection) -> Any:
+        """Return the value; None if there is none, or if it is not ours or too old."""
+        try:
+            return self._signer.loads(connection.cookies[self.name], max_age=self.seconds)
+        except (KeyError, BadSignature):
+            return None
+
+    def write(self, response: Response, value: Any) -> None:
+        """Have the browser keep a value."""
+        self._set(response, str(self._signer.dumps(value)), self.seconds)
+
+    def delete(self, response: Response) -> None:
+        """Have the browser forget it."""
+        self._set(response, "", 0)
+
+    def _set(self, response: Response, text: str, seconds: int) -> None:
+        same_site: Any = self.same_site
+        response.set_cookie(
+            self.name,
+            text,
+            max_age=seconds,
+            secure=self.secure,
+            httponly=True,
+            samesite=same_site,
+        )
+
+
+@frozen
+class Sessions:
+    """The sessions of people who have got in."""
+
+    cookie: SignedCookie
+
+    @classmethod
+    def begin(cls, *, secure: bool) -> Sessions:
+        """Make a key, and no session."""
+        return cls(SignedCookie("session", HOURS * 3600, secure))
+
+    def read(self, connection: HTTPConnection) -> Session | None:
+        """Return the session that the browser names, unless it has ended."""
+        value = self.cookie.read(connection)
+        if value is None:
+            return None
+        name, role, token = value
+        return Session(Person(name, PersonRole(role)), token)
+
+    def write(self, response: Response, session: Session) -> None:
+        """Have the browser name this session from now on."""
+        person = session.person
+        self.cookie.write(response, (person.name, person.role.value, session.token))
