@@ -103,7 +103,7 @@ hostile_entries: st.SearchStrategy[Any] = values | st.dictionaries(
 )
 """Entries that are no entries, or of which any field may hold anything."""
 
-tags = st.lists(st.fixed_dictionaries({"name": names}), max_size=3)
+tags = st.lists(st.fixed_dictionaries({"name": names}, optional={"date": times}), max_size=3)
 
 
 def _document(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

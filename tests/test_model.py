@@ -11,6 +11,7 @@ from bson import Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caxev.core.diff import diff
 from caxev.core.entry import NOTED, as_utc
 from caxev.core.model import (
     STATUSES,
@@ -51,7 +52,7 @@ def run_with(*entries: Any, **fields: Any) -> Run:
 
 def told_by(run: Run) -> dict[Aspect, str]:
     snapshot: dict[Aspect, str] = {Existence(): YES}
-    snapshot |= {Tag(name): YES for name in run.tags}
+    snapshot |= {Tag(name): tag_seen_as(run, name) for name in run.tags}
     for copy in reversed(run.copies):  # of two with one key, the first counts
         snapshot[copy.key] = copy.seen_as
     for key in {copy.key for copy in run.copies}:
@@ -59,6 +60,14 @@ def told_by(run: Run) -> dict[Aspect, str]:
         if len(statuses) > 1:
             snapshot[CopyField(*key, STATUSES)] = _digest(statuses)
     return snapshot
+
+
+def tag_seen_as(run: Run, name: str) -> str:
+    rows = [
+        tag for tag in run.document["tags"] if isinstance(tag, dict) and tag.get("name") == name
+    ]
+    dates = [as_utc(tag.get("date")) for tag in rows]
+    return max(YES if at is None else f"{YES}@{int(at.timestamp() * 1000)}" for at in dates)
 
 
 @given(make.run_documents)
@@ -162,6 +171,20 @@ def test_a_digest_that_comes_later_is_a_change(
     assert bare != whole
     assert {Event(None, RAW, None, value).status for value in (bare, whole)} == {TRANSFERRED}
     assert time_of(bare) == time_of(whole) == since
+
+
+def test_a_tag_that_is_given_again_is_another() -> None:
+    """Removed and given again before anybody looks, which its date shows; what has none is one."""
+
+    def value(*dates: datetime | None) -> str:
+        return run_with(tags=[{"name": "x", "date": at} for at in dates]).snapshot()[Tag("x")]
+
+    later = AT + timedelta(seconds=1)
+    assert value(AT) != value(later)
+    assert value(None) == YES
+    assert value(AT, later) == value(later, None, AT) == value(later)
+    (event,) = diff("run", {Tag("x"): value(AT)}, {Tag("x"): value(later)})
+    assert event.status == YES
 
 
 def test_a_doubt_after_a_reading_is_another() -> None:

@@ -28,6 +28,7 @@ from pymongo.synchronous.database import Database as MongoDatabase
 from caxev.config import Settings
 from caxev.copies.remaining import EVER
 from caxev.core.clock import utcnow
+from caxev.core.entry import NOTED
 from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
 from caxev.core.model import (
     DELETING,
@@ -42,6 +43,7 @@ from caxev.core.model import (
     Run,
     Tag,
     Watched,
+    snapshot_of,
 )
 from caxev.core.selection import Selection
 from caxev.core.update import (
@@ -66,7 +68,7 @@ from caxev.database import (
     Stream,
     open_database,
 )
-from caxev.database.runs import GIVEN_UP_KEPT
+from caxev.database.runs import GIVEN_UP_KEPT, snapshot_projection
 from caxev.files import Manifest
 from tests import engine
 from tests.conftest import Database as Named
@@ -929,6 +931,22 @@ async def test_a_look_takes_in_what_is_watched(database: Named, number: int) -> 
         looked = await db.snapshot("lngs", [run.id for run in runs], watched=watched)
         assert looked.now == {run.id: run.snapshot(watched) for run in runs}
         assert Field("x.y") in looked.now[runs[0].id]
+
+
+async def test_a_scan_reads_all_that_snapshots_are_made_of(database: Named, runs: Runs) -> None:
+    """Else each run would differ from what was seen, and be read whole."""
+    watched = Watched(frozenset({"x.y"}), frozenset({"checksumproblem"}))
+    seen = {"checksumproblem": True, NOTED: utcnow(), "status_since": utcnow()}
+    good = {"type": "raw", "host": "lngs", "status": "transferred", "location": "/x", **seen}
+    documents = [
+        {"data": [{**good, **digest}], "tags": [{"name": "x", "date": utcnow()}], "x": {"y": 1}}
+        for digest in ({"manifest": "b3:1"}, {"checksum": "ab" * 64}, {})
+    ]
+    runs.insert_many(documents)
+    for document in runs.find():
+        (short,) = runs.find({"_id": document["_id"]}, snapshot_projection(watched))
+        assert snapshot_of(short, watched) == snapshot_of(document, watched)
+        assert "location" not in short["data"][0]
 
 
 async def test_a_batch_holds_each_run_once(database: Named, runs: Runs) -> None:

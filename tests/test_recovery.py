@@ -40,6 +40,7 @@ from caxev import (
 )
 from caxev.alarms.health import HealthMonitor
 from caxev.config import Settings
+from caxev.core.clock import utcnow
 from caxev.core.ledger import SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run
 from caxev.database import (
@@ -1108,6 +1109,20 @@ async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
 
 
 # -- fields -----------------------------------------------------------------------------------
+
+
+async def test_a_tag_that_was_given_again_meanwhile_fires(database: Named) -> None:
+    """Nobody listened when it was removed and given again: who did so wants the reaction."""
+    record = Recorder()
+    one = engine.handler(record.record, tag("go"))
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db:
+        run = await add(db, 1)
+        for expected in (1, 2):
+            await db.update_run(RunUpdate.add_tag(Run(run[0]), "go"), utcnow())
+            await engine.once(db, options)
+            assert len(record.seen) == expected
+            await db.update_run(RunUpdate.remove_tag(Run(run[0]), "go"), utcnow())
 
 
 async def test_a_field_that_is_set_fires(database: Named, server: Server) -> None:

@@ -122,8 +122,15 @@ Snapshot: TypeAlias = Mapping[Aspect, str]
 """A run as one site saw it: every aspect with its value. A copy's value is its status, followed
 by ``@`` and the milliseconds since 1970 of its ``status_since`` if it has one, so that a status
 that went and came back is a change. `_BARE` follows if the copy is good and has no digest: old
-programs add that later, and before nothing can be copied from it. Tags and existence have the value
-``yes``, fields a digest of their content; a field that is null counts as absent."""
+programs add that later, and before nothing can be copied from it. Existence has the value ``yes``,
+and so has a tag, followed by its date in the same way; fields have a digest of their content, and
+one that is null counts as absent."""
+
+ENTRY_FIELDS: Final = (
+    *("type", "host", "pax_version", "status", "status_since"),
+    *("manifest", "checksum"),  # whether it has one
+)
+"""The fields of an entry whose changes may change a snapshot, whatever is watched."""
 
 _BARE: Final = "-"
 _DOUBT: Final = "checksumproblem"
@@ -289,7 +296,7 @@ class Run:
             number=count(document.get("number")) or None,
             name=text(document.get("name")) or "",
             detector=text(document.get("detector")) or "",
-            tags=tuple(_tags(document.get("tags"))),
+            tags=tuple(tag["name"] for tag in _tags(document.get("tags"))),
             copies=tuple(_copies(document.get("data"))),
             document=document,
         )
@@ -340,8 +347,10 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
     As `Run` and `Copy` would give them, without making these: it is done for every change.
     """
     snapshot: dict[Aspect, str] = {Existence(): YES}
-    for name in _tags(document.get("tags")):
-        snapshot[Tag(name)] = YES
+    for tag in _tags(document.get("tags")):
+        value = _dated(YES, tag.get("date"))
+        # Of several with one name the latest counts.
+        snapshot[Tag(tag["name"])] = max(value, snapshot.get(Tag(tag["name"]), ""))
     data = document.get("data")
     several: dict[CopyKey, list[str]] = {}
     for entry in data if isinstance(data, list) else ():
@@ -392,12 +401,15 @@ def _key(entry: object) -> CopyKey | None:
 
 def _value(status: str, entry: Mapping[str, Any]) -> str:
     # Without a date two visits of one status look the same; old programs give us no more.
-    since = entry.get("status_since")
-    time = None if since is None else as_utc(since)
-    at = "" if time is None else str(int(time.timestamp() * 1000))
-    if status == TRANSFERRED and not _has_digest(entry):
-        at += _BARE
-    return f"{status}@{at}" if at else status
+    value = _dated(status, entry.get("status_since"))
+    if status != TRANSFERRED or _has_digest(entry):
+        return value
+    return f"{value}{'' if '@' in value else '@'}{_BARE}"
+
+
+def _dated(value: str, at: object) -> str:
+    time = None if at is None else as_utc(at)
+    return value if time is None else f"{value}@{int(time.timestamp() * 1000)}"
 
 
 def _field_value(name: str, value: object, status: str, entry: Mapping[str, Any]) -> str:
@@ -423,11 +435,10 @@ def time_of(value: str | None) -> datetime | None:
         return None
 
 
-def _tags(value: object) -> Iterator[str]:
+def _tags(value: object) -> Iterator[Mapping[str, Any]]:
     for tag in value if isinstance(value, list) else ():
-        name = text(tag.get("name")) if isinstance(tag, Mapping) else None
-        if name is not None:
-            yield name
+        if isinstance(tag, Mapping) and text(tag.get("name")) is not None:
+            yield tag
 
 
 def _copies(value: object) -> Iterator[Copy]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from caxev.core.entry import NOTED
 from caxev.core.model import (
     CHANGED,
+    ENTRY_FIELDS,
     TRANSFERRED,
     TRANSFERRING,
     CopyIs,
@@ -37,12 +38,8 @@ GIVEN_UP_KEPT: Final = 20
 """Notes of copies that were given up that a run keeps, the latest."""
 
 _SNAPSHOT_FIELDS: Final = (
-    "tags.name",
-    "data.type",
-    "data.host",
-    "data.pax_version",
-    "data.status",
-    "data.status_since",
+    *("tags.name", "tags.date"),
+    *(f"data.{name}" for name in (*ENTRY_FIELDS, NOTED)),
 )
 
 

@@ -24,7 +24,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from caxev.core.model import CHANGED, Interest, RunId
+from caxev.core.model import CHANGED, ENTRY_FIELDS, Interest, RunId
 from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, Document, HistoryLost
 from caxev.database.connection import Connection, operation
 from caxev.database.reactions import run_keys
@@ -44,11 +44,6 @@ _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
 
 _STATUS: Final = r"^data\.\d+\.(status(_since)?|manifest|checksum)$"
-_OF_SNAPSHOTS: Final = (
-    *("type", "host", "pax_version", "status", "status_since"),
-    *("manifest", "checksum"),  # whether it has one
-)
-"""The fields of an entry that snapshots are made of, whatever is watched."""
 _CHANGED: Final = f"$updateDescription.updatedFields.{CHANGED}"
 
 
@@ -62,7 +57,7 @@ def pipeline(interest: Interest = ALL) -> list[Document]:
     watched = interest.watched
     names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}
     ours = rf"^({'|'.join(re.escape(name) for name in sorted(names))})(\.|$)"
-    fields = "|".join(re.escape(name) for name in (*_OF_SNAPSHOTS, *sorted(watched.copies)))
+    fields = "|".join(re.escape(name) for name in (*ENTRY_FIELDS, *sorted(watched.copies)))
     others = rf"^data\.\d+\.(?!({fields})(\.|$))"
 
     def any_of(paths: Document, key: str, *also: Document) -> Document:
