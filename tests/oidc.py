@@ -34,6 +34,7 @@ class OidcSimulator:
     issuer: str = ""
     user: dict[str, Any] = field(factory=lambda: {"sub": "u1", "preferred_username": "anna"})
     lies: dict[str, Any] = field(factory=dict)
+    secret: str = SECRET
     key: RSAKey = field(factory=lambda: RSAKey.generate_key(2048, {"kid": "one"}))
     codes: dict[str, dict[str, str]] = field(factory=dict)
     tokens: set[str] = field(factory=set)
@@ -71,7 +72,8 @@ class OidcSimulator:
         """Answer a client that has a code."""
         given = b64decode(headers["authorization"].removeprefix("Basic ")).decode()
         name, _, secret = given.partition(":")
-        assert (unquote(name), unquote(secret)) == (CLIENT, SECRET) or given == f"{CLIENT}:{SECRET}"
+        plain = given == f"{CLIENT}:{self.secret}"
+        assert plain or (unquote(name), unquote(secret)) == (CLIENT, self.secret)
         asked = self.codes.pop(form["code"])
         assert form["redirect_uri"] == asked["redirect_uri"]
         proof = urlsafe_b64encode(sha256(form["code_verifier"].encode()).digest()).decode()

@@ -148,6 +148,7 @@ def idp(simulator: OidcSimulator) -> OidcSimulator:
     """The provider, honest, and with anna before it."""
     simulator.user = {"sub": "u1", "preferred_username": "anna", "groups": ["xenon"]}
     simulator.lies = {}
+    simulator.secret = SECRET
     return simulator
 
 
@@ -224,6 +225,20 @@ def test_claims_give_the_role(page: Page, idp: OidcSimulator) -> None:
         idp.lies = {"userinfo": {"groups": groups}}
         assert log_in(nobody := Visitor(page)).status == 403, groups
         assert nobody.get("/").status == 401
+
+
+def test_a_renewed_secret_counts_for_the_next_log_in(page: Page, idp: OidcSimulator) -> None:
+    """Without a restart; while it cannot be read the former one is used."""
+    file = page.log.with_name("caxev_oidc_client_secret")
+    try:
+        file.write_text("")
+        assert log_in(Visitor(page)).status == 200
+        idp.secret = "renewed"
+        file.write_text(idp.secret)
+        assert log_in(Visitor(page)).status == 200
+    finally:
+        file.write_text(SECRET)
+    assert "is empty" in page.log.read_text()
 
 
 def lies() -> Mapping[str, Mapping[str, Any]]:

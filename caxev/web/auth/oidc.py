@@ -21,12 +21,15 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from caxev.config import ConfigError
+from caxev.config.settings import secret
 from caxev.web.auth.forms import PublicAddress, read_form
 from caxev.web.auth.gate import CALLBACK, LOGIN, LOGOUT, bounce, door, local
 from caxev.web.auth.options import OidcOptions
 from caxev.web.auth.people import Membership, NotAdmitted, Person
 from caxev.web.auth.sessions import Session, Sessions, SignedCookie
 
+SECRET: Final = "CAXEV_OIDC_CLIENT_SECRET"  # noqa: S105  # a variable's name
 PATIENCE: Final = 10.0
 """Seconds that the provider has for an answer."""
 MINUTES: Final = 10
@@ -50,21 +53,24 @@ class Provider:
     """A provider as we are registered there, and which claims name a person and their groups."""
 
     options: OidcOptions
-    secret: str | None = field(default=None, repr=False)
+
+    def secret(self) -> str | None:
+        """Return our secret there, as it is now. Raises `ConfigError`."""
+        return secret(SECRET)
 
     def client(self) -> Any:
-        """Return authlib's client."""
-        chosen = self.options
+        """Return authlib's client. Raises `ConfigError`."""
+        chosen, ours = self.options, self.secret()
         return OAuth().register(
             "provider",
             client_id=chosen.client_id,
-            client_secret=self.secret,
+            client_secret=ours,
             server_metadata_url=f"{chosen.issuer.rstrip('/')}/.well-known/openid-configuration",
             client_kwargs={
                 "scope": chosen.scope,
                 "code_challenge_method": "S256",
                 "timeout": PATIENCE,
-                **({} if self.secret else {"token_endpoint_auth_method": "none"}),
+                **({} if ours else {"token_endpoint_auth_method": "none"}),
             },
         )
 
@@ -163,6 +169,10 @@ class OidcLogin:
     async def _claims(self, request: Request) -> Mapping[str, Any]:
         """Return what the provider says about the person: in the signed token, and on request."""
         metadata = await self._known_provider()
+        try:
+            self._client.client_secret = self.provider.secret()
+        except ConfigError as error:
+            logger.error("log-ins keep the previous client secret: {}", error)
         token = await self._client.authorize_access_token(request)
         claims = token.get("userinfo")
         if claims is None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Final
 from urllib.parse import urlsplit
 
 from caxev.config import ConfigError
-from caxev.config.settings import secret
 from caxev.web.auth.forms import PublicAddress
 from caxev.web.auth.gate import Way
 from caxev.web.auth.options import LoginOptions, OidcOptions, ProxyOptions
 from caxev.web.auth.people import Membership
 from caxev.web.auth.proxy import ProxyLogin
 from caxev.web.auth.sessions import Sessions
-
-SECRET: Final = "CAXEV_OIDC_CLIENT_SECRET"  # noqa: S105  # a variable's name
 
 
 def way_of(options: LoginOptions, sessions: Sessions, address: PublicAddress) -> Way:
@@ -37,7 +33,7 @@ def _oidc(
         raise ConfigError(
             f"--auth oidc needs the package {missing.name}: pip install 'caxev[web,oidc]'"
         ) from missing
-    return OidcLogin(Provider(options, secret(SECRET)), membership, sessions, address)
+    return OidcLogin(Provider(options), membership, sessions, address)
 
 
 def is_loopback(host: str) -> bool:
