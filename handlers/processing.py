@@ -79,6 +79,7 @@ from caxev.batch.runner import report
 from caxev.batch.work import Product, look, send, take_stock
 from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
+from caxev.config.processing import LOCAL
 from caxev.copies import lifecycle
 from caxev.copies.lifecycle import CopyPlan, arrived, broken_off, place_for, retried
 from caxev.copies.retention import stays_gone
@@ -195,7 +196,7 @@ async def submit(job: Job) -> Result:
     how, spec = plan.how, plan.spec
     home = jobs_directory(job.site, spec.key.type)
     # A local job is awaited here; a restart runs it again. A batch job outlives this listener.
-    if how.system == "local":
+    if how.system == LOCAL:
         await job.update(report(spec, await run_in_turn(job, how, home, spec)))
         return None
     number = plan.number

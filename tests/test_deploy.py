@@ -162,7 +162,7 @@ def test_the_locks_fit_the_project() -> None:
     """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = locked("requirements.lock")
-    for extra in ("rucio", "web"):
+    for extra in ("htcondor", "rucio", "web"):
         more = locked(f"requirements-{extra}.lock")
         assert base.items() <= more.items()
         for line in (*project["dependencies"], *project["optional-dependencies"][extra]):

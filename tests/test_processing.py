@@ -23,13 +23,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
 from caxev.batch import derived, memory
-from caxev.batch.base import End, JobEnd, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
 from caxev.batch.runner import report
 from caxev.batch.runner import run as run_job
-from caxev.batch.slurm import end_of, explained
+from caxev.batch.slurm import MESSAGES, end_of
 from caxev.batch.work import Product, SentJob, send, take_stock, withdraw
 from caxev.config import (
     ConfigError,
@@ -442,7 +442,7 @@ def test_a_job_that_has_not_ended_has_no_end(state: str) -> None:
 )
 def test_a_log_may_say_more(before: End, log: str, after: End) -> None:
     """What Slurm wrote into the log counts where it knows no more, or says too little."""
-    assert explained(JobEnd(before), log).how is after
+    assert explained(JobEnd(before), log, MESSAGES).how is after
 
 
 # -- sites.json -----------------------------------------------------------------------------------
@@ -833,7 +833,7 @@ class Another:
     def find(self, names: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(names, "another")
 
-    def outcome(self, job: str, log: str) -> JobEnd | None:
+    def outcome(self, name: str, job: str) -> JobEnd | None:
         return None
 
     def cancel(self, job: str) -> None:
@@ -1194,7 +1194,7 @@ def test_a_job_whose_worker_was_killed_for_memory(
         assert run_job(Place(group, 0)) == 1
         assert Place(group, 0).ended is None
         log = capsys.readouterr().err  # which is the job's log
-        assert explained(JobEnd(End.EXIT, 1), log).how is End.MEMORY
+        assert explained(JobEnd(End.EXIT, 1), log, MESSAGES).how is End.MEMORY
     spec = spec_in(tmp_path, name="here.1", argv=(*command, str(1 + more)))
     how = run_here(str(tmp_path / "jobs"), spec, report=quiet).how
     assert how is (End.MEMORY if more else End.EXIT)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from importlib.metadata import entry_points
-from typing import Any, Protocol, Self
+from pkgutil import resolve_name
+from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from attrs import asdict, frozen
 
-from caxev.config.processing import BATCH
+from caxev.config.processing import BATCH, SYSTEMS
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey, RunId
 
@@ -51,6 +53,7 @@ class JobSpec:
     partition: str | None = None
     account: str | None = None
     reservation: str | None = None
+    options: tuple[str, ...] = ()
     setup: str | None = None
     environment: Mapping[str, str] = {}
 
@@ -69,6 +72,7 @@ class JobSpec:
             self.partition,
             self.account,
             self.reservation,
+            self.options,
         )
 
 
@@ -99,9 +103,11 @@ class BatchSystem(Protocol):
 
     All methods run in a worker process. They raise `Retry` if the system does not answer, and
     `GiveUp` if it will never accept such a job. `caxev.batch.folder.Folder` files the jobs, and has
-    the command that starts a job so that it reports its own end.
+    the command that starts a job so that it reports its own end. `caxev.batch.grouped` has what
+    systems that are reached by programs have in common.
 
-    A system must also have the end of a killed job reported: see `Slurm._watch`.
+    A system must also have the end of a killed job reported: by a second job that waits for the
+    first (`grouped.Watched`), or by a log that the listener follows (`LogsEnds`).
     """
 
     def __init__(self, home: str) -> None: ...
@@ -114,8 +120,8 @@ class BatchSystem(Protocol):
         """Return the ids of the jobs among these that were sent, even if the reply was lost."""
         ...
 
-    def outcome(self, job: str, log: str) -> JobEnd | None:
-        """Return how a job ended, or None while it waits or runs. `log` is the end of its log."""
+    def outcome(self, name: str, job: str) -> JobEnd | None:
+        """Return how the job of a name and id ended, or None while it waits or runs."""
         ...
 
     def cancel(self, job: str) -> None:
@@ -123,13 +129,46 @@ class BatchSystem(Protocol):
         ...
 
 
+@runtime_checkable
+class LogsEnds(Protocol):
+    """A batch system that logs the ends of jobs in files of ours: see `caxev.batch.following`."""
+
+    @property
+    def logs(self) -> str:
+        """The directory of the logs, one for each group of jobs and of its name."""
+        ...
+
+    def ends(self, group: str) -> Iterator[tuple[int, JobEnd]]:
+        """Yield the ends in a group's log that are new: the job's number in the group, its end."""
+        ...
+
+
 def system(name: str, home: str) -> BatchSystem:
     """Return the batch system of that name. Raises `GiveUp` if there is none."""
-    if name == "slurm":
-        from caxev.batch.slurm import Slurm
-
-        return Slurm(home)
+    if name in SYSTEMS:
+        ours: BatchSystem = resolve_name(SYSTEMS[name])(home)
+        return ours
     for point in entry_points(group=BATCH, name=name):
         theirs: BatchSystem = point.load()(home)
         return theirs
     raise GiveUp(f"no batch system is named {name!r}: name one in processing, system")
+
+
+OOM: Final = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]kill", re.IGNORECASE)
+"""The messages of the kernel and of batch systems about a job that was OOM-killed."""
+_DOUBTFUL: Final[Mapping[End, frozenset[End]]] = {
+    End.LOST: frozenset(End),
+    End.EXIT: frozenset({End.MEMORY}),
+    End.CANCELLED: frozenset({End.MEMORY, End.TIMEOUT}),
+}
+
+
+def explained(ended: JobEnd, log: str, messages: Mapping[End, re.Pattern[str]]) -> JobEnd:
+    """Return how a job ended, corrected by a batch system's messages at the end of its log. Pure.
+
+    A batch system forgets a job after a while, and does not always report why it was killed.
+    """
+    for how, pattern in messages.items():
+        if how in _DOUBTFUL.get(ended.how, ()) and (found := pattern.search(log)):
+            return JobEnd(how, ended.exit, f"its log says: {found[0]}", ended.host, ended.at)
+    return ended

@@ -134,6 +134,7 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
         partition=how.partition,
         account=how.account,
         reservation=how.reservation,
+        options=how.options,
         setup=how.setup,
         environment={**variables(values), **how.environment},
     )

@@ -7,7 +7,7 @@ still read without following links, as jobs write there too.
 
     HOME/names/JOB           the group that the job was filed in, and its place there
     HOME/groups/GROUP/       the jobs that are sent at once
-        job.sh, watch.sh     the scripts that a batch system starts with arguments
+        job.sh, watch.sh     the scripts that a batch system starts
         sent                 the id that the batch system gave
         0.json               a job: `JobSpec`
         0.log                its output
@@ -15,6 +15,7 @@ still read without following links, as jobs write there too.
         0.reported           exists once its end is in the database
     HOME/work/JOB/           a job's working directory; below it input/ and output/
     HOME/watches.log         the output of watches
+    HOME/events/GROUP        the batch system's own log of the jobs, if it writes one
     HOME/logs/JOB.log        the log of a job that was closed
 
 A job is filed before it is sent, so that a job whose id was lost is found by its name. Each file
@@ -26,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,19 +46,6 @@ from caxev.database import id_from, id_text
 from caxev.files import Confined, confine_entry, make_private, read_file, root_rows, roots_from
 from caxev.files.resolved import remove
 
-JOB: Final = """\
-#!/bin/sh
-# Runs a job of caxev; its files are beside this one. What it is to do are its arguments.
-exec "$@"
-"""
-WATCH: Final = """\
-#!/bin/sh
-# Reports the end of a caxev job that did not report it itself. $1 exists once it has, and $2 until
-# the job is closed.
-if [ -e "$1" ] || [ ! -e "$2" ]; then exit 0; fi
-shift 2
-exec "$@"
-"""
 INPUT: Final = "input"
 OUTPUT: Final = "output"
 """Subdirectories of a job's working directory, for its input and its output."""
@@ -85,7 +74,8 @@ class Place:
         row = _row(self.file("json"))
         row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
         roots = tuple(roots_from(row["roots"]))
-        return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": roots})
+        words = {name: tuple(row[name]) for name in ("argv", "options")}
+        return JobSpec(**{**row, **words, "roots": roots})
 
     def note(self, ended: JobEnd) -> None:
         """Record how the job ended."""
@@ -98,6 +88,11 @@ class Place:
         with suppress(OSError, ValueError):
             return JobEnd.from_row(_row(self.file("ended")))
         return None
+
+    @property
+    def tail(self) -> str:
+        """The end of the job's log, on one line."""
+        return _on_one_line(self.file("log"))
 
     def command(self, *words: str) -> list[str]:
         """Return the command line of ``caxev batch`` with these words, for any node."""
@@ -150,8 +145,6 @@ class Folder:
         group = self.home / "groups" / f"{jobs[0].name}.{token_hex(3)}"
         group.mkdir(parents=True)
         self._names.mkdir(exist_ok=True)
-        _write(group / "job.sh", JOB)
-        _write(group / "watch.sh", WATCH)
         for index, job in enumerate(jobs):
             row: dict[str, Any] = {**asdict(job), "run": id_text(job.run), "key": list(job.key)}
             row["roots"] = root_rows(job.roots)
@@ -161,6 +154,23 @@ class Folder:
             _write(self._names / job.name, f"{group.name}/{index}")
         failpoints.point("batch.filed")
         return group
+
+    @property
+    def events(self) -> Path:
+        """The directory of the batch system's own logs, created if missing."""
+        events = self.home / "events"
+        events.mkdir(exist_ok=True)
+        return events
+
+    @staticmethod
+    def script(group: Path, name: str, body: str, words: Sequence[str] = ()) -> str:
+        """Write a shell script into a group; returns its path.
+
+        It finds its arguments in ``$@``, or the given words if it will have none.
+        """
+        given = f"set -- {shlex.join(words)}\n" if words else ""
+        _write(group / name, f"#!/bin/sh\n{given}{body}")
+        return str(group / name)
 
     def note_sent(self, group: Path, job: str) -> None:
         """Record the id that the batch system gave to the group."""
@@ -211,7 +221,7 @@ class Folder:
 
     def tail(self, name: str) -> str:
         """Return the end of a job's log, on one line."""
-        return " | ".join(_last_lines(self.log(name)))[-_SHOWN:]
+        return _on_one_line(self.log(name))
 
 
 def work_directory(home: str | Path, name: str) -> Path:
@@ -225,6 +235,10 @@ def _plain(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise GiveUp(f"{name!r} is no name of a job")
     return name
+
+
+def _on_one_line(log: Path) -> str:
+    return " | ".join(_last_lines(log))[-_SHOWN:]
 
 
 def _last_lines(log: Path) -> Iterator[str]:

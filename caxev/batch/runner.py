@@ -1,6 +1,6 @@
 """``caxev batch``: the program that the batch system starts for a job; not for people.
 
-- ``run GROUP``: runs the job with this task's number (SLURM_ARRAY_TASK_ID) and reports its end;
+- ``run GROUP NUMBER``: runs a job and reports its end;
 - ``watch GROUP NUMBER ID SYSTEM``: reports the end of a job that did not report it itself.
 
 The report is one conditional update of the job's entry in the runs database. Its address and login
@@ -45,12 +45,11 @@ _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 def main(arguments: Sequence[str]) -> int:
     """Serve ``caxev batch``; returns the exit status, which for ``run`` is that of the job."""
     match list(arguments):
-        case ["run", group, *number] if len(number) <= 1:
-            index = number[0] if number else os.environ.get("SLURM_ARRAY_TASK_ID", "0")
-            return run(Place(Path(group), int(index)))
+        case ["run", group, number]:
+            return run(Place(Path(group), int(number)))
         case ["watch", group, number, job, name]:
             return watch(Place(Path(group), int(number)), job, name)
-    sys.stderr.write("caxev batch is started by a batch system: run GROUP, or watch GROUP ...\n")
+    sys.stderr.write("caxev batch is started by a batch system: run GROUP N, watch ...\n")
     return 2
 
 
@@ -86,7 +85,7 @@ def watch(place: Place, job: str, name: str) -> int:
     ended = place.ended
     if ended is None:
         home = str(place.group.parents[1])
-        ended = system(name, home).outcome(job, Folder.opened(home).tail(spec.name))
+        ended = system(name, home).outcome(spec.name, job)
     if ended is None:
         return 0  # it runs again
     report_end(place, spec, ended)

@@ -1,37 +1,27 @@
 """Slurm, by its own programs: sbatch, scontrol and scancel.
 
-A job reports its own end. Each has a tiny second job, the watch, that depends on it
-(``afterany``). If the job did not report, because it was killed or its node could not reach the
-database, the watch does, from ``scontrol show job``. Nothing is polled, and neither ``squeue`` nor
-``sacct`` is called.
+Jobs go as arrays, even a single one. A job reports its own end; its watch depends on it
+(``afterany``), and takes the end from ``scontrol show job``. Nothing is polled, and neither
+``squeue`` nor ``sacct`` is called.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
-from attrs import define, field
+from attrs import define
 
-from caxev import failpoints
-from caxev.batch.base import End, JobEnd, JobSpec
-from caxev.batch.folder import Folder, Place
+from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
+from caxev.batch.folder import Place
+from caxev.batch.grouped import PASSWORD, Watched, passed
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.program import call
 
 PACKAGE: Final = "slurm-client"
-MOST: Final = 1000
-"""Maximum number of jobs in one array; the cluster's MaxArraySize must be larger."""
-PASSED: Final = (
-    *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE"),
-    *("CAXEV_MONGO_URI", "CAXEV_MONGO_USER", "CAXEV_DATABASE", "CAXEV_COLLECTION"),
-    *("MONGO_PASSWORD", "MONGO_PASSWORD_FILE"),
-)
-"""Our variables that a job inherits, by name: no argument shows their values."""
 ENDS: Final[Mapping[str, End]] = {
     "COMPLETED": End.DONE,
     "FAILED": End.EXIT,
@@ -54,93 +44,52 @@ _HOPELESS: Final = re.compile(
     r"requested (node configuration|partition configuration|time limit) is", re.IGNORECASE
 )
 _FIELD: Final = re.compile(r"(?:^|\s)(\w+)=(\S*)")
-_KILLED: Final = {
+MESSAGES: Final = {
     End.TIMEOUT: re.compile(r"DUE TO TIME LIMIT"),
     End.NODE: re.compile(r"DUE TO (NODE FAILURE|PREEMPTION)"),
-    End.MEMORY: re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]kill", re.IGNORECASE),
+    End.MEMORY: OOM,
     End.CANCELLED: re.compile(r"slurmstepd.* CANCELLED AT "),
 }
 """Slurm's messages in the log of a job that it kills."""
 
 
 @define
-class Slurm:
+class Slurm(Watched):
     """The cluster that this machine's slurm.conf (or SLURM_CONF) names."""
 
-    home: str
-    folder: Folder = field(init=False)
+    name: ClassVar[str] = "slurm"
+    most: ClassVar[int] = 1000
+    """Maximum number of jobs in one array; the cluster's MaxArraySize must be larger."""
 
-    def __attrs_post_init__(self) -> None:
-        self.folder = Folder.opened(self.home)
-        self.home = str(self.folder.home)
-
-    def submit(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Send jobs as an array, even a single one. See `BatchSystem.submit`."""
-        ids: list[str] = []
-        for start in range(0, len(jobs), MOST):
-            ids += self._submit(jobs[start : start + MOST])
-        return ids
-
-    def _submit(self, jobs: Sequence[JobSpec]) -> list[str]:
-        group = self.folder.file(jobs)
-        script = [str(group / "job.sh"), *Place(group, 0).command("run", str(group))]
+    def send(self, group: Path, jobs: Sequence[JobSpec]) -> str:
+        """Send a group as an array. See `Grouped.send`."""
+        script = self.folder.script(group, "job.sh", 'exec "$@" "$SLURM_ARRAY_TASK_ID"\n')
+        self.folder.script(group, "watch.sh", self.WATCH)
         options = [*_needs(jobs[0]), f"--array=0-{len(jobs) - 1}", f"--output={group}/%a.log"]
-        job = _sbatch([*options, f"--job-name={group.name}", f"--chdir={group}"], script)
-        failpoints.point("batch.sent")
-        self._watched(group, job)
-        return [f"{job}_{index}" for index in range(len(jobs))]
+        options += [f"--job-name={group.name}", f"--chdir={group}", *jobs[0].options]
+        return _sbatch(options, [script, *Place(group, 0).command("run", str(group))])
 
-    def _watched(self, group: Path, job: str) -> None:
-        """Give each job of a sent group its watch; then record that the group was sent."""
-        # In this order: after a crash in between, `find` finds the group by its name and calls this
-        # again. A second watch does no harm.
-        for file in group.glob("[0-9]*.json"):
-            place = Place(group, int(file.stem))
-            with suppress(FileNotFoundError):  # the job was closed meanwhile
-                self._watch(place.load(), place, f"{job}_{place.index}")
-        self.folder.note_sent(group, job)
+    @staticmethod
+    def id_of(number: str, index: int) -> str:
+        """Return the id of a task of an array. Pure."""
+        return f"{number}_{index}"
 
-    def _watch(self, spec: JobSpec, place: Place, job: str) -> None:
-        """Send the watch of a job.
-
-        If Slurm accepts no more jobs there is no watch, and the regular check finds the end.
-        """
+    def send_watch(self, spec: JobSpec, group: Path, job: str, words: Sequence[str]) -> None:
+        """Send a watch. See `Watched.send_watch`."""
         options = [f"--dependency=afterany:{job}", *_WATCH, *_where(spec)]
-        options += [f"--job-name={place.group.name}.watch", f"--chdir={self.home}"]
+        options += [f"--job-name={group.name}.watch", f"--chdir={self.home}"]
         options += [f"--output={self.home}/watches.log", "--open-mode=append"]
-        marks = [str(place.file("reported")), str(place.file("json"))]
-        command = place.command("watch", str(place.group), str(place.index), job, self.name)
-        try:
-            _sbatch(options, [str(place.group / "watch.sh"), *marks, *command])
-        except (GiveUp, Retry) as error:
-            with Path(self.home, "watches.log").open("a") as log:
-                log.write(f"no watch for {spec.name}: {error}\n")
+        _sbatch(options, [str(group / "watch.sh"), *words])
 
-    name = "slurm"
+    def numbers_of(self, groups: Collection[Path]) -> Mapping[Path, str]:
+        """Find arrays by their names. See `Grouped.numbers_of`."""
+        shown = _arrays(call(["scontrol", "-o", "show", "job"], package=PACKAGE))
+        return {group: shown[group.name] for group in groups if group.name in shown}
 
-    def find(self, names: Sequence[str]) -> dict[str, str]:
-        """Find jobs by the groups that they were filed in. See `BatchSystem.find`."""
-        places = {name: place for name in names if (place := self.folder.place(name)) is not None}
-        groups = {place.group: self.folder.sent(place.group) for place in places.values()}
-        unheard = {group.name for group, job in groups.items() if job is None}
-        if unheard:
-            # The reply of sbatch was lost in a crash. A group's name is unique, so it finds the id.
-            shown = _arrays(call(["scontrol", "-o", "show", "job"], package=PACKAGE))
-            groups |= {group: shown.get(group.name) for group in groups if group.name in unheard}
-        found: dict[str, str] = {}
-        for name, place in places.items():
-            job = groups[place.group]
-            if job is not None:
-                found[name] = f"{job}_{place.index}"
-        for group, job in groups.items():
-            if job is not None and group.name in unheard:
-                self._watched(group, job)
-        return found
-
-    def outcome(self, job: str, log: str) -> JobEnd | None:
+    def outcome(self, name: str, job: str) -> JobEnd | None:
         """Ask Slurm about a job, and read its log. See `BatchSystem.outcome`."""
         ended = self._asked(job)
-        return None if ended is None else explained(ended, log)
+        return ended and explained(ended, self.folder.tail(name), MESSAGES)
 
     @staticmethod
     def _asked(job: str) -> JobEnd | None:
@@ -164,7 +113,8 @@ class Slurm:
 def _sbatch(options: Sequence[str], script: Sequence[str]) -> str:
     """Send a job; returns its id. Raises `GiveUp` if Slurm will never accept it."""
     # --no-requeue: a job that Slurm restarts by itself would run twice under one name.
-    export = ",".join(name for name in PASSED if name in os.environ)
+    # By name, so that no argument shows a value.
+    export = ",".join(name for name in (*passed(), PASSWORD) if name in os.environ)
     command = ["sbatch", "--parsable", "--no-requeue", f"--export={export or 'NIL'}"]
     try:
         answer = call([*command, *options, *script], package=PACKAGE)
@@ -231,17 +181,3 @@ def end_of(shown: str) -> JobEnd | None:
     if number.isdigit() and int(number):
         ends = -int(number)
     return JobEnd(how, ends, f"Slurm: {state}, {row.get('Reason', '')}", row.get("BatchHost"))
-
-
-def explained(ended: JobEnd, log: str) -> JobEnd:
-    """Return how a job ended, corrected by the reason for a kill in its log. Pure."""
-    # Slurm forgets a job after a while (MinJobAge), and does not always report an OOM kill as such.
-    doubtful: frozenset[End] = {
-        End.LOST: frozenset(End),
-        End.EXIT: frozenset({End.MEMORY}),
-        End.CANCELLED: frozenset({End.MEMORY, End.TIMEOUT}),
-    }.get(ended.how, frozenset())
-    for how, pattern in _KILLED.items():
-        if how in doubtful and (found := pattern.search(log)):
-            return JobEnd(how, ended.exit, f"its log says: {found[0]}", ended.host, ended.at)
-    return ended

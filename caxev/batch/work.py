@@ -15,6 +15,7 @@ from attrs import frozen
 
 from caxev.batch.base import JobEnd, JobSpec, system
 from caxev.batch.folder import OUTPUT, Folder
+from caxev.config.processing import LOCAL
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Confined, Report, bring_in, confine, confine_entry, safe_name, shown
 from caxev.files import look as snapshot_of
@@ -78,7 +79,7 @@ def send(
     out = set(folder.names())
     for job, number in batch.find([one for one in ours if one in out]).items():
         ended = _ended(folder, job)
-        found[job] = SentJob(number, ended or batch.outcome(number, folder.tail(job)))
+        found[job] = SentJob(number, ended or batch.outcome(job, number))
     over = [one for one in ours if one not in found and folder.closed(one)]
     found |= {one: Retry("its job is over already", after=0.0) for one in over}
     room = most - len(out - {*ours} | found.keys())
@@ -110,7 +111,7 @@ def look(name: str, home: str, job: str, number: str, *, report: Report) -> JobE
     del report
     folder = Folder.opened(home)
     # The job's own note first: it is exact, and stays after the batch system has forgotten the job.
-    return _ended(folder, job) or system(name, home).outcome(number, folder.tail(job))
+    return _ended(folder, job) or system(name, home).outcome(job, number)
 
 
 def _ended(folder: Folder, job: str) -> JobEnd | None:
@@ -150,12 +151,12 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
     folder = Folder.opened(home)
     found = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
     jobs = [job for job in found if job != but]
-    if jobs and name != "local":
+    if jobs and name != LOCAL:
         batch = system(name, home)
         for number in batch.find(jobs).values():
             batch.cancel(number)
     # A local job outlives a listener that was killed, and still writes: its files must wait.
-    busy = [job for job in jobs if name == "local" and _runs(folder, job)]
+    busy = [job for job in jobs if name == LOCAL and _runs(folder, job)]
     for job in jobs:
         if job in busy:
             continue

@@ -126,6 +126,7 @@ def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
 
 def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:
     """Return the listener's options, checked. Raises `ConfigError` if it could not run."""
+    from caxev.batch.following import JobEnds
     from caxev.engine.options import Options
     from caxev.rucio.messages import Messages
     from caxev.rucio.rule_files import RuleFiles
@@ -146,8 +147,8 @@ def _listening(given: GlobalOptions, site: str, registry: Registry, **running: A
         settings=given.settings(),
         registry=registry,
         handler_files=given.handlers,
-        # The engine knows nothing of Rucio: what runs beside it is handed to it.
-        services=(RuleFiles, Messages),
+        # The engine knows neither Rucio nor batch systems: what runs beside it is handed to it.
+        services=(RuleFiles, Messages, JobEnds),
         reread=partial(_reread, given, site),
         metrics=metrics_address(running),
         **running,

@@ -28,6 +28,16 @@ from caxev.config.values import (
     whole,
 )
 
+LOCAL: Final = "local"
+"""The system of jobs that are processes of the listener's machine."""
+SYSTEMS: Final = MappingProxyType(
+    {
+        "slurm": "caxev.batch.slurm:Slurm",
+        "htcondor": "caxev.batch.htcondor:HTCondor",
+        "pbs": "caxev.batch.pbs:Pbs",
+    }
+)
+"""The batch systems, and the class that implements each; see `caxev.batch.base.BatchSystem`."""
 BATCH: Final = "caxev.batch"
 """The entry point group in which others name batch systems of their own; see `caxev.batch`."""
 PLACEHOLDERS: Final = frozenset(
@@ -77,11 +87,11 @@ def _retries(value: Any) -> dict[str, int]:
 
 
 _version: Final = matching(r"[^/\0]+")
-# A name that begins with - would be an option of sbatch.
+# A name that begins with - would be an option of the batch system's program.
 _Word = Annotated[str | None, Kind("a name", matching(r"(?!-)[^\s\0]+"))]
-# Slurm would fill in what stands behind a % in a log's path, and end its lines at a newline.
+# Slurm would fill in what stands behind a % in a log's path, HTCondor what stands behind a $.
 Directory = Annotated[
-    str | None, Kind("an absolute path without '..', '%' or '\\'", absolute("%\\\n"))
+    str | None, Kind("an absolute path without '..', '$', '%' or '\\'", absolute("$%\\\n"))
 ]
 """A directory's path as every program takes it."""
 
@@ -101,8 +111,8 @@ class Processing:
     and ends with status 0."""
     version: Annotated[str | None, Kind("a version, as it stands in pax_version", _version)] = None
     """The version that is made."""
-    system: Annotated[str, one_of("local", "slurm", group=BATCH)] = "local"
-    """``local`` (a process of this machine), ``slurm``, or a batch system of your own."""
+    system: Annotated[str, one_of(LOCAL, *SYSTEMS, group=BATCH)] = LOCAL
+    """``local`` (a process of this machine), a batch system, or one of your own."""
     cores: Count = 1
     """Cores of a job. A run of fewer than 1000 events has one."""
     memory_per_core: Annotated[int | None, Kind('an amount, as "2GB"', read_amount)] = None
@@ -110,11 +120,14 @@ class Processing:
     walltime: Annotated[int | None, Kind('a time, as "12:00:00" or "2-00:00:00"', _walltime)] = None
     """The time limit of a job."""
     partition: _Word = None
-    """Slurm's partition."""
+    """The partition of Slurm, or the queue of PBS."""
     account: _Word = None
-    """Slurm's account."""
+    """The account of Slurm or PBS, or the accounting group of HTCondor."""
     reservation: _Word = None
-    """Slurm's reservation."""
+    """The reservation of Slurm or PBS."""
+    options: Annotated[tuple[str, ...], Kind("a list of options", listed(read_name))] = ()
+    """Further options: arguments of ``sbatch`` or ``qsub``, or lines of HTCondor's submit
+    description."""
     setup: Annotated[str | None, Kind("shell lines", read_name)] = None
     """Lines for bash before the command. They find what may stand in braces, but for the paths, in
     variables: ``$CAXEV_VERSION``, ``$CAXEV_CORES``."""
@@ -158,7 +171,7 @@ class Processing:
     @property
     def most(self) -> int:
         """How many jobs there may be at once."""
-        return self.max_jobs or (1 if self.system == "local" else 100)
+        return self.max_jobs or (1 if self.system == LOCAL else 100)
 
     def fill(self, text: str, values: Mapping[str, object]) -> str:
         """Put the values into their places in one argument."""

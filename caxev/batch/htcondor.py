@@ -1,0 +1,222 @@
+"""HTCondor, by condor_submit, condor_q and condor_rm, and by its event log.
+
+HTCondor logs all that happens to a group's jobs in a file of ours, which the listener follows
+(`caxev.batch.following`). A job reports its own end; if it was killed, held or evicted, the log has
+the end. Nothing is polled. The log is read by HTCondor's own library (`pip install
+'caxev[htcondor]'`). The listener must run on the access point, and the nodes must share its file
+system (FILESYSTEM_DOMAIN).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+from attrs import define, field
+
+from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
+from caxev.batch.folder import Place
+from caxev.batch.grouped import Grouped, shown_to_all
+from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.program import call
+
+PACKAGE: Final = "condor"
+_WAITS: Final = (1, 15, 16)
+"""Codes of holds that end by a release: by a person, at submission, and while files are spooled."""
+_HOLDS: Final[Mapping[tuple[int, int] | int, End]] = {
+    (34, 102): End.MEMORY,
+    46: End.TIMEOUT,
+    47: End.TIMEOUT,
+}
+"""How a job has ended that HTCondor holds with that code, or code and subcode."""
+_REASONS: Final[Mapping[End, re.Pattern[str]]] = {
+    End.MEMORY: re.compile(r"memory", re.IGNORECASE),
+    End.TIMEOUT: re.compile(r"wall|(run|execut\w+|allowed) ?(time|duration)", re.IGNORECASE),
+}
+"""What the reason for a hold contains, if a pool's own policy held the job."""
+_POLICIES: Final = (3, 21, 26)
+_HOPELESS: Final = re.compile(r"parse error|invalid|unknown|must be|not a valid", re.IGNORECASE)
+_GONE: Final = re.compile(r"couldn't find|not found", re.IGNORECASE)
+_MESSAGES: Final = {End.MEMORY: OOM}
+
+Event = Mapping[str, Any]
+"""An event of a log, by the names that HTCondor's library gives to its parts."""
+
+
+@define
+class HTCondor(Grouped):
+    """The pool that this machine, an access point, belongs to."""
+
+    name: ClassVar[str] = "htcondor"
+    most: ClassVar[int] = 1000
+
+    _logs: dict[str, Any] = field(init=False, factory=dict)
+    """HTCondor's readers by group: each goes on where it was."""
+
+    def send(self, group: Path, jobs: Sequence[JobSpec]) -> str:
+        """Send a group as a cluster. See `Grouped.send`."""
+        _library()  # without it no end would be noticed
+        script = self.folder.script(group, "job.sh", 'exec "$@" 2>&1\n')
+        command = [script, *Place(group, 0).command("run", str(group))]
+        description = group / "submit"
+        lines = [*_description(jobs[0], command), f"log = {self.folder.events / group.name}"]
+        lines += [f"initialdir = {group}", f"output = {group}/$(ProcId).log"]
+        lines += [*jobs[0].options, f"queue {len(jobs)}"]
+        description.write_text("".join(f"{line}\n" for line in lines))
+        try:
+            answer = call(["condor_submit", "-terse", str(description)], package=PACKAGE)
+        except Retry as error:
+            if _HOPELESS.search(error.why):
+                raise GiveUp(error.why) from error
+            raise
+        number = answer.strip().partition(".")[0]
+        if not number.isdigit():
+            raise Retry(f"condor_submit gave no job's id but {answer.strip()[:80]!r}")
+        return number
+
+    @staticmethod
+    def id_of(number: str, index: int) -> str:
+        """Return the id of a process of a cluster. Pure."""
+        return f"{number}.{index}"
+
+    def numbers_of(self, groups: Collection[Path]) -> Mapping[Path, str]:
+        """Find clusters by their logs. See `Grouped.numbers_of`."""
+        found = {}
+        for group in groups:
+            for event in _events(self.folder.events / group.name):
+                found[group] = str(event["Cluster"])
+                break
+        return found
+
+    def outcome(self, name: str, job: str) -> JobEnd | None:
+        """Look for the end of a job in its log. See `BatchSystem.outcome`."""
+        ended = self._logged(name, job)
+        if ended is None and not call(["condor_q", job, "-af", "JobStatus"], package=PACKAGE):
+            # It may have ended, and left the queue, after we read the log.
+            ended = self._logged(name, job) or JobEnd(End.LOST, why="HTCondor does not know it")
+        return ended and explained(ended, self.folder.tail(name), _MESSAGES)
+
+    def _logged(self, name: str, job: str) -> JobEnd | None:
+        place = self.folder.place(name)
+        if place is not None:
+            for event in _events(self.folder.events / place.group.name):
+                ended = end_of(event)
+                if ended is not None and self.id_of(event["Cluster"], event["Proc"]) == job:
+                    return ended
+        return None
+
+    def cancel(self, job: str) -> None:
+        """Remove a job. See `BatchSystem.cancel`."""
+        try:
+            call(["condor_rm", job], package=PACKAGE)
+        except Retry as error:
+            if not _GONE.search(error.why):
+                raise
+
+    @property
+    def logs(self) -> str:
+        """The directory of the event logs. See `LogsEnds`."""
+        return str(self.folder.events)
+
+    def ends(self, group: str) -> Iterator[tuple[int, JobEnd]]:
+        """Yield what is new in a log. See `LogsEnds.ends`."""
+        path = self.folder.events / group
+        if not (self.folder.home / "groups" / group).exists():
+            # All its jobs are closed. HTCondor may write once more: then it is removed again.
+            self._logs.pop(group, None)
+            path.unlink(missing_ok=True)
+            return
+        if group not in self._logs:
+            self._logs[group] = _library().JobEventLog(str(path))
+        for event in self._logs[group].events(0):
+            ended = end_of(event)
+            if ended is not None:
+                place = Place(self.folder.home / "groups" / group, event["Proc"])
+                yield place.index, explained(ended, place.tail, _MESSAGES)
+
+
+def _library() -> Any:
+    """Return HTCondor's library. Raises `Denied` if it is not installed."""
+    try:
+        import htcondor2
+    except ImportError as error:
+        raise Denied(
+            "HTCondor's event log cannot be read: pip install 'caxev[htcondor]'"
+        ) from error
+    return htcondor2
+
+
+def _events(path: Path) -> Iterator[Event]:
+    library = _library()
+    if path.exists():
+        with suppress(FileNotFoundError), library.JobEventLog(str(path)) as log:
+            yield from log.events(0)
+
+
+def _description(spec: JobSpec, command: Sequence[str]) -> Iterator[str]:
+    """Return the lines of a submit description that do not depend on the group. Pure."""
+    if spec.partition or spec.reservation:
+        raise GiveUp("HTCondor has neither partitions nor reservations: use options in sites.json")
+    yield "executable = /bin/sh"
+    yield "transfer_executable = false"
+    yield "should_transfer_files = NO"
+    yield f'arguments = "{_quoted(command)} $(ProcId)"'
+    yield f'environment = "{_quoted([f"{k}={v}" for k, v in shown_to_all("HTCondor").items()])}"'
+    yield f"request_cpus = {spec.cores}"
+    if spec.memory is not None:
+        yield f"request_memory = {max(1, spec.memory >> 20)}M"
+    if spec.walltime is not None:
+        yield f"allowed_execute_duration = {spec.walltime}"
+    if spec.account is not None:
+        yield f"accounting_group = {spec.account}"
+    # A job that HTCondor starts again by itself would run twice under one name: it never does, and
+    # one that we count as ended leaves the queue.
+    yield "requirements = NumJobStarts == 0"
+    held = " && ".join(f"HoldReasonCode =!= {code}" for code in _WAITS)
+    yield f"periodic_remove = (JobStatus == 1 && NumJobStarts > 0) || (JobStatus == 5 && {held})"
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Return words as HTCondor's new syntax of arguments and environments has them. Pure."""
+    return " ".join(
+        "'" + word.replace("'", "''").replace('"', '""').replace("$", "$(DOLLAR)") + "'"
+        for word in words
+    )
+
+
+def end_of(event: Event) -> JobEnd | None:
+    """Return how a job ended by an event, or None if it goes on. Pure."""
+    match event["MyType"]:
+        case "JobTerminatedEvent" if event.get("TerminatedNormally"):
+            status = int(event["ReturnValue"])
+            return JobEnd(End.EXIT if status else End.DONE, status, f"exit status {status}")
+        case "JobTerminatedEvent":
+            number = int(event.get("TerminatedBySignal", 0))
+            return JobEnd(End.EXIT, -number, f"signal {number}")
+        case "JobAbortedEvent":
+            return JobEnd(End.CANCELLED, why=_reason(event, "Reason"))
+        case "JobHeldEvent":
+            return _held(event)
+        case "JobEvictedEvent" | "JobReconnectFailedEvent":
+            return JobEnd(End.NODE, why=_reason(event, "Reason") or "evicted")
+        case "ExecutableErrorEvent":
+            return JobEnd(End.EXIT, why="HTCondor could not start it")
+    return None
+
+
+def _held(event: Event) -> JobEnd | None:
+    code, sub = int(event.get("HoldReasonCode", 0)), int(event.get("HoldReasonSubCode", 0))
+    if code in _WAITS:
+        return None
+    why = _reason(event, "HoldReason")
+    how = _HOLDS.get((code, sub)) or _HOLDS.get(code)
+    if how is None and code in _POLICIES:
+        how = next((end for end, pattern in _REASONS.items() if pattern.search(why)), None)
+    return JobEnd(how or End.NODE, why=f"held: {why} (code {code}, subcode {sub})")
+
+
+def _reason(event: Event, name: str) -> str:
+    return " ".join(str(event.get(name) or "").split())
