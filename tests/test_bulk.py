@@ -89,7 +89,7 @@ def test_cancelled_half_way_and_resumed(asking: Caxev, database: Named) -> None:
     (request,) = kept(database)
     cancelled = asking("requests", "cancel", request["_id"], "--json")
     assert (cancelled.code, json.loads(cancelled.out)["withdrawn"]) == (0, MANY // 2)
-    assert f"withdrawn: {MANY // 2} copies" in cancelled.err
+    assert f"withdrawn: {MANY // 2} runs" in cancelled.err
     assert statuses(database) == {TRANSFERRING: MANY // 2}
     assert asking("requests", "resume", request["_id"], "--no-wait").code == 0
     assert statuses(database) == {TRANSFERRING: MANY // 2, REQUESTED: MANY // 2}
@@ -124,7 +124,9 @@ async def test_ctrl_c_withdraws_what_is_not_begun(asking: Caxev, database: Named
         with started(database) as process:
             assert process.stdout is not None
             lines = process.stdout
-            assert b"100 runs to chicago" in await trio.to_thread.run_sync(lines.readline)
+            assert b"100 runs, copy: raw to chicago" in await trio.to_thread.run_sync(
+                lines.readline
+            )
             async with engine.listener(db, options):
                 await engine.until(lambda: statuses(database)[TRANSFERRED] > 10)
                 process.send_signal(signal.SIGINT)
@@ -138,7 +140,7 @@ async def test_ctrl_c_withdraws_what_is_not_begun(asking: Caxev, database: Named
                     asking, "requests", "resume", request["_id"]
                 )
     assert resumed.code == 0, resumed
-    assert resumed.out.splitlines()[-1].startswith("100 of 100 copies, 100 GB of 100 GB")
+    assert resumed.out.splitlines()[-1].startswith("100 of 100 done, 100 GB of 100 GB")
     assert statuses(database) == {TRANSFERRED: 100}
 
 

@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve
 from loguru import logger
 
-from caxev.cli.copy_request import doer_of
+from caxev.asking.copies import doer_of
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.tape.archive import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites

@@ -35,8 +35,8 @@ from caxev import (
     Skip,
 )
 from caxev import copy as on_copy
-from caxev.cli.copy_progress import GONE, CopyState, copy_state
-from caxev.cli.copy_request import CopyPath, new_request, why_not
+from caxev.asking.copies import GONE, CopyPath, new_request, why_not
+from caxev.cli.copy_progress import CopyState, copy_state
 from caxev.cli.reaction_rows import running_cells
 from caxev.core.ledger import Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from caxev import CopyKey, Run
-from caxev.cli.copy_request import CopyPath, new_request
+from caxev.asking.copies import CopyPath, new_request
 from caxev.core.history import HistoryRow, What
 from caxev.handlers import checksum, deletion, repair, transfer
 from caxev.testing import Lab, lab

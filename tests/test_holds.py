@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run, testing
-from caxev.cli.copy_request import CopyPath, best_sources, new_request
-from caxev.cli.hold import Keep
+from caxev.asking.copies import CopyPath, best_sources, new_request
+from caxev.asking.holding import Keep
 from caxev.config import DEFAULT_HANDLERS, Link, Sites, load_handlers
 from caxev.config.links import TimeOfDay
 from caxev.copies.deletion import Intent, Withdraw, begin, hold, intent, prove, withdraw
@@ -562,7 +562,7 @@ async def test_six_requests_six_kept(sshd: Server) -> None:  # the fixture
     modules = (transfer, checksum, deletion)
     async with testing.lab(*modules, sites=over_ssh(sshd)) as lab:
         target = lab.sites.get("lngs")
-        usual = Keep().of_request(CopyKey("raw", "lngs"), target, lab.now())
+        usual = Keep().of_request(CopyKey("raw", "lngs"), target, "me@here")
         runs = []
         for hold in [usual] * 6 + [None]:
             run = await lab.new_run(at="chicago", start=lab.now() - 1000 * DAY)

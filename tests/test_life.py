@@ -18,7 +18,7 @@ import trio
 from attrs import define
 
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
-from caxev.cli.vouch import again
+from caxev.asking.vouching import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, plan

@@ -12,7 +12,7 @@ from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.cli.vouch import again
+from caxev.asking.vouching import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Site, Sites, load_handlers
 from caxev.copies.deletion import (
     Intent,

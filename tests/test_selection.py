@@ -10,10 +10,12 @@ from unittest import mock
 import click
 import pytest
 
+from caxev.asking.base import DataChoice
 from caxev.cli.command import together
-from caxev.cli.selection import DataChoice, RunChoice, selects_run, selects_runs
+from caxev.cli.selection import RunChoice, selects_run, selects_runs
 from caxev.config import ConfigError, Settings
 from caxev.config.environment_file import use_environment_file
+from caxev.core.errors import Ambiguous
 from caxev.core.model import Run
 from caxev.core.selection import Selection
 from tests import engine
@@ -122,7 +124,7 @@ def test_no_version_is_guessed() -> None:
     assert DataChoice("processed").copy(one, "lngs") == one.copies[0]
     assert DataChoice("processed", "v2").copy(two, "lngs") == two.copies[1]
     assert DataChoice("raw").copy(two, "lngs") is None
-    with pytest.raises(click.UsageError, match=r"several versions \(v1, v2\)"):
+    with pytest.raises(Ambiguous, match=r"several versions \(v1, v2\)"):
         DataChoice("processed").copy(two, "lngs")
 
 

@@ -20,8 +20,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from caxev import CopyKey, Run, RunUpdate, Skip, aio
+from caxev.asking import base
+from caxev.asking.archives import BringRaw, ReadArchived
+from caxev.asking.forgetting import ForgetCopies
 from caxev.cli import cli
-from caxev.cli.forget import forget_request
 from caxev.cli.tape.look import (
     TapeSummary,
     above,
@@ -30,7 +32,7 @@ from caxev.cli.tape.look import (
     row_of,
     should_be_there,
 )
-from caxev.cli.tape.request import check_request, put_request, restore
+from caxev.cli.tape.request import restore
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
 from caxev.core.model import CopyIs
@@ -300,20 +302,23 @@ def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, value: Any, messa
 
 def test_what_put_check_and_forget_write() -> None:
     """A request, a field, a removal with a tombstone; where there is nothing to do, why."""
+    nowhere: Any = None  # these acts need neither sites nor handlers
+    world = base.World(nowhere, nowhere, "me@here")
     run = run_of(entry("lngs"), entry("xenon", "error"))
-    asked = put_request(run, ["xenon", "lngs"], "tape")
+    (asked,) = BringRaw(("xenon", "lngs"), "tape").tried(run, world)
     assert asked.update is not None
     assert (asked.update.add or {}).items() >= {"host": "tape", "status": "requested"}.items()
-    assert put_request(run, ["xenon"], "tape").update is None
-    assert check_request(run, "tape").update is None
+    for act in (BringRaw(("xenon",), "tape"), ReadArchived("tape")):
+        assert [one.update for one in act.tried(run, world)] == [None]
     run = run_of(entry("tape"))
-    update = check_request(run, "tape").update
+    update = ReadArchived("tape").step(run, world).update
     assert isinstance(update, RunUpdate)
     assert len(update.append["check_asked"]) == 1
-    update = forget_request(run, run.copies[0], "the tape is lost").update
-    assert isinstance(update, RunUpdate)
-    assert isinstance(update.remove, CopyIs)
-    assert (update.tombstone or {})["why"] == "the tape is lost"
+    forget = ForgetCopies("tape", base.DataChoice("raw"), "the tape is lost")
+    (step,) = forget.steps(run, world)
+    assert step.update is not None
+    assert isinstance(step.update.remove, CopyIs)
+    assert (step.update.tombstone or {})["why"] == "the tape is lost"
 
 
 def test_the_database_against_the_tape() -> None:

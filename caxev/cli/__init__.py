@@ -1,9 +1,9 @@
 """The command line. `main` is the console script ``caxev``.
 
 One module for each group of commands. `command` makes a function a command, `options` holds the
-options that all have, `selection` those that select runs, `values` the types of values. `requests`
-has listeners do something, `output` prints tables, `errors` has the exit codes. Commands import
-what is heavy when they run, so that ``caxev --help`` is quick.
+options that all have, `selection` those that select runs, `values` the types of values. `plans`
+shows what a command is about to do, and has `caxev.asking` do it; `output` prints tables, `errors`
+has the exit codes. Commands import what is heavy when they run, so that ``caxev --help`` is quick.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ GROUPS: Final = {
     },
     "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
-        "requests": ("caxev.cli.bulk:requests", "List, watch, cancel, resume copies of many runs."),
+        "requests": (
+            "caxev.cli.requests:requests",
+            "List, watch, cancel, resume requests.",
+        ),
         "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
         "hold": ("caxev.cli.hold:hold", "Keep copies, although rules would delete them."),
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),

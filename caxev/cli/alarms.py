@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.asking.listeners import clear_alarm
 from caxev.cli.command import command
-from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, as_text, example, hidden_options, options
 from caxev.cli.output import Column, Parts, Table, columns, print_line, show
-from caxev.cli.requests import leave, with_hint
+from caxev.cli.plans import with_hint
 from caxev.cli.runs import shown_by_name
 from caxev.cli.values import SITE, check_known
 from caxev.config import Site
@@ -144,15 +144,6 @@ def clear(alarm: str) -> None:
 
     The site's listener does it, or the next one if none runs.
     """
-    print_line(options().with_database(_clear, alarm))
-
-
-async def _clear(database: Database, name: str) -> str:
-    from caxev.database import Request
-
-    found = [one.alarm for one in await database.alarms() if one.active]
-    alarm = next((alarm for alarm in found if alarm.id == name), None)
-    if alarm is None:
-        raise NothingToDo(f"no alarm {name!r} is active: caxev alarms lists those that are")
-    asked = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
-    return with_hint(f"{alarm.site}: requested to clear: {alarm.summary}", asked)
+    asked = options().with_asker(clear_alarm, alarm)
+    line = f"{asked['site']}: requested to clear: {asked['summary']}"
+    print_line(with_hint(line, asked))

@@ -2,7 +2,7 @@
 
 The command adds an entry with the status ``requested``. The listener of the target site reacts to
 it, as to any other change; if that site has no listener, the source's does. The entry holds the
-copy from its arrival on: see `caxev.copies.holds`. `caxev.cli.copy_request` decides.
+copy from its arrival on: see `caxev.copies.holds`. `caxev.asking.copies` decides.
 """
 
 from __future__ import annotations
@@ -15,36 +15,31 @@ from typing import TYPE_CHECKING
 import click
 from attrs import define, field
 
-from caxev.cli.bulk import copy_many
+from caxev.asking.base import DataChoice
+from caxev.asking.copies import CopyData, CopyPath, PlannedCopy, WithdrawCopies
+from caxev.asking.holding import Keep
 from caxev.cli.command import command
-from caxev.cli.copy_progress import GONE, CopyState, Display, copy_state
-from caxev.cli.copy_request import (
-    CopyPath,
-    CopyRequest,
-    PlannedCopy,
-    history_row,
-    new_request,
-    status_of,
-)
-from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
-from caxev.cli.hold import Keep, keeps
+from caxev.cli.copy_progress import CopyState, Display, copy_state
+from caxev.cli.errors import FAILED, INTERRUPTED
+from caxev.cli.hold import keeps
 from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
-from caxev.cli.plans import asks
-from caxev.cli.requests import no_listener, requester
+from caxev.cli.plans import asks, no_listener
+from caxev.cli.requests import copy_many
 from caxev.cli.runs import shown, which
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
+from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.copies.holds import words
 from caxev.core.clock import utcnow
+from caxev.core.errors import NothingToDo
 from caxev.core.job import Skip
 from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
 from caxev.core.recording import Maker
-from caxev.core.update import RunUpdate
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 CANCELLED = "cancelled"
@@ -97,20 +92,21 @@ def copy(
     if source == target:
         raise click.UsageError(f"--from and --to are both {source}")
     sites = options().sites()
-    there = None if source is None else sites.get(source)
-    request = CopyRequest(data, there, sites.get(target), sites, keep)
+    act = (WithdrawCopies if cancel else CopyData)(
+        data, None if source is None else sites.get(source).name, sites.get(target).name, keep
+    )
     patience = (timeout or float("inf")) if wait else 0.0
     if not runs.names_one:
         if cancel:
             raise click.UsageError("many copies are one request: caxev requests cancel ID")
-        copy_many(runs, request, yes=yes, patience=patience)
+        copy_many(runs, act, yes=yes, patience=patience)
         return
-    one = CopyCommand(runs, request, Display(as_json=options().as_json), source)
+    one = CopyCommand(runs, act, Display(as_json=options().as_json), source)
     with one.summed_up():
         if cancel:
-            options().with_database(one.cancel)
+            options().with_asker(one.cancel)
         else:
-            options().with_database(one.run, patience)
+            options().with_asker(one.run, patience)
 
 
 def _declined(site: str, run: Run | None, key: CopyKey) -> str:
@@ -136,7 +132,7 @@ class CopyCommand:
     """One call of the command; `last` is the latest state of the copy that was read."""
 
     choice: RunChoice
-    request: CopyRequest
+    act: CopyData
     display: Display
     source: str | None = None
     last: CopyState | None = None
@@ -144,41 +140,33 @@ class CopyCommand:
     size: int | None = None
     _begun: float = field(init=False, factory=monotonic)
 
-    async def run(self, database: Database, patience: float) -> None:
+    async def run(self, asker: Asker, patience: float) -> None:
         """Request the copy, and watch it for `patience` seconds at most."""
         import trio
 
-        path, doer = await self._request(database)
-        record = await database.site_record(doer)
+        path, doer = await self._request(asker)
+        record = await asker.database.site_record(doer)
         if record is None or not record.active:
             self.display.print_line(f"{doer}: {no_listener(doer)}")
         if not patience:
             return
         with trio.move_on_after(patience) as scope:
-            await self._watch(database, path, doer)
+            await self._watch(asker.database, path, doer)
         if scope.cancelled_caught:
             raise NothingToDo(f"not done after {patience:g} s; {self._left()}")
 
-    async def _request(self, database: Database) -> tuple[CopyPath, str]:
+    async def _request(self, asker: Asker) -> tuple[CopyPath, str]:
         """Write the request; return what it is, and the site whose listener serves it."""
-        run, records = await self._find(database), await database.site_records()
-        active = {one.site for one in records if one.active}
-        while True:
-            # Handlers decide by fields that a selection leaves out.
-            run, now = await self._read(database, run), utcnow()
-            plan = self.request.plan(run, active, now)
-            self.source = plan.path.source.host
-            # The write expects the run as it was read. If it has changed meanwhile, decide again.
-            update = new_request(run, plan.path, requester(), now, plan.hold)
-            if await database.update_run(update, now) is not None:
-                break
-        await database.note(history_row(run, plan))
+        run = await self._find(asker.database)
+        step = await asker.carry_out_one(self.act, run.id)
+        plan = self.act.plan(step.run, await asker.world(self.act))
+        self.source = plan.path.source.host
         self._announce(plan)
         return plan.path, plan.doer.name
 
     def _announce(self, plan: PlannedCopy) -> None:
         """Show that the copy is requested, and what was decided for the user."""
-        if self.request.source is None:
+        if self.act.source is None:
             self.display.print_line(f"{plan.path.target} comes from {self.source}")
         if plan.hold is not None:
             kept = words(Copy(plan.path.target, REQUESTED), plan.hold)
@@ -188,12 +176,6 @@ class CopyCommand:
     async def _find(self, database: Database) -> Run:
         self.found = await self.choice.find_one(database)
         return self.found
-
-    async def _read(self, database: Database, run: Run) -> Run:
-        found = (await database.runs([run.id])).get(run.id)
-        if found is None:
-            raise NoSuchRun(f"{run} was deleted")
-        return found
 
     async def _watch(self, database: Database, path: CopyPath, doer: str) -> None:
         """Show the state of the copy at each change, until it is final."""
@@ -220,7 +202,7 @@ class CopyCommand:
     async def _follow(self, database: Database, path: CopyPath, doer: str) -> None:
         assert self.found is not None
         assert self.source is not None
-        run, sites = self.found.id, (self.source, self.request.target.name)
+        run, sites = self.found.id, (self.source, self.act.target)
         # Follow before the first read, so that no change between the two is missed.
         async with database.follow(run, sites) as changed:
             while True:
@@ -262,21 +244,11 @@ class CopyCommand:
             self.display.show(now)
         self.last = now
 
-    async def cancel(self, database: Database) -> None:
+    async def cancel(self, asker: Asker) -> None:
         """Withdraw the request. Raises `NothingToDo` if there is none any more."""
-        run = await self._find(database)
-        data, target = self.request.data, self.request.target.name
-        while (there := data.copy(run, target)) is not None:
-            if there.status != REQUESTED:
-                raise NothingToDo(f"{there.key} is {status_of(there)}: too late", there.status)
-            if self.source not in (None, there.source):
-                why = f"{there.key} was requested from {there.source}, not {self.source}"
-                raise NothingToDo(why, there.status)
-            if await database.update_run(RunUpdate.remove_copy(run, there), utcnow()) is not None:
-                self._note(CopyState(CANCELLED))
-                return
-            run = await self._read(database, run)
-        raise NothingToDo(f"no {data.kind} copy at {target} is requested for {run}", GONE)
+        run = await self._find(asker.database)
+        await asker.carry_out_one(self.act, run.id)
+        self._note(CopyState(CANCELLED))
 
     def _left(self) -> str:
         """Return a line about what goes on after the watching ends."""
@@ -284,10 +256,10 @@ class CopyCommand:
             return "nothing was requested"
         if self.last.status != REQUESTED:
             return "the copy continues"
-        request = self.request
-        kind = "" if request.data.kind == "raw" else f" --type {request.data.kind}"
-        version = "" if request.data.version is None else f" --version {request.data.version}"
-        back = f"caxev copy {which(self.found)} --to {request.target.name}{kind}{version} --cancel"
+        act = self.act
+        kind = "" if act.data.kind == "raw" else f" --type {act.data.kind}"
+        version = "" if act.data.version is None else f" --version {act.data.version}"
+        back = f"caxev copy {which(self.found)} --to {act.target}{kind}{version} --cancel"
         return f"the request stands; to withdraw it: {back}"
 
     @contextmanager
@@ -312,7 +284,7 @@ class CopyCommand:
         summary = {
             "run": shown(self.found),
             "from": self.source,
-            "to": self.request.target.name,
+            "to": self.act.target,
             "status": status or (None if self.last is None else self.last.status),
             "bytes": self.size,
             "seconds": round(monotonic() - self._begun, 3),

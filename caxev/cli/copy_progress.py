@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field, frozen
 
+from caxev.asking.copies import GONE
 from caxev.copies.lifecycle import trigger_named
 from caxev.core.amounts import ReportedProgress
 from caxev.core.escapes import escaped
@@ -18,9 +19,6 @@ from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, TRANSFERRING, Copy, 
 
 if TYPE_CHECKING:
     import rich.progress
-
-
-GONE = "gone"
 
 
 @frozen

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from caxev.config import ConfigError
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import Ambiguous, GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.escapes import escaped
 
 OK: Final = 0
@@ -35,21 +35,6 @@ Exit codes:
   130  interrupted
   143  ended by SIGTERM; a listener only by the second one
 """
-
-
-class NoSuchRun(Exception):
-    """No run matches the options. The message is one line for a person."""
-
-
-class NothingToDo(Exception):
-    """The request is impossible, or done already. The message is one line.
-
-    `status` is that of the copy concerned, if there is one.
-    """
-
-    def __init__(self, why: str, status: str | None = None) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 @contextmanager
@@ -94,6 +79,8 @@ def meaning(error: BaseException) -> tuple[str, int]:
         return _line(error.summary), CONFIGURATION
     if isinstance(error, NoSuchRun):
         return _line(str(error)), NO_SUCH_RUN
+    if isinstance(error, Ambiguous):
+        return _line(str(error)), USAGE
     if isinstance(error, NothingToDo | GiveUp | Retry):
         return _line(str(error)), FAILED
     if _is_database_error(error):

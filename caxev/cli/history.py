@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from caxev.asking.listeners import handler_called
 from caxev.cli.command import command
 from caxev.cli.history_rows import COLUMNS, RUN_COLUMN, history_row
 from caxev.cli.options import options
 from caxev.cli.output import show_rows
-from caxev.cli.replay import handler_called
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, MOMENT, SITE, WHAT
 

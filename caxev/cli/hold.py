@@ -7,83 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from attrs import evolve, frozen
 
+from caxev.asking.base import DataChoice
+from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.cli.command import command, together
-from caxev.cli.options import options
+from caxev.cli.options import options, requester
 from caxev.cli.output import Column, Table, columns, show
-from caxev.cli.plans import asks
-from caxev.cli.requests import (
-    Planner,
-    RunRequest,
-    asked,
-    planner,
-    request_each,
-    requester,
-    show_requests,
-)
+from caxev.cli.plans import ask_each, asks, show_steps
 from caxev.cli.runs import copy_cells
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
+from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import HOST, LENGTH, SITE, TIME
-from caxev.config import Site
-from caxev.copies.deletion import hold as holding
-from caxev.copies.holds import COMING, end_of, standing, terms, words
-from caxev.copies.retention import days_kept
+from caxev.copies.holds import end_of, standing
 from caxev.core.clock import utcnow
-from caxev.core.entry import Hold
-from caxev.core.history import HistoryRow, What
-from caxev.core.model import REQUESTED, Copy, CopyKey, Run
+from caxev.core.model import Run
 
 if TYPE_CHECKING:
     from caxev.database import Database
 
 
-@frozen
-class Keep:
-    """How long to keep a copy, as a person gave it: so many days, or until a time (UTC)."""
-
-    days: float | None = None
-    until: datetime | None = None
-    why: str | None = None
-
-    @classmethod
-    def of(cls, *, length: timedelta | None, until: datetime | None, why: str | None) -> Keep:
-        """Take it from the options. Raises click's error."""
-        days = None if length is None else length / timedelta(days=1)
-        if days is not None and until is not None:
-            raise click.UsageError("--keep-for and --keep-until exclude each other")
-        if until is not None and until <= utcnow():
-            raise click.UsageError(f"--keep-until {until:%Y-%m-%d %H:%M} UTC has passed already")
-        return cls(days, until, why)
-
-    @property
-    def is_given(self) -> bool:
-        """Whether the person said how long."""
-        return self.days is not None or self.until is not None
-
-    def of_request(self, target: CopyKey, site: Site, now: datetime) -> Hold | None:
-        """Return the hold of a copy that is requested at a site; None if no rule would end it.
-
-        By default it is for as many days as ``purge`` names, from the copy's arrival on.
-        """
-        keep = self if self.is_given else evolve(self, days=days_kept(target, site))
-        return keep.hold(REQUESTED, now) if keep.is_given else None
-
-    def hold(self, status: str, now: datetime) -> Hold:
-        """Return the hold of a copy that has this status. Its days count from the arrival."""
-        until, days = self.until, self.days
-        if days is not None and status not in COMING:
-            until, days = now + timedelta(days=days), None
-        return Hold(requester(), self.why or "", now, until, days)
+def _keep(*, length: timedelta | None, until: datetime | None, why: str | None) -> Keep:
+    """Return how long to keep a copy, by the options. Raises click's error."""
+    days = None if length is None else length / timedelta(days=1)
+    if days is not None and until is not None:
+        raise click.UsageError("--keep-for and --keep-until exclude each other")
+    if until is not None and until <= utcnow():
+        raise click.UsageError(f"--keep-until {until:%Y-%m-%d %H:%M} UTC has passed already")
+    return Keep(days, until, why)
 
 
 keeps: Final = together(
     "keep",
-    Keep.of,
+    _keep,
     click.option(
         "--keep-for",
         "length",
@@ -124,7 +81,7 @@ def hold(
     --keep-until it is held until you release it. Each person has one hold on a copy, and a new one
     replaces it. A deletion that is under way is withdrawn unless files are being erased.
     """
-    _carry_out(runs, partial(_held, keep=keep, site=site, data=data), yes=yes, dry_run=dry_run)
+    show_steps(ask_each(runs, HoldCopies(site, data, keep), yes=yes, dry_run=dry_run))
 
 
 @command("caxev release --run 123 --site lngs", "caxev release --run 123 --site lngs --all")
@@ -141,45 +98,8 @@ def release(
 
     Its rules of deletion apply to them again at once, unless somebody else holds them, too.
     """
-    plan = partial(_released, everybody=everybody, site=site, data=data)
-    _carry_out(runs, plan, yes=yes, dry_run=dry_run)
-
-
-def _carry_out(runs: RunChoice, plan: Planner, *, yes: bool, dry_run: bool) -> None:
-    show_requests(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
-
-
-def _held(run: Run, *, keep: Keep, site: str, data: DataChoice) -> RunRequest:
-    """Return the request to hold the run's copy at a site."""
-    copy, now = data.copy(run, site), utcnow()
-    if copy is None:
-        return RunRequest(run, f"{data.kind} at {site}", "there is no such copy", ok=False)
-    mine = keep.hold(copy.status, now)
-    others = [one for one in standing(copy, now) if one.by != mine.by]
-    row = asked(run, copy.key, What.HELD, reason=terms(copy, mine))
-    return _written(run, copy, [*others, mine], words(copy, mine), row)
-
-
-def _released(run: Run, *, everybody: bool, site: str, data: DataChoice) -> RunRequest:
-    """Return the request to end holds of the run's copy at a site."""
-    copy, now, who = data.copy(run, site), utcnow(), requester()
-    left = [] if copy is None else standing(copy, now)
-    if copy is None or not left:
-        return RunRequest(run, f"{data.kind} at {site}", "nobody holds it", ok=False)
-    stays = [] if everybody else [one for one in left if one.by != who]
-    still = f"{words(copy, stays[0])}: --all ends that, too" if stays else ""
-    if stays == left:
-        return RunRequest(run, str(copy.key), still, ok=False)
-    ended = ", ".join(dict.fromkeys(one.by for one in left if one not in stays and one.by != who))
-    row = asked(run, copy.key, What.RELEASED, reason=f"the hold of {ended}" if ended else "")
-    return _written(run, copy, stays, f"released; still {still}" if still else "released", row)
-
-
-def _written(run: Run, copy: Copy, holds: list[Hold], state: str, row: HistoryRow) -> RunRequest:
-    update = holding(run, copy, holds)
-    if update is None:
-        return RunRequest(run, str(copy.key), "it is being erased: too late", ok=False)
-    return RunRequest(run, str(copy.key), state, update, row=row)
+    act = ReleaseCopies(site, data, everybody)
+    show_steps(ask_each(runs, act, yes=yes, dry_run=dry_run))
 
 
 # -- what is held ---------------------------------------------------------------------------------

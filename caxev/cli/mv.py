@@ -24,19 +24,19 @@ import click
 import trio
 from attrs import evolve, frozen
 
+from caxev.asking.base import DataChoice
 from caxev.cli.command import command
-from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_json, options
 from caxev.cli.output import print_line, show_lines
 from caxev.cli.runs import copy_cells
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.selection import RunChoice, selects_data, selects_run
 from caxev.cli.site_paths import at_disks, ours, own_name
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.copies.remaining import unread
 from caxev.copies.sharing import sharing_here
 from caxev.core.clock import utcnow
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import GiveUp, NothingToDo, Retry
 from caxev.core.escapes import escaped
 from caxev.core.model import MOVING, TRANSFERRED, Copy, CopyKey, Run
 from caxev.core.update import RunUpdate

@@ -6,6 +6,9 @@ command's name; the last value counts.
 
 from __future__ import annotations
 
+import getpass
+import os
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 
@@ -26,6 +29,7 @@ from caxev.config.environment_file import use_environment_file
 from caxev.core.registry import Registry, recorded
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -131,6 +135,35 @@ class GlobalOptions:
 
         result: T = db.run(run)
         return result
+
+    def with_asker(
+        self,
+        function: Callable[Concatenate[Asker, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run an async function that asks for the user. Raises `ConfigError`, `DatabaseError`."""
+
+        async def ask(database: Database) -> T:
+            return await function(self.asker(database), *args, **kwargs)
+
+        return self.with_database(ask)
+
+    def asker(self, database: Database) -> Asker:
+        """Return what asks for the user. Raises `ConfigError`."""
+        from caxev.asking.asker import Asker
+
+        return Asker(database, self.sites(), self.registry, requester())
+
+
+def requester() -> str:
+    """Return who gives the command: user@host."""
+    # In a container the user id may have no name.
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 def options() -> GlobalOptions:

@@ -1,25 +1,39 @@
-"""Show what a command is about to do to many runs, and have a person confirm it.
+"""Show what a command is about to do to many runs, have a person confirm it, and do it.
 
-Every command that acts on selected runs uses these words, and the same bound.
+Every command that acts on selected runs goes through `ask_each`, and prints the same rows. An act
+that listeners carry out later is one request, if it is about many runs: see `caxev.cli.requests`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from typing import Final
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import define, field
 
+from caxev.asking.base import Act, Plan, RequestedAct, Step, counted
+from caxev.asking.listeners import ListenerAct, leave_all
 from caxev.cli.command import Function
-from caxev.cli.output import confirm, print_line
-from caxev.core.amounts import size
+from caxev.cli.errors import INTERRUPTED
+from caxev.cli.options import options
+from caxev.cli.output import Table, columns, confirm, print_line, show
+from caxev.cli.runs import shown
+from caxev.cli.selection import RunChoice
+from caxev.core.model import RunId
+
+if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
+    from caxev.database import BulkRequest
 
 FEW: Final = 20
 """Runs up to which a command goes ahead without asking."""
-_REASONS: Final = 3
-"""Reasons that a plan names, the most frequent."""
+_OFTEN: Final = 1.0
+"""Seconds between two lines about how far it is."""
+Rows = list[dict[str, Any]]
 
 
 def asks(function: Function) -> Function:
@@ -29,49 +43,153 @@ def asks(function: Function) -> Function:
     )
 
 
+def confirm_plan(plan: Plan, *, yes: bool, few: int = FEW) -> None:
+    """Show a plan about many runs, and have a person confirm it unless `yes`.
+
+    Raises click's error if nobody can be asked.
+    """
+    if plan.number <= few:
+        return
+    print_line(plan.words, err=True)
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{counted(plan.number)} are more than {few}: add --yes to go on")
+    confirm(f"Go on with {counted(plan.number)}?")
+
+
+def ask_each(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool, few: int = FEW) -> Rows:
+    """Do what an act is about to each selected run, unless it is a dry run; return the rows.
+
+    Of many runs the plan is shown first, and a person confirms it. Each run is decided about again
+    when its turn comes. Ctrl-C leaves what is done.
+    """
+    if dry_run:
+        return options().with_asker(_planned, runs, act)[1]
+    is_request = act.kind != "" and not runs.names_one
+    if not is_request and runs.selection.at_most <= few:
+        return options().with_asker(_done_at_once, runs, act)
+    plan, _, left = options().with_asker(_planned, runs, act)
+    confirm_plan(plan, yes=yes, few=few)
+    doing = _Doing(plan, left)
+    try:
+        return options().with_asker(doing.run, act, is_request=is_request)
+    except KeyboardInterrupt:
+        doing.interrupted()
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[Plan, Rows, Rows]:
+    """Return the plan, its rows, and those of them for which nothing is written."""
+    await runs.check(asker.database)
+    plan, rows, left = Plan(), [], []
+    async with aclosing(asker.steps(act, runs.selection)) as found:
+        async for run, steps in found:
+            plan.add_steps(run, steps)
+            rows += [step_row(one.as_planned) for one in steps]
+            left += [step_row(one) for one in steps if one.update is None]
+    return plan, rows, left
+
+
+async def plan_of(asker: Asker, runs: RunChoice, act: Act) -> Plan:
+    """Return the plan of an act for the selected runs. Raises `NoSuchRun`."""
+    await runs.check(asker.database)
+    return await asker.plan(act, runs.selection)
+
+
+async def _done_at_once(asker: Asker, runs: RunChoice, act: Act) -> Rows:
+    ids = await runs.ids(asker.database)
+    async with aclosing(asker.carry_out(act, ids)) as steps:
+        return [step_row(step) async for step in steps]
+
+
+async def one_step(asker: Asker, runs: RunChoice, act: Act) -> Step:
+    """Do it to the run that is named. Raises the rule that is against it."""
+    run = await runs.find_one(asker.database)
+    return await asker.carry_out_one(act, run.id)
+
+
 @define
-class Tally:
-    """What a plan does: counts and bytes by what is done, counts by why nothing is."""
+class _Doing:
+    """What a plan does, while it is being done. `rows` begins with what the plan leaves alone."""
 
-    done: Counter[str] = field(factory=Counter)
-    kept: Counter[str] = field(factory=Counter)
-    bytes: int = 0
+    plan: Plan
+    rows: Rows
+    request: BulkRequest | None = None
+    _number: int = field(init=False, default=0)
+    _shown: float = field(init=False, factory=monotonic)
 
-    def add(self, what: str, size: int | None = None, why_not: str | None = None) -> None:
-        """Count a run: what is done with it, or why nothing is."""
-        if why_not is None:
-            self.done[what] += 1
-            self.bytes += size or 0
-        else:
-            self.kept[why_not] += 1
+    async def run(self, asker: Asker, act: Act, *, is_request: bool) -> Rows:
+        """Do it, and return the rows."""
+        from caxev.asking import requests
+
+        steps = asker.carry_out(act, self.plan.runs)
+        if is_request and self.plan.runs:
+            assert isinstance(act, RequestedAct)
+            self.request = await requests.keep(asker, act, self.plan.runs)
+            steps = requests.carry_out(asker, self.request)
+        async with aclosing(steps):
+            async for step in steps:
+                self.rows.append(step_row(step))
+                self._show()
+        if self.request is not None:
+            name = self.request.id
+            print_line(f"request {name}: caxev requests watch {name} follows it", err=True)
+        return self.rows
+
+    def _show(self) -> None:
+        self._number += 1
+        if sys.stderr.isatty() and monotonic() >= self._shown + _OFTEN:
+            self._shown = monotonic()
+            print_line(self._progress, err=True)
 
     @property
-    def words(self) -> str:
-        """The plan in one line, such as ``500 runs, 1.2 TB: raw from lngs to chicago``."""
-        number, kept = self.done.total(), self.kept.total()
-        amount = f", {size(self.bytes)}" if self.bytes else ""
-        what = "; ".join(one for one, _ in self.done.most_common(_REASONS)) or "nothing"
-        line = f"{_runs(number)}{amount}: {what}"
-        if not kept:
-            return line
-        why = "; ".join(f"{count}: {one}" for one, count in self.kept.most_common(_REASONS))
-        return f"{line}. Not {_runs(kept)} ({why}{'; ...' if len(self.kept) > _REASONS else ''})"
+    def _progress(self) -> str:
+        return f"{self._number} of {counted(len(self.plan.runs))} written"
 
-    def ask(self, *, yes: bool, few: int = FEW) -> None:
-        """Show a plan about many runs, and have a person confirm it unless `yes`.
-
-        Raises click's error if nobody can be asked.
-        """
-        number = self.done.total()
-        if number <= few:
-            return
-        print_line(self.words, err=True)
-        if yes:
-            return
-        if not sys.stdin.isatty():
-            raise click.UsageError(f"{_runs(number)} are more than {few}: add --yes to go on")
-        confirm(f"Go on with {_runs(number)}?")
+    def interrupted(self) -> None:
+        """Print what is done, and how to do the rest."""
+        rest = "the same command does the rest"
+        if self.request is not None:
+            name = self.request.id
+            rest = f"caxev requests resume {name} does the rest, cancel {name} takes it back"
+        print_line(f"interrupted: {self._progress}; {rest}", err=True)
 
 
-def _runs(number: int) -> str:
-    return f"{number} run{'' if number == 1 else 's'}"
+async def ask_listeners(
+    asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, *, is_request: bool
+) -> Rows:
+    """Leave what an act asks of listeners, of runs or (None) of all; return a row for each site."""
+    from caxev.asking import requests
+
+    if not is_request or not act.sites:
+        return await leave_all(asker, act, runs)
+    request = await requests.keep(asker, act, runs)
+    rows = await leave_all(asker, act, runs, request.id)
+    print_line(f"request {request.id}: caxev requests watch {request.id} follows it", err=True)
+    return rows
+
+
+def step_row(step: Step) -> dict[str, Any]:
+    """Return the row of a step."""
+    return {"run": shown(step.run), "what": step.what, "state": step.state, "ok": step.ok}
+
+
+_STEPS: Final = columns("run", "what", "state")
+
+
+def show_steps(rows: Sequence[Mapping[str, Any]], *, failed: bool | None = None) -> None:
+    """Print the rows; by default, exit with a failure if one of them is not ok."""
+    if failed is None:
+        failed = any(row["ok"] is False for row in rows)
+    show(Table(_STEPS, rows), empty="nothing to do", failed=failed)
+
+
+def with_hint(line: str, row: Mapping[str, Any]) -> str:
+    """Return a line about a site, with a hint if no listener acts for the site now."""
+    return line if row["listening"] else f"{line}; {no_listener(row['site'])}"
+
+
+def no_listener(site: str) -> str:
+    """Return the hint about a site without a listener."""
+    return f"no listener is active there: start caxev listen --site {site}"

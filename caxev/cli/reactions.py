@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import evolve
 
+from caxev.asking.listeners import COUNTED, Retry, failures, handler_called, listening_sites
 from caxev.cli.command import command
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
-from caxev.cli.plans import Tally, asks
+from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
 from caxev.cli.reaction_rows import (
     COLUMNS,
     RUN_COLUMN,
@@ -21,9 +22,7 @@ from caxev.cli.reaction_rows import (
     reaction_row,
     running_cells,
 )
-from caxev.cli.replay import handler_called
-from caxev.cli.requests import leave, listening_sites, with_hint
-from caxev.cli.runs import pages, shown_all
+from caxev.cli.runs import shown_all
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.alarms import UNRECORDED
@@ -31,10 +30,10 @@ from caxev.core.ledger import State
 from caxev.core.model import RunId
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 _STATES = ("failed", "running", "pending")
-_COUNTED = 1000
 
 
 @command("caxev reactions --failed", "caxev reactions --pending --site lngs --handler pull --json")
@@ -151,46 +150,33 @@ def retry(
         )
     if everything and runs.selects:
         raise click.UsageError("--all excludes the options that select runs")
-    registries = {one: options().registry(one) for one in listening_sites(site)}
+    given = options()
+    registries = {one: given.registry(one) for one in listening_sites(given.sites(), site)}
     named = None if handler is None else handler_called(handler, registries.values())
-    choice = runs if runs.selects else None
-    ids = None if choice is None else tuple(options().with_database(choice.ids))
+    act = Retry(tuple(registries), named)
+    ids = tuple(given.with_database(runs.ids)) if runs.selects else None
     if ids is not None:
-        Tally(Counter({f"retried at {', '.join(registries)}": len(ids)})).ask(yes=yes)
-    rows = options().with_database(_retry, [*registries], ids, named)
+        confirm_plan(act.plan(ids), yes=yes)
+    rows = given.with_asker(_retry, act, ids, is_request=not runs.names_one)
     show_lines(rows, _line, failed=not any(row["failed"] for row in rows))
 
 
 async def _retry(
-    database: Database, sites: Iterable[str], runs: tuple[RunId, ...] | None, handler: str | None
+    asker: Asker, act: Retry, ids: Sequence[RunId] | None, *, is_request: bool
 ) -> list[dict[str, Any]]:
-    from caxev.database import Request
-
-    rows = []
-    # Sites without failures get no request, but a row: the user sees that they were asked.
-    for site in sites:
-        failed = await _failed(database, site, runs, handler)
-        several = (None,) if runs is None else pages(runs)
-        requests = [Request("retry", runs=page, handler=handler) for page in several if failed]
+    rows: list[dict[str, Any]] = []
+    database = asker.database
+    for site in act.sites:
+        failed = await failures(database, site, ids, act.handler)
         unrecorded = await _unrecorded(database, site)
-        asked = await leave(database, site, requests)
-        rows.append({**asked, "failed": failed, "unrecorded": unrecorded})
-    return rows
-
-
-async def _failed(
-    database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
-) -> int:
-    """Return how many reactions have failed; for one handler, counted up to `_COUNTED`."""
-    # The tally is one cheap query. For a selection the reactions themselves are counted, up to a
-    # limit: a message needs no exact number.
-    if runs is None and handler is None:
-        return (await database.tally(site)).get(site, {}).get("failed", 0)
-    found = [
-        await database.reactions(site, run=run, state="failed", handler=handler, limit=_COUNTED)
-        for run in runs or (None,)
-    ]
-    return sum(map(len, found))
+        record = await database.site_record(site)
+        state = {"queued": 0, "listening": bool(record and record.active)}
+        rows.append({"site": site, **state, "failed": failed, "unrecorded": unrecorded})
+    # Sites without failures get no request, but a row: the user sees that they were asked.
+    asked = evolve(act, sites=tuple(str(row["site"]) for row in rows if row["failed"]))
+    left = await ask_listeners(asker, asked, ids, is_request=is_request)
+    found = {row["site"]: row for row in left}
+    return [{**row, **found.get(row["site"], {})} for row in rows]
 
 
 async def _unrecorded(database: Database, site: str) -> int:
@@ -205,7 +191,7 @@ def _line(row: Mapping[str, Any]) -> str:
         more = f"; the ledger refuses to record {row['unrecorded']} failures: see caxev alarms"
     if not failed:
         return f"{site}: no matching reaction has failed{more}"
-    number = f"{failed} or more" if failed >= _COUNTED else f"{failed}"
+    number = f"{failed} or more" if failed >= COUNTED else f"{failed}"
     return with_hint(
         f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}{more}", row
     )

@@ -16,7 +16,6 @@ import click
 from attrs import frozen
 
 from caxev.cli.command import command, together
-from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines
 from caxev.cli.runs import copy_cells
@@ -26,6 +25,7 @@ from caxev.cli.values import RUN_NUMBER, SITE
 from caxev.config import Site, Sites
 from caxev.copies.sharing import sharing_here
 from caxev.core.clock import utcnow
+from caxev.core.errors import NoSuchRun, NothingToDo
 from caxev.core.escapes import escaped
 from caxev.core.model import VERIFYING, Copy, CopyKey, Run
 from caxev.core.update import RunUpdate

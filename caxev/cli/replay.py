@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import evolve, frozen
+from attrs import frozen
 
+from caxev.asking.base import counted, pages
+from caxev.asking.listeners import Replay, handler_called, listening_sites
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, show, show_lines
-from caxev.cli.plans import Tally, asks
-from caxev.cli.requests import leave, listening_sites, with_hint
-from caxev.cli.runs import pages, shown
+from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
+from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.config import ConfigError
-from caxev.config.errors import known_names
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.model import Aspect, Event, Run, RunId
@@ -26,7 +25,7 @@ from caxev.core.recording import Maker, again, compare, possible_keys
 from caxev.core.registry import Registry
 
 if TYPE_CHECKING:
-    from caxev.database import Database, Request
+    from caxev.database import Database
 
 
 @command(
@@ -49,32 +48,31 @@ def replay(
     unless --force is given. This leaves a request to the listeners of the sites, which waits
     until they run. --dry-run shows what they would do.
     """
-    from caxev.database import Request
-
-    places, request = _places(site, handler, Request("replay", handler=handler, force=force))
+    places, named = _places(site, handler)
+    act = Replay(tuple(places), named, force=force)
     if dry_run:
-        rows = options().with_database(_plan, places, runs, request)
+        rows = options().with_database(_plan, places, runs, act)
         show(Table(_COLUMNS, rows), empty="no reaction would run")
         return
     # The selection becomes ids now: what the user was shown is what the listeners replay, whenever
     # they come to it.
     ids = options().with_database(runs.ids)
-    Tally(Counter({f"replayed at {', '.join(places)}": len(ids)})).ask(yes=yes)
-    show_lines(options().with_database(_request, list(places), ids, request), queued)
+    confirm_plan(act.plan(ids), yes=yes)
+    rows = options().with_asker(ask_listeners, act, ids, is_request=not runs.names_one)
+    show_lines([{**row, "runs": len(ids)} for row in rows], queued)
 
 
 _COLUMNS = columns("run", "site", "event", "handler", "why")
 
 
-def _places(
-    site: str | None, handler: str | None, request: Request
-) -> tuple[dict[str, Registry], Request]:
-    """Return the selected sites with their handlers, and the request with its handler."""
+def _places(site: str | None, handler: str | None) -> tuple[dict[str, Registry], str | None]:
+    """Return the selected sites with their handlers, and the handler's own name."""
     # Resolve the handler here: in the request, an unknown name would be an error in the log of a
     # listener far away, and an alias may not be known to its version.
-    registries = {name: options().registry(name) for name in listening_sites(site)}
+    given = options()
+    registries = {name: given.registry(name) for name in listening_sites(given.sites(), site)}
     if handler is None:
-        return registries, request
+        return registries, None
     known = handler_called(handler, registries.values())
     enabled = {
         name: registry
@@ -85,41 +83,19 @@ def _places(
         raise ConfigError(
             f"handler {known!r} is enabled at none of {', '.join(registries)}: see their task_list"
         )
-    return enabled, evolve(request, handler=known)
-
-
-def handler_called(name: str, registries: Iterable[Registry]) -> str:
-    """Return the handler that has this name or alias. Raises `ConfigError` naming the nearest."""
-    handlers = [handler for registry in registries for handler in registry.handlers.values()]
-    names = {handler.name for handler in handlers}
-    if name in names:  # a handler's own name precedes another one's alias
-        return name
-    meant = sorted({handler.name for handler in handlers if name in handler.aliases})
-    if len(meant) == 1:
-        return meant[0]
-    if meant:
-        raise ConfigError(f"{name!r} is the name of several handlers: {', '.join(meant)}")
-    raise ConfigError(f"no handler {name!r} {known_names(name, sorted(names))}")
-
-
-async def _request(
-    database: Database, sites: Sequence[str], ids: Sequence[RunId], request: Request
-) -> list[dict[str, Any]]:
-    requests = [evolve(request, runs=page) for page in pages(ids)]
-    return [{**await leave(database, site, requests), "runs": len(ids)} for site in sites]
+    return enabled, known
 
 
 def queued(row: Mapping[str, Any]) -> str:
     """Return the line about what was requested from a site."""
-    runs = row["runs"]
-    return with_hint(f"{row['site']}: queued {runs} run{'' if runs == 1 else 's'}", row)
+    return with_hint(f"{row['site']}: queued {counted(row['runs'])}", row)
 
 
 # -- the dry run --------------------------------------------------------------------------------
 
 
 async def _plan(
-    database: Database, places: Mapping[str, Registry], choice: RunChoice, request: Request
+    database: Database, places: Mapping[str, Registry], choice: RunChoice, act: Replay
 ) -> list[dict[str, Any]]:
     runs = await choice.find(database)
     names = {run.id: shown(run) for run in runs}
@@ -134,7 +110,7 @@ async def _plan(
                     "handler": planned.handler,
                     "why": planned.why,
                 }
-                for planned in await _plan_page(database, registry, page, request)
+                for planned in await _plan_page(database, registry, page, act)
             ]
     return rows
 
@@ -149,7 +125,7 @@ class Planned:
 
 
 async def _plan_page(
-    database: Database, registry: Registry, ids: Sequence[RunId], request: Request
+    database: Database, registry: Registry, ids: Sequence[RunId], act: Replay
 ) -> list[Planned]:
     site = registry.here.name
     seen = await database.snapshot(site, ids, watched=registry.watched)
@@ -159,7 +135,7 @@ async def _plan_page(
     for run in runs.values():
         known = sets.get(seen.handlers.get(run.id, 0), frozenset())
         before = seen.before.get(run.id, {})
-        planned += plan(registry, run, before, standing, request, known=known)
+        planned += plan(registry, run, before, standing, act, known=known)
     return planned
 
 
@@ -168,7 +144,7 @@ def plan(
     run: Run,
     before: Mapping[Aspect, str],
     standing: Mapping[str, Reaction],
-    request: Request,
+    act: Replay,
     *,
     known: Container[str] = (),
 ) -> Iterator[Planned]:
@@ -189,8 +165,8 @@ def plan(
         standing,
         now,
         known=known,
-        handler=request.handler,
-        force=request.force,
+        handler=act.handler,
+        force=act.force,
     ):
         if reaction.id not in fired:
             yield Planned(reaction.event, reaction.handler, why)

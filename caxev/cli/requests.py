@@ -1,207 +1,234 @@
-"""Have listeners do something: writes to runs, and requests in the ledger.
+"""Run ``caxev requests``: follow, cancel or resume what was requested of many runs together.
 
-Each command that asks something of many runs makes a `RunRequest` of each, shows them as a plan or
-writes them, and prints the same rows.
+`caxev.asking.requests` has what such a request is. ``caxev copy`` follows the one that it makes.
 """
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import Factory, field, frozen
+import click
 
-from caxev.cli.options import options
-from caxev.cli.output import Table, columns, show
-from caxev.cli.plans import FEW, Tally
-from caxev.cli.runs import shown
+from caxev.asking.base import DONE, counted
+from caxev.cli.command import command
+from caxev.cli.errors import FAILED, INTERRUPTED
+from caxev.cli.options import as_json, as_table, example, hidden_options, options
+from caxev.cli.output import Column, Table, columns, json_text, print_line, show
+from caxev.cli.plans import confirm_plan, plan_of
 from caxev.cli.selection import RunChoice
-from caxev.config import ConfigError, Site
-from caxev.core.clock import utcnow
-from caxev.core.history import Deed, HistoryRow, What, of_run
-from caxev.core.model import CopyKey, Run
-from caxev.core.update import RunUpdate
+from caxev.core.errors import NothingToDo
 
 if TYPE_CHECKING:
-    from caxev.database import Database, Request
+    from caxev.asking.asker import Asker
+    from caxev.asking.base import RequestedAct
+    from caxev.asking.requests import Progress
+    from caxev.database import BulkRequest
 
-CHANGED: Final = "the run has just changed: try again"
+_PERIOD: Final = 1.0
+"""Seconds between two looks at how far a request is."""
+_FOREVER: Final = float("inf")
 
 
-def requester() -> str:
-    """Return who gives the command: user@host."""
-    # In a container the user id may have no name.
+def copy_many(runs: RunChoice, act: RequestedAct, *, yes: bool, patience: float) -> None:
+    """Request the copies of the selected runs, after showing the plan; follow them if asked to."""
+    from caxev.asking import requests as asking
+
+    plan = options().with_asker(plan_of, runs, act)
+    if not plan.runs:
+        raise NothingToDo(plan.words)
+    confirm_plan(plan, yes=yes)
+    _carry_out(options().with_asker(asking.keep, act, plan.runs), patience)
+
+
+def _carry_out(request: BulkRequest, patience: float) -> None:
+    """Do what is missing of a request, and follow it. Ctrl-C withdraws what is not begun."""
+    say = _printer()
+    say(f"request {request.id}: {_title(request)}")
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+        options().with_asker(_write, request)
+        if patience:
+            options().with_asker(_follow, request, patience, say)
+    except KeyboardInterrupt:
+        _withdraw(request, say)
+        _sum_up(request)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    now = _sum_up(request)
+    if patience and now.done < now.total:
+        raise click.exceptions.Exit(FAILED)
 
 
-def asked(run: Run, key: CopyKey, what: str, *, reason: str = "", source: str = "") -> HistoryRow:
-    """Return the row of history about what the user asks for, of this copy."""
-    target = key.host if source else ""
-    deed = Deed(what=what, source=source, target=target, reason=reason, by=requester())
-    return HistoryRow(at=utcnow(), site=key.host, deed=deed, aspect=key, **of_run(run))
+def _title(request: BulkRequest) -> str:
+    from caxev.asking.requests import described
+
+    runs = "all runs" if request.runs is None else counted(len(request.runs))
+    return f"{runs}, {described(request)}"
 
 
-# -- writes to runs -------------------------------------------------------------------------------
+def _printer() -> Callable[[str], None]:
+    as_json = options().as_json
+    return lambda line: print_line(line, err=as_json)
 
 
-@frozen
-class RunRequest:
-    """A write that is to be made to a run, or the reason why there is none.
+async def _write(asker: Asker, request: BulkRequest) -> None:
+    from caxev.asking import requests as asking
 
-    `what` is the data concerned, `size` its bytes. `state` is what comes of the write, or the
-    reason; `planned` what would come of it, for a dry run. `ok`: whether the user gets what was
-    asked for; None: neither. `row` is added to the history after the write.
+    async with aclosing(asking.carry_out(asker, request)) as steps:
+        async for _ in steps:
+            pass  # the progress counts them
+
+
+def _withdraw(request: BulkRequest, say: Callable[[str], None]) -> None:
+    from caxev.asking import requests as asking
+
+    number = options().with_asker(asking.cancel, request)
+    say(f"withdrawn: {counted(number)} that no listener has begun; others continue")
+    say(f"to do the rest: caxev requests resume {request.id}")
+
+
+async def _follow(
+    asker: Asker, request: BulkRequest, patience: float, say: Callable[[str], None]
+) -> None:
+    """Show how far the request is whenever that changes, until nothing is pending."""
+    import trio
+
+    from caxev.asking import requests as asking
+
+    meter, last = asking.ProgressMeter(), None
+    with trio.move_on_after(patience) as scope:
+        while True:
+            now = await asking.progress(asker, request)
+            if now != last:
+                say(meter.line(now))
+            if not now.waiting:
+                return
+            last = now
+            # Many runs are counted less often: reading them costs the database time.
+            await trio.sleep(_PERIOD * max(1.0, now.total / 1000))
+    if scope.cancelled_caught:
+        say(f"not done after {patience:g} s; to follow it: caxev requests watch {request.id}")
+
+
+def _sum_up(request: BulkRequest) -> Progress:
+    from caxev.asking import requests as asking
+
+    now = options().with_asker(asking.progress, request)
+    if options().as_json:
+        click.echo(json_text(_cells(request, now)))
+    return now
+
+
+def _cells(request: BulkRequest, now: Progress) -> dict[str, Any]:
+    from caxev.asking.requests import described
+
+    return {
+        "request": request.id,
+        "at": request.at,
+        "by": request.by,
+        "what": described(request),
+        "runs": None if request.runs is None else len(request.runs),
+        DONE: now.done,
+        "pending": now.waiting,
+        "failed": now.failed,
+        "withdrawn": now.withdrawn,
+        "bytes": now.bytes,
+    }
+
+
+# -- caxev requests -------------------------------------------------------------------------------
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=example("caxev requests", "caxev requests cancel 3f9ac0d1"),
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="The most to list.",
+)
+@click.pass_context
+def requests(context: click.Context, limit: int) -> None:
+    """List what was requested of many runs together, the newest first: how far it is.
+
+    `caxev copy`, `rm`, `verify`, `retry`, `replay`, `tape` and `rucio` make a request each time
+    that they are about several runs. PENDING are runs of which a listener has still to do
+    something. WITHDRAWN are those that were cancelled, or that a listener found it must not do.
+    Requests are forgotten when the history of that time is (CAXEV_HISTORY_DAYS).
     """
+    if context.invoked_subcommand is not None:
+        return
+    options().log("warning")
 
-    run: Run
-    what: str
-    state: str
-    update: RunUpdate | None = None
-    planned: str = field(default=Factory(lambda self: f"would be {self.state}", takes_self=True))
-    ok: bool | None = field(default=Factory(lambda self: self.update is not None, takes_self=True))
-    size: int | None = field(default=None, kw_only=True)
-    row: HistoryRow | None = field(default=None, kw_only=True)
+    async def find(asker: Asker) -> list[dict[str, Any]]:
+        from caxev.asking import requests as asking
 
-    @property
-    def why(self) -> str:
-        """Why there is no write, in the same words for all runs."""
-        return self.state.replace(str(self.run), "it")
+        found = await asker.database.bulks(limit)
+        return [_cells(one, await asking.progress(asker, one)) for one in found]
 
-    async def write(self, database: Database, *, dry_run: bool) -> dict[str, Any]:
-        """Write it unless it is a dry run; return the row that the command prints."""
-        row = {"run": shown(self.run), "what": self.what, "state": self.state, "ok": self.ok}
-        if self.update is None:
-            return row
-        if dry_run:
-            return {**row, "state": self.planned}
-        if await database.update_run(self.update, utcnow()) is None:
-            return {**row, "state": CHANGED, "ok": False}
-        if self.row is not None:
-            await database.note(self.row)
-        return row
+    rows = options().with_asker(find)
+    show(Table(_COLUMNS, rows), empty="nothing was requested of several runs together")
 
 
-async def write_all(
-    database: Database, requests: Iterable[RunRequest], *, dry_run: bool
-) -> list[dict[str, Any]]:
-    """Write all of these unless it is a dry run; return their rows."""
-    return [await one.write(database, dry_run=dry_run) for one in requests]
+requests.params += [*as_table(), *hidden_options()]
+
+_COLUMNS: Final = columns(
+    "request",
+    Column("at", minor=2),
+    Column("by", minor=1),
+    "what",
+    "runs",
+    "done",
+    "pending",
+    "failed",
+    "withdrawn",
+)
 
 
-Planner = Callable[[Run], RunRequest]
+def _called(name: str) -> BulkRequest:
+    from caxev.asking.requests import request_called
+
+    return options().with_asker(request_called, name)
 
 
-def request_each(
-    runs: RunChoice,
-    make: Callable[[Database], Awaitable[Planner]],
-    *,
-    yes: bool,
-    dry_run: bool,
-) -> list[dict[str, Any]]:
-    """Make a request of each selected run, and write it unless it is a dry run; return the rows.
+_id = click.argument("name", metavar="ID")
 
-    `make` returns the planner, which is pure except for the time. Of many runs the plan is shown
-    first, and a person confirms it. Each run is planned again when its turn comes.
+
+@command("caxev requests watch 3f9ac0d1", group=requests, output=as_json)
+@_id
+def watch(*, name: str) -> None:
+    """Follow a request until nothing of it is pending."""
+    request, say = _called(name), _printer()
+    try:
+        options().with_asker(_follow, request, _FOREVER, say)
+    except KeyboardInterrupt:
+        say(f"interrupted; the request continues. To cancel it: caxev requests cancel {request.id}")
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    _sum_up(request)
+
+
+@command("caxev requests cancel 3f9ac0d1", group=requests, output=as_json)
+@_id
+def cancel(*, name: str) -> None:
+    """Withdraw what no listener has begun.
+
+    What a listener has begun is finished.
     """
-    if not dry_run and runs.selection.at_most > FEW:
-        options().with_database(_tallied, runs, make).ask(yes=yes)
-    return options().with_database(_write_each, runs, make, dry_run=dry_run)
+    request = _called(name)
+    _withdraw(request, _printer())
+    _sum_up(request)
 
 
-async def _tallied(
-    database: Database, runs: RunChoice, make: Callable[[Database], Awaitable[Planner]]
-) -> Tally:
-    tally, plan = Tally(), await make(database)
-    async with aclosing(runs.each_whole(database)) as found:
-        async for run in found:
-            one = plan(run)
-            tally.add(one.what, one.size, None if one.update is not None else one.why)
-    return tally
+@command("caxev requests resume 3f9ac0d1", group=requests, output=as_json)
+@_id
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
+def resume(*, name: str, wait: bool) -> None:
+    """Request again what is missing of a request.
 
-
-async def _write_each(
-    database: Database,
-    runs: RunChoice,
-    make: Callable[[Database], Awaitable[Planner]],
-    *,
-    dry_run: bool,
-) -> list[dict[str, Any]]:
-    plan = await make(database)
-    async with aclosing(runs.each_whole(database)) as found:
-        return [await plan(run).write(database, dry_run=dry_run) async for run in found]
-
-
-def planner(plan: Planner) -> Callable[[Database], Awaitable[Planner]]:
-    """Return the `make` of `request_each` for a planner that needs nothing of the database."""
-
-    async def make(_database: Database) -> Planner:
-        return plan
-
-    return make
-
-
-REQUESTED: Final = columns("run", "what", "state")
-
-
-def show_requests(rows: Sequence[Mapping[str, Any]], *, failed: bool | None = None) -> None:
-    """Print the rows; by default, exit with a failure if one of them is not ok."""
-    if failed is None:
-        failed = any(row["ok"] is False for row in rows)
-    show(Table(REQUESTED, rows), empty="nothing to do", failed=failed)
-
-
-# -- requests in the ledger -----------------------------------------------------------------------
-
-
-def listening_sites(site: str | None) -> tuple[str, ...]:
-    """Return the sites to ask: the one named, or all with a listener. Raises `ConfigError`."""
-    sites = options().sites()
-    if site is None:
-        return tuple(one.name for one in sites.values() if one.listener)
-    check_listener(sites.get(site))
-    return (site,)
-
-
-def check_listener(site: Site) -> None:
-    """Raise `ConfigError` if the site has no listener that could do what is asked."""
-    if not site.listener:
-        path = options().sites().path
-        raise ConfigError(f"site {site.name!r} has no listener of its own, according to {path}")
-
-
-async def leave(database: Database, site: str, requests: Sequence[Request]) -> dict[str, Any]:
-    """Leave requests for a site's listener, and return the result's row."""
-    for request in requests:
-        await database.add_request(site, request, requester(), utcnow())
-        await database.note(_asked_of(site, request))
-    record = await database.site_record(site)
-    return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
-
-
-def _asked_of(site: str, request: Request) -> HistoryRow:
-    """Return the row of history about a request to a site's listener."""
-    runs = request.runs or ()
-    of = "" if request.runs is None else f" of {len(runs)} run{'' if len(runs) == 1 else 's'}"
-    words = [f"{request.kind}{of}", request.handler or "", request.alarm or ""]
-    words.append("forced" if request.force else "")
-    deed = Deed(what=What.REQUESTED, reason=", ".join(filter(None, words)), by=requester())
-    run = runs[0] if len(runs) == 1 else None
-    return HistoryRow(at=utcnow(), site=site, deed=deed, run=run)
-
-
-def with_hint(line: str, row: Mapping[str, Any]) -> str:
-    """Return a line about a site, with a hint if no listener acts for the site now."""
-    return line if row["listening"] else f"{line}; {no_listener(row['site'])}"
-
-
-def no_listener(site: str) -> str:
-    """Return the hint about a site without a listener."""
-    return f"no listener is active there: start caxev listen --site {site}"
+    That is what was withdrawn, and what has failed.
+    """
+    _carry_out(_called(name), _FOREVER if wait else 0.0)

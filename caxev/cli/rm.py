@@ -6,62 +6,42 @@ proves that enough others are good, and deletes it. `caxev.copies.retention` dec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import frozen
 
+from caxev.asking.base import DataChoice
+from caxev.asking.deletions import DeleteCopies, Terms, WithdrawDeletions
+from caxev.asking.listeners import listening_sites
 from caxev.cli.command import command, together
-from caxev.cli.errors import NothingToDo
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, print_line, show, stream
-from caxev.cli.plans import asks
-from caxev.cli.requests import (
-    Planner,
-    RunRequest,
-    check_listener,
-    request_each,
-    requester,
-    show_requests,
-)
+from caxev.cli.plans import ask_each, asks, one_step, show_steps
 from caxev.cli.runs import copy_cells
-from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_runs
+from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
-from caxev.copies.deletion import Intent, intent, withdraw
-from caxev.copies.retention import RAW, DeletionPlan, plan, plan_processed, plan_purge
+from caxev.copies.retention import DeletionPlan, plan_processed, plan_purge
 from caxev.core.clock import utcnow
-from caxev.core.job import Skip
+from caxev.core.job import Skip, Wait
 from caxev.core.model import Copy, Run
 from caxev.core.selection import at_host
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 _COLUMNS = columns("run", "type", "version", "goes", "why")
 
 
-@frozen
-class Terms:
-    """The terms of a deletion: the waived conditions, and the reason.
-
-    `less`: fewer copies may remain; `by_entries`: they are not read first.
-    """
-
-    less: bool = False
-    by_entries: bool = False
-    why: str | None = None
-
-    @classmethod
-    def of(cls, *, force_less: bool, by_entries: bool, why: str | None) -> Terms:
-        """Take them from the options. Raises click's error."""
-        if by_entries and not why:
-            raise click.UsageError("--by-entries needs a reason: --why TEXT")
-        return cls(force_less, by_entries, why)
+def _terms(*, force_less: bool, by_entries: bool, why: str | None) -> Terms:
+    """Return the terms of a deletion, by the options. Raises click's error."""
+    if by_entries and not why:
+        raise click.UsageError("--by-entries needs a reason: --why TEXT")
+    return Terms(force_less, by_entries, why)
 
 
 @command(
@@ -77,7 +57,7 @@ class Terms:
 @selects_data
 @together(
     "terms",
-    Terms.of,
+    _terms,
     click.option(
         "--force-less",
         is_flag=True,
@@ -122,173 +102,39 @@ def rm(
         return
     # A catalogue has no listener of its own: a site that uploads there serves the intent.
     if here.method != "rucio":
-        check_listener(here)
+        listening_sites(options().sites(), site)
+    act = (WithdrawDeletions if cancel else DeleteCopies)(site, data, terms)
     if not runs.names_one:
         wanted = runs.narrowed(host=site, type=data.kind, version=data.version)
-        make = partial(_planner, here=here, chosen=(wanted, data, terms), cancel=cancel)
-        show_requests(request_each(wanted, make, yes=yes, dry_run=dry_run))
+        show_steps(ask_each(wanted, act, yes=yes, dry_run=dry_run))
         return
-    row = options().with_database(_act, here, (runs, data, terms), cancel=cancel, dry_run=dry_run)
+    row = options().with_asker(_planned if dry_run else _acted, runs, act)
     show(Table(_COLUMNS, [row]))
     if not (dry_run or cancel or options().as_json):
         print_line(f"to follow it: caxev status {runs.naming}")
 
 
-async def _planner(
-    database: Database, *, here: Site, chosen: tuple[RunChoice, DataChoice, Terms], cancel: bool
-) -> Planner:
-    known = await with_markers(database, options().sites(), here)
-    deletion = CopyDeletion(here, known, *chosen)
-    away = await deletion.away(database)
-
-    def plan(run: Run) -> RunRequest:
-        try:
-            return deletion.withdrawal(run) if cancel else deletion.request(run, away)
-        except (NothingToDo, click.UsageError) as why:
-            return RunRequest(run, f"{deletion.data.kind} at {here.name}", str(why), ok=None)
-
-    return plan
+async def _planned(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, Any]:
+    """Return what would happen to the copy of the run that is named."""
+    found = await runs.find_one(asker.database)
+    run = (await asker.database.runs([found.id]))[found.id]
+    return _row(run, act.copy(run), act.decide(run, await asker.world(act)))
 
 
-async def _act(
-    database: Database,
-    here: Site,
-    chosen: tuple[RunChoice, DataChoice, Terms],
-    *,
-    cancel: bool,
-    dry_run: bool,
-) -> dict[str, Any]:
-    known = await with_markers(database, options().sites(), here)
-    deletion = CopyDeletion(here, known, *chosen)
-    if dry_run:
-        return await deletion.look(database)
-    return await (deletion.cancel(database) if cancel else deletion.delete(database))
-
-
-async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
-    """Return the sites with their markers, which show what directories they share."""
-    from caxev.engine.root_markers import read_markers
-
-    return await read_markers(database, sites, here)
-
-
-@frozen
-class CopyAtSite:
-    """The copy of a run at a site that a command is about."""
-
-    here: Site
-    sites: Sites
-    choice: RunChoice
-    data: DataChoice
-
-    async def find(self, database: Database) -> Run:
-        """Read the run. Raises `NoSuchRun`."""
-        # Selections leave out fields that the plan needs: read the run again, with all of them.
-        found = await self.choice.find_one(database)
-        return (await database.runs([found.id]))[found.id]
-
-    def copy(self, run: Run) -> Copy:
-        """Return the selected copy. Raises `NothingToDo` if there is none."""
-        found = self.data.copy(run, self.here.name)
-        if found is None:
-            raise NothingToDo(f"{run} has no {self.data.kind} copy at {self.here.name}", "gone")
-        return found
-
-
-@frozen
-class CopyDeletion(CopyAtSite):
-    """One call of the command: which copy is meant, and on what terms it is deleted."""
-
-    terms: Terms
-
-    async def look(self, database: Database) -> dict[str, Any]:
-        """Return what would happen to the copy."""
-        run = await self.find(database)
-        return _row(run, self.copy(run), self._plan(run))
-
-    async def delete(self, database: Database) -> dict[str, Any]:
-        """Write the intent. Raises `NothingToDo` if the copy may not be deleted."""
-        # The write expects the run as the plan has seen it. If it has changed, plan again.
-        while True:
-            run = await self.find(database)
-            plan = self._plan(run)
-            if not isinstance(plan, DeletionPlan):
-                raise NothingToDo(f"{plan.why}", self.copy(run).status)
-            self._check_disk(plan.copy, await self.away(database))
-            now = utcnow()
-            if await database.update_run(intent(run, plan, self.sites, now), now) is not None:
-                return _row(run, plan.copy, plan)
-
-    def request(self, run: Run, away: Mapping[str, str]) -> RunRequest:
-        """Return the request to delete the copy of one of many runs, or why it is kept."""
-        plan = self._plan(run)
-        if not isinstance(plan, DeletionPlan):
-            return RunRequest(run, str(self.copy(run).key), f"kept: {plan.why}", ok=None)
-        self._check_disk(plan.copy, away)
-        state, now = "be deleted, once the others were read", utcnow()
-        return RunRequest(
-            run,
-            str(plan.copy.key),
-            f"will {state}",
-            intent(run, plan, self.sites, now),
-            f"would {state}",
-            size=plan.copy.size or run.raw_size,
-        )
-
-    async def away(self, database: Database) -> Mapping[str, str]:
-        """Return the disks that the site's listener reports as away, and why."""
-        # Only a running listener knows: this command may run on another machine.
-        record = await database.site_record(self.here.name)
-        return record.away if record is not None and record.active else {}
-
-    def _check_disk(self, copy: Copy, away: Mapping[str, str]) -> None:
-        """Raise `NothingToDo` if the copy's disk is away."""
-        # Such an intent would wait until the disk is back, and the user should know.
-        for root, why in away.items():
-            if f"{copy.location}".startswith(root.rstrip("/") + "/"):
-                raise NothingToDo(f"{why} (reported by {self.here.name}'s listener)", copy.status)
-
-    async def cancel(self, database: Database) -> dict[str, Any]:
-        """Withdraw the intent. Raises `NothingToDo` if it is too late, or there is none."""
-        while True:
-            run = await self.find(database)
-            one = self.withdrawal(run)
-            assert one.update is not None
-            if await database.update_run(one.update, utcnow()) is not None:
-                return _row(run, self.copy(run), Skip(one.state))
-
-    def withdrawal(self, run: Run) -> RunRequest:
-        """Return the request to withdraw the intent. Raises as `cancel`."""
-        copy = self.copy(run)
-        wanted = Intent.of(copy)
-        if wanted is None:
-            raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
-        # `erasing` is set before the first file goes.
-        if copy.is_erasing:
-            raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
-        why = f"withdrawn by {requester()}"
-        return RunRequest(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()))
-
-    def _plan(self, run: Run) -> Any:
-        # Derived data can be made again, so its usual number is 1, and --force-less needs none.
-        copy = self.copy(run)
-        usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
-        return plan(
-            run,
-            copy,
-            self.here,
-            self.sites,
-            now=utcnow(),
-            by=requester(),
-            why=self.terms.why or "caxev rm",
-            keep=least if self.terms.less else usual,
-            by_entries=self.terms.by_entries,
-        )
+async def _acted(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, Any]:
+    """Do it to the copy of the run that is named; return what comes of it."""
+    step = await one_step(asker, runs, act)
+    goes = act.kind == DeleteCopies.kind
+    why = act.terms.why if goes else None
+    row = _row(step.run, act.copy(step.run), Skip(why or step.state))
+    return {**row, "goes": goes}
 
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterator[dict[str, Any]]:
     """Return what the site's rules would delete now, and why the rest stays."""
-    now, known = utcnow(), await with_markers(database, sites, here)
+    from caxev.engine.root_markers import read_markers
+
+    now, known = utcnow(), await read_markers(database, sites, here)
     async for page in database.pages(at_host(here.name), now):
         for run in page:
             for copy, decision in decisions(run, here, known, now):
@@ -303,7 +149,7 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
             yield copy, rule(run, copy, here, sites, now)
 
 
-def _row(run: Run, copy: Copy, decision: DeletionPlan | Any) -> dict[str, Any]:
+def _row(run: Run, copy: Copy, decision: DeletionPlan | Skip | Wait) -> dict[str, Any]:
     return {
         **copy_cells(run, copy.key),
         "status": copy.status,

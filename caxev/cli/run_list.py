@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.cli.command import command
-from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, Parts, cell, columns, print_line, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HOST
 from caxev.core.clock import utcnow
+from caxev.core.errors import NoSuchRun
 from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.core.selection import CopyPattern, source_of
 

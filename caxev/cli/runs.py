@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from caxev.asking.base import pages
 from caxev.cli.output import Parts, run_parts
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey, Run, RunId
@@ -13,8 +14,6 @@ from caxev.core.selection import MOST
 
 if TYPE_CHECKING:
     from caxev.database import Database
-
-_PAGE = 1000
 
 
 def which(run: Run) -> str:
@@ -59,8 +58,3 @@ async def shown_all(database: Database, ids: Iterable[RunId]) -> dict[Any, Parts
         for run in (await database.runs(page)).values():
             found[run.id] = shown(run)
     return found
-
-
-def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
-    """Split runs into pages of as many as one request can name."""
-    return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))

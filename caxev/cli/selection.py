@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import evolve, frozen
 
+from caxev.asking.base import DataChoice, pages
 from caxev.cli.command import Function, together
-from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import options
 from caxev.cli.runs import naming
 from caxev.cli.values import (
@@ -31,7 +31,8 @@ from caxev.cli.values import (
 )
 from caxev.config.errors import hint
 from caxev.core.clock import utcnow
-from caxev.core.model import Copy, Run, RunId
+from caxev.core.errors import NoSuchRun
+from caxev.core.model import Run, RunId
 from caxev.core.selection import (
     COPY_PARTS,
     EVERY,
@@ -142,19 +143,12 @@ class RunChoice:
         if len(singles) < len(numbers) or not numbers:
             await self.find(database, limit=1)
 
-    async def each_whole(self, database: Database) -> AsyncGenerator[Run, None]:
-        """Read the runs with all their fields, page by page. Raises `NoSuchRun`."""
-        await self.check(database)
-        async with aclosing(database.pages(self.selection, utcnow())) as found:
-            async for page in found:
-                whole = await database.runs([run.id for run in page])
-                for run in page:
-                    if run.id in whole:  # one may be deleted in between
-                        yield whole[run.id]
-
     async def find_whole(self, database: Database) -> list[Run]:
         """Read the runs with all their fields. Raises `NoSuchRun`."""
-        return [run async for run in self.each_whole(database)]
+        ids = await self.ids(database)
+        whole = [await database.runs(page) for page in pages(ids)]
+        found = {key: run for page in whole for key, run in page.items()}
+        return [found[one] for one in ids if one in found]  # one may be deleted in between
 
     async def find_one(self, database: Database) -> Run:
         """Read the selected run. Raises `NoSuchRun`, also if several match."""
@@ -288,35 +282,6 @@ def chosen_runs(*, required: bool, **given: Any) -> RunChoice:
     if required:
         choice.require()
     return choice
-
-
-@frozen
-class DataChoice:
-    """The type and version of a run's data; without a version, any."""
-
-    kind: str
-    version: str | None = None
-
-    def means(self, kind: str, version: str | None) -> bool:
-        """Return whether data of that type and version is meant."""
-        return kind == self.kind and self.version in (None, version)
-
-    def copies(self, run: Run, host: str) -> list[Copy]:
-        """Return the run's copies of this data at a host, in the order of its entries."""
-        return [one for one in run.copies if one.host == host and self.means(one.type, one.version)]
-
-    def copy(self, run: Run, host: str) -> Copy | None:
-        """Return the run's copy of this data at a host, if there is one.
-
-        Raises click's error if there are several versions: none is guessed.
-        """
-        found = self.copies(run, host)
-        versions = sorted({one.version or "none" for one in found})
-        if len(versions) > 1:
-            raise click.UsageError(
-                f"{host} has several versions ({', '.join(versions)}): choose one by --version"
-            )
-        return found[0] if found else None
 
 
 DATA: Final = (

@@ -18,7 +18,6 @@ import trio
 from attrs import define, field
 
 from caxev.cli.command import command
-from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.inventory import (
     GONE,
     MOVED,
@@ -40,7 +39,7 @@ from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.copies.storage import sites_sharing_storage
 from caxev.core.clock import clock, utcnow
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
 from caxev.core.selection import at_host
 from caxev.files import confine_entry, erase, identity, quarantine_of, to_nobody

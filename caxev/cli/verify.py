@@ -17,10 +17,14 @@ import click
 import trio
 from attrs import define, field
 
+from caxev.asking.base import Plan, World
+from caxev.asking.copies import weight
+from caxev.asking.readings import ReadCopies, reading
+from caxev.asking.requests import keep
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Column, columns, fail_if, stream
-from caxev.cli.plans import FEW, Tally, asks
+from caxev.cli.output import Column, columns, fail_if, print_line, stream
+from caxev.cli.plans import asks, confirm_plan
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.site_paths import is_here
@@ -28,11 +32,11 @@ from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry, RootAway
-from caxev.core.model import TRANSFERRED, Copy, Run, new_id
-from caxev.core.update import RunUpdate
+from caxev.core.model import TRANSFERRED, Copy, Run, RunId
 from caxev.files import Manifest, confine, digest_tree, scan, steady, to_nobody
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 BAD: Final = frozenset({"bad", "gone"})
@@ -62,9 +66,18 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
     if not runs.selects and site is None:
         raise click.UsageError("select copies: --site, --run, --name, --tag, --since, ...")
     wanted = runs.narrowed(host=site, status=TRANSFERRED)
-    if deep and wanted.selection.at_most > FEW:
-        options().with_database(_tallied, wanted).ask(yes=yes)
     verification = Verification(options().sites(), deep)
+    if deep and not wanted.names_one:
+        plan, asked = options().with_asker(_planned, wanted)
+        confirm_plan(plan, yes=yes)
+        if asked:
+            request = options().with_asker(keep, ReadCopies(wanted.selection.wanted), asked)
+            print_line(
+                f"request {request.id}: caxev requests watch {request.id} follows what "
+                "other sites read",
+                err=True,
+            )
+            verification.request = request.id
     stream(_COLUMNS, verification.rows, wanted)
     fail_if(verification.any_bad)
 
@@ -72,30 +85,36 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
 _COLUMNS = columns("run", "type", "version", "host", "found", "why", Column("location", minor=1))
 
 
-async def _tallied(database: Database, choice: RunChoice) -> Tally:
-    """Return what is to be read: of how many runs, and how many bytes."""
-    tally, now = Tally(), utcnow()
-    async with aclosing(choice.each(database)) as runs:
+async def _planned(asker: Asker, choice: RunChoice) -> tuple[Plan, list[RunId]]:
+    """Return what is to be read, and the runs of which other sites have to read something."""
+    plan, asked, now = Plan(), [], utcnow()
+    async with aclosing(choice.each(asker.database)) as runs:
         async for run in runs:
             copies = [one for one in run.copies if choice.selection.means_copy(one, now)]
-            sizes = [one.size or (run.raw_size if one.type == "raw" else 0) for one in copies]
-            tally.add("read and compared", sum(filter(None, sizes)))
-    return tally
+            plan.add("read and compared", sum(weight(run, one) or 0 for one in copies))
+            sites = [asker.sites.find(one.host) for one in copies if one.location is not None]
+            if any(site is not None and not is_here(site) for site in sites):
+                asked.append(run.id)
+    return plan, asked
 
 
 @define
 class Verification:
-    """How copies are compared. `any_bad`: one was bad or gone so far."""
+    """How copies are compared. `any_bad`: one was bad or gone so far.
+
+    `request` is the id of the request under which other sites are asked, if there is one.
+    """
 
     sites: Sites
     deep: bool
+    request: str | None = None
     any_bad: bool = field(init=False, default=False)
+    _world: World = field(init=False)
 
     async def rows(self, database: Database, choice: RunChoice) -> AsyncIterator[Mapping[str, Any]]:
         """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""
-        from caxev.engine.root_markers import read_markers
-
-        self.sites = await read_markers(database, self.sites)
+        self._world = await options().asker(database).world(ReadCopies(), self.request)
+        self.sites = self._world.sites
         now = utcnow()
         async with aclosing(choice.each(database)) as runs:
             async for run in runs:
@@ -118,11 +137,20 @@ class Verification:
             found, why = await trio.to_thread.run_sync(compare, copy, site, known, self.deep)
             # Only the listener changes the status, under its lease, and by its own reading.
             if self.deep and found in BAD:
-                await _ask(database, run, copy)
+                await self._ask(database, run, copy)
             return found, why
         if not self.deep:
             return "not checked", f"{copy.host} is not this machine: use --deep to ask it"
-        return await _ask(database, run, copy)
+        return await self._ask(database, run, copy)
+
+    async def _ask(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
+        """Request that the copy's site, or the one responsible for it, reads it again."""
+        step = reading(run, copy, self._world)
+        assert step.update is not None
+        (fitted,) = await database.write_asked([(step.update, step.row)], utcnow())
+        if not fitted:
+            return "not checked", "it has just changed: try again"
+        return "asked", f"{copy.host} will read it: see caxev status"
 
 
 def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:
@@ -132,14 +160,6 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
         "why": why,
         "location": copy.location,
     }
-
-
-async def _ask(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
-    """Request that the copy's site, or the one responsible for it, reads it again."""
-    now = utcnow()
-    if await database.update_run(RunUpdate.ask(run, copy, new_id(), now), now) is None:
-        return "not checked", "it has just changed: try again"
-    return "asked", f"{copy.host} will read it: see caxev status"
 
 
 def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[str, str | None]:

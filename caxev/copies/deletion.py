@@ -22,7 +22,7 @@ from caxev.copies.readings import Ask
 from caxev.copies.remaining import enough, unread
 from caxev.copies.retention import RAW, DeletionPlan
 from caxev.core.clock import Clocks
-from caxev.core.entry import Hold, as_utc
+from caxev.core.entry import Hold, as_utc, text
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyIs, Run, new_id
 from caxev.core.moments import after
@@ -32,8 +32,13 @@ MARKS: Final = ("mark", "moved_mark")
 """Fields of an entry that identify the files to erase, at its location and its ``moved_from``."""
 
 
-def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUpdate:
-    """Return the first step: this copy does not count any more, and nobody begins to read it."""
+def intent(
+    run: Run, wanted: DeletionPlan, sites: Sites, now: datetime, *, bulk: str | None = None
+) -> RunUpdate:
+    """Return the first step: this copy does not count any more, and nobody begins to read it.
+
+    `bulk` is the id of the request for many deletions that this is one of.
+    """
     copy = wanted.copy
     deletion = {
         "by": wanted.by,
@@ -45,6 +50,7 @@ def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUp
         "by_entries": wanted.by_entries,
         "manifest": wanted.like.manifest,
         "checksum": wanted.like.checksum,
+        **({} if bulk is None else {"bulk": bulk}),
     }
     return RunUpdate.change_copy(
         run,
@@ -65,7 +71,8 @@ def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUp
 class Intent:
     """The intent in the entry of a copy that is ``deleting``.
 
-    `request` is the id of its requests to read the other copies again.
+    `request` is the id of its requests to read the other copies again, `bulk` that of the request
+    for many deletions that this is one of.
     """
 
     by: str
@@ -76,6 +83,7 @@ class Intent:
     was: str
     like: Copy
     by_entries: bool = False
+    bulk: str | None = None
 
     @classmethod
     def of(cls, copy: Copy) -> Intent | None:
@@ -94,7 +102,8 @@ class Intent:
         request = str(row.get("request") or f"{copy.key} {at}")
         by_entries = row.get("by_entries") is True and was == ERROR
         by, why = str(row.get("by")), str(row.get("why"))
-        return cls(by, why, keep, at, request, was, like, by_entries)
+        bulk = text(row.get("bulk"))
+        return cls(by, why, keep, at, request, was, like, by_entries, bulk)
 
     def fresh(self, site: Site, clocks: Clocks) -> Fresh | None:
         """Return which readings of other copies count: those for this request, or recent ones.
@@ -267,6 +276,7 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
         "proof": copy.proof,
         "size": copy.size,
         "arrived_at": copy.arrived_at,
+        **({} if wanted.bulk is None else {"bulk": wanted.bulk}),
     }
 
 

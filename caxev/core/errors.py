@@ -64,6 +64,25 @@ class Superseded(Exception):
     """The run is no longer what the update expected: another process was first. Nothing to do."""
 
 
+class NoSuchRun(Exception):
+    """No run is the one that is meant. The message is one line for a person."""
+
+
+class NothingToDo(Exception):
+    """What a person asks is impossible, or done already. The message is one line.
+
+    `status` is that of the copy concerned, if there is one.
+    """
+
+    def __init__(self, why: str, status: str | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class Ambiguous(NothingToDo):
+    """What a person asks may mean several copies. The message names the option that decides."""
+
+
 class ConfigError(Exception):
     """A file or option of an operator is wrong. The message begins with what is, and what to do.
 

@@ -28,7 +28,7 @@ They stand on
 """
 
 from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
-from caxev.database.bulk_requests import BulkProgress, BulkRequest
+from caxev.database.bulk_requests import BulkRequest
 from caxev.database.client import (
     DatabaseError,
     HistoryLost,
@@ -60,7 +60,6 @@ __all__ = [
     "OLDEST_FIRST",
     "URGENT_FIRST",
     "Batch",
-    "BulkProgress",
     "BulkRequest",
     "Changed",
     "Database",

@@ -1,126 +1,109 @@
-"""Requests for copies of many runs: what was asked is kept, and each copy's entry names it.
+"""What people ask of many runs at once: the requests that are kept, and their writes to runs.
 
-Such a document is written once and never changed: how far it is, and what is left of it, the
-entries show. So nothing has to be kept consistent, whoever is killed in between.
+The document of such a request is written once and never changed: how far it is, and what is left of
+it, show the entries of copies, which name it, or the requests to listeners that are part of it. So
+nothing has to be kept consistent, whoever is killed in between. The server deletes it
+``history_days`` after it was made, as a row of history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Final
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
 
-from attrs import asdict, frozen
+from attrs import frozen
+from pymongo.asynchronous.client_session import AsyncClientSession
 
+from caxev.core.history import HistoryRow
 from caxev.core.model import RunId
+from caxev.core.update import RunUpdate
 from caxev.database.client import Document
-from caxev.database.connection import Connection, operation
+from caxev.database.connection import operation
+from caxev.database.history import History
 from caxev.database.rows import Row
+from caxev.database.run_queries import Runs
+from caxev.failpoints import point
 
-_KIND: Final = "copies"
-_PAGE: Final = 5000
-"""Ids of runs that one query names."""
+_BULK: Final = {"terms": {"$exists": True}}
+"""Finds these documents among the requests to listeners."""
 
 
 @frozen(kw_only=True)
 class BulkRequest:
-    """A request that runs are copied to a site: their ids, the data, and who asked when (UTC).
+    """Something that was asked of runs: an act, by its kind and terms; by whom, when (UTC).
 
-    `source` None: from the best. `keep_days`, `keep_until` and `why` are those of a hold.
+    `runs` None: of all that it concerns.
     """
 
     id: str
-    runs: tuple[RunId, ...]
-    type: str
-    version: str | None = None
-    source: str | None = None
-    target: str
-    keep_days: float | None = None
-    keep_until: datetime | None = None
-    why: str | None = None
+    kind: str
+    runs: tuple[RunId, ...] | None
+    terms: Mapping[str, Any]
     by: str
     at: datetime
 
 
-@frozen
-class BulkProgress:
-    """How many of the copies, and how many bytes of them, have each status."""
+class BulkRequests(Runs, History):
+    """Keeping requests about many runs, and writing what people ask to runs."""
 
-    copies: dict[str, int]
-    bytes: dict[str, int]
+    @operation
+    async def write_asked(
+        self, writes: Sequence[tuple[RunUpdate, HistoryRow | None]], now: datetime
+    ) -> list[bool]:
+        """Write what a person asks of runs, together with its rows of history.
 
+        Returns for each whether it still fitted the run: if not, nothing of it is written.
+        """
 
-class BulkRequests(Connection):
-    """Keeping requests for many copies, and counting what has become of them."""
+        async def write(session: AsyncClientSession) -> list[bool]:
+            done = [await self._apply(one, now, session) is not None for one, _ in writes]
+            rows = [row for (_, row), fits in zip(writes, done, strict=True) if fits and row]
+            await self._add_rows(rows, session)
+            point("database.asked.written")
+            return done
+
+        point("database.asked.before")
+        done = await self._transaction(write)
+        point("database.asked.after")
+        return done
 
     @operation
     async def add_bulk(self, bulk: BulkRequest) -> None:
         """Keep a request."""
-        await self._requests.insert_one({"_id": bulk.id, "kind": _KIND, **_row(bulk)})
+        days = self.settings.history_days
+        expires = {"expires": bulk.at + timedelta(days=days)} if days else {}
+        runs = None if bulk.runs is None else list(bulk.runs)
+        fields = {"kind": bulk.kind, "runs": runs, "terms": dict(bulk.terms)}
+        await self._requests.insert_one(
+            {"_id": bulk.id, **fields, "by": bulk.by, "at": bulk.at, **expires}
+        )
+        point("database.bulk.kept")
 
     @operation
     async def bulk(self, name: str) -> BulkRequest | None:
         """Return the request of that id, if there is one."""
-        found = await self._requests.find_one({"_id": name, "kind": _KIND})
-        return None if found is None else _from(found)
+        found = await self._requests.find_one({**_BULK, "_id": name})
+        requests = self._read(self._requests, [found] if found else [], bulk_from)
+        return requests[0][1] if requests else None
 
     @operation
     async def bulks(self, limit: int) -> list[BulkRequest]:
         """Return the latest requests, the newest first."""
-        cursor = self._requests.find({"kind": _KIND}).sort("at", -1).limit(limit)
-        return [_from(one) for one in await cursor.to_list(None)]
-
-    @operation
-    async def bulk_progress(self, bulk: BulkRequest) -> BulkProgress:
-        """Count the copies of a request by their status; those it has no more are not counted."""
-        found = BulkProgress({}, {})
-        for ids in _pages(bulk.runs):
-            cursor = await self._runs.aggregate(_counting(ids, bulk.id))
-            async for row in cursor:
-                status = str(row["_id"])
-                found.copies[status] = found.copies.get(status, 0) + row["copies"]
-                found.bytes[status] = found.bytes.get(status, 0) + int(row["bytes"])
-        return found
+        cursor = self._requests.find(_BULK).sort("at", -1).limit(limit)
+        documents = await cursor.to_list(None)
+        return [one for _, one in self._read(self._requests, documents, bulk_from)]
 
 
-def _counting(ids: Sequence[RunId], bulk: str) -> list[Document]:
-    whole = {"$cond": [{"$eq": ["$data.type", "raw"]}, "$raw_size_byte", 0]}
-    names = ("raw_size_byte", "data.bulk", "data.status", "data.size", "data.type")
-    return [
-        {"$match": {"_id": {"$in": list(ids)}}},
-        {"$project": dict.fromkeys(names, 1)},
-        {"$unwind": "$data"},
-        {"$match": {"data.bulk": {"$eq": bulk}}},
-        {
-            "$group": {
-                "_id": "$data.status",
-                "copies": {"$sum": 1},
-                "bytes": {"$sum": {"$ifNull": ["$data.size", whole]}},
-            }
-        },
-    ]
-
-
-def _pages(ids: Sequence[RunId]) -> Iterator[Sequence[RunId]]:
-    return (ids[start : start + _PAGE] for start in range(0, len(ids), _PAGE))
-
-
-def _row(bulk: BulkRequest) -> Document:
-    return asdict(bulk, recurse=False, filter=lambda one, _value: one.name != "id")
-
-
-def _from(document: Document) -> BulkRequest:
+def bulk_from(document: Document) -> BulkRequest:
+    """Return the request that a document holds. Raises `Malformed`."""
     row = Row.of(document)
+    runs = row.many("runs", None)
     return BulkRequest(
-        id=str(document["_id"]),
-        runs=tuple(row.many("runs")),
-        type=row.text("type"),
-        version=row.text("version", None),
-        source=row.text("source", None),
-        target=row.text("target"),
-        keep_days=row.number("keep_days", None),
-        keep_until=row.moment("keep_until", None),
-        why=row.text("why", None),
+        id=row.text("_id"),
+        kind=row.text("kind"),
+        runs=None if runs is None else tuple(runs),
+        terms=Row.of(document.get("terms")).document,
         by=row.text("by"),
         at=row.moment("at"),
     )

@@ -125,12 +125,15 @@ LEDGER: Final = (
     ),
     *map(_newest_first, sorted(NEWEST_FIRST)),
 )
-REQUESTS: Final = (_of("site", "site", serves="what people asked a site to do"),)
-MANIFESTS: Final = (_of("manifest", "m", serves="a manifest by its digest"),)
-
 EXPIRES: Final = Index(
     "expires", (("expires", ASCENDING),), "forgetting what is old (CAXEV_HISTORY_DAYS)", None, True
 )
+REQUESTS: Final = (
+    _of("site", "site", serves="what people asked a site to do"),
+    _of("bulk", "bulk", serves="requests cancel, resume", only={"bulk": {"$exists": True}}),
+    EXPIRES,
+)
+MANIFESTS: Final = (_of("manifest", "m", serves="a manifest by its digest"),)
 # By `_id` behind the time, so that a page can begin after any row.
 HISTORY: Final = (
     _of("site", "site", "at", "_id", serves="history of a site, or of all"),

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from attrs import evolve
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import OperationFailure
 
@@ -114,7 +115,6 @@ class Leases(Sites, Reactions, History):
         """Take a lapsed lease: the new epoch, above `least`; None if it has not lapsed."""
         change = {
             "epoch": {"$add": [{"$max": [_EPOCH, least]}, 1]},
-            "requests": number("requests"),
             "kind": SITE,
             **_prolonged(lease_time, state),
         }
@@ -160,12 +160,13 @@ class Leases(Sites, Reactions, History):
                 [{"$set": _prolonged(lease_time, state)}],
                 return_document=ReturnDocument.AFTER,
             )
-        if document is None:
-            raise lease_lost(lease.site)
-        record = SiteRecord.from_document({**document, "active": True})
-        assert record.expires is not None
-        self._note_time(record.expires - timedelta(seconds=lease_time), asked)
-        return record
+            if document is None:
+                raise lease_lost(lease.site)
+            record = SiteRecord.from_document({**document, "active": True})
+            assert record.expires is not None
+            self._note_time(record.expires - timedelta(seconds=lease_time), asked)
+            waits = await self._requests.find_one({"site": lease.site}, {"_id": 1})
+        return evolve(record, requests=waits is not None)
 
     @operation
     async def release(self, lease: Lease) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from attrs import frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from caxev.core.history import HistoryRow
 from caxev.core.ledger import UNREADABLE, State
 from caxev.core.model import RunId
 from caxev.database.client import Document
-from caxev.database.connection import operation
-from caxev.database.quarantine import Quarantine
+from caxev.database.connection import Session, operation
+from caxev.database.history import History
 from caxev.database.rows import Malformed, Row, is_plain
-from caxev.database.sites import Sites, number
+from caxev.database.sites import Sites
 from caxev.database.writes import Lease, guard
 from caxev.failpoints import point
 
 ANY_SITE: Final = {"site": {"$exists": True}}
-"""Finds what waits for a listener: requests for copies of many runs are kept beside it."""
+"""Finds what waits for a listener: requests about many runs are kept beside it."""
+_TAKEN_BACK: Final = "was_for"
+"""The field that names the site of a request which was taken back."""
 
 
 @frozen
@@ -28,8 +31,9 @@ class Request:
 
     `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
     reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`
-    narrows the first two. With `force` reactions that are done fire, too. `site` is whose listener,
-    `by` and `at` (UTC) are who asked and when; these are set of what was read.
+    narrows the first two. With `force` reactions that are done fire, too. `bulk` is the id of the
+    request about many runs that this is part of. `site` is whose listener, `by` and `at` (UTC) are
+    who asked and when; these are set of what was read.
     """
 
     kind: str
@@ -41,6 +45,7 @@ class Request:
     site: str = ""
     by: str = ""
     at: datetime | None = None
+    bulk: str | None = None
 
 
 def request_from(document: Document) -> Request:
@@ -59,36 +64,66 @@ def request_from(document: Document) -> Request:
         site=row.text("site", ""),
         by=row.text("by", ""),
         at=row.moment("at", None),
+        bulk=row.text("bulk", None),
     )
 
 
-class Requests(Sites, Quarantine):
-    """Leaving requests, and carrying them out."""
+class Requests(Sites, History):
+    """Leaving requests, and carrying them out.
+
+    The listener looks for them whenever it renews its lease. One that is taken back names its site
+    under another field, so that no listener finds it.
+    """
 
     @operation
-    async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
-        """Leave a request for the site's listener.
+    async def add_request(
+        self, site: str, request: Request, by: str, now: datetime, row: HistoryRow | None = None
+    ) -> None:
+        """Leave a request for the site's listener, with its row of history."""
+        document = {
+            "site": site,
+            "kind": request.kind,
+            "runs": None if request.runs is None else list(request.runs),
+            "handler": request.handler,
+            "force": request.force,
+            "alarm": request.alarm,
+            "by": by,
+            "at": now,
+            **({} if request.bulk is None else {"bulk": request.bulk}),
+        }
 
-        If we are killed before the second write, the request is carried out with the next one, or
-        when the listener starts. Not a transaction: if one were killed, it would lock the site's
-        document for a minute, and the listener could do nothing.
-        """
-        await self._register(site)
-        await self._requests.insert_one(
-            {
-                "site": site,
-                "kind": request.kind,
-                "runs": None if request.runs is None else list(request.runs),
-                "handler": request.handler,
-                "force": request.force,
-                "alarm": request.alarm,
-                "by": by,
-                "at": now,
-            }
+        async def add(session: Session) -> None:
+            await self._requests.insert_one(document, session=session)
+            await self._add_rows([] if row is None else [row], session)
+
+        await (add(None) if row is None else self._transaction(add))
+        point("database.request.added")
+
+    @operation
+    async def parts_of(self, bulk: str) -> tuple[list[Request], list[Request]]:
+        """Return what is left of a request about many runs: what waits, and what was taken back."""
+        found = await self._requests.find({"bulk": bulk}).to_list(None)
+        parts = self._read(self._requests, found, request_from)
+        return (
+            [one for document, one in parts if "site" in document],
+            [one for document, one in parts if "site" not in document],
         )
-        # The listener reads this number whenever it renews its lease, and only then the requests.
-        asked = {"requests": {"$add": [number("requests"), 1]}}
-        await self._ledger.update_one({"_id": site}, [{"$set": asked}])
+
+    @operation
+    async def take_back(self, bulk: str, now: datetime) -> int:
+        """Take back what no listener has carried out; return how many requests these were."""
+        days = self.settings.history_days
+        expires = {"$set": {"expires": now + timedelta(days=days)}} if days else {}
+        waiting = {"bulk": bulk, "site": {"$exists": True}}
+        change = {"$rename": {"site": _TAKEN_BACK}, **expires}
+        return (await self._requests.update_many(waiting, change)).modified_count
+
+    @operation
+    async def ask_again(self, bulk: str) -> int:
+        """Ask again for what was taken back; return how many requests these were."""
+        change = {"$rename": {_TAKEN_BACK: "site"}, "$unset": {"expires": ""}}
+        back = {"bulk": bulk, _TAKEN_BACK: {"$exists": True}}
+        return (await self._requests.update_many(back, change)).modified_count
 
     @operation
     async def pending(self, site: str | None = None) -> list[Request]:

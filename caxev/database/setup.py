@@ -130,12 +130,11 @@ def reader_role(settings: Settings) -> Role:
 def operator_role(settings: Settings) -> Role:
     """Return the role of people who may ask: a reader's rights, and what requests write.
 
-    Requests to listeners are counted in the ledger, in the record of their site.
+    They can take a request back, which changes it, but write nothing of what listeners keep.
     """
     asking = [
         _on(settings, settings.collection, "update"),
-        _on(settings, f"{settings.prefix}requests", "insert"),
-        _on(settings, f"{settings.prefix}ledger", "insert", "update"),
+        _on(settings, f"{settings.prefix}requests", "insert", "update"),
         _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
     ]
     return Role(f"{settings.prefix}operator", [_looking(settings), *asking])

@@ -79,7 +79,8 @@ class SiteRecord:
     `rules` are the digests of the rule files that were applied last, by catalogue;
     `configuration` is the digest of the owner's sites.json. `markers` are the ids of the markers
     of its directories, by their paths; `away`, why some of these were missing when its listener
-    last checked; `disks`, those that were there, a minute old at most. `skew`: how many seconds the
+    last checked; `disks`, those that were there, a minute old at most. `requests`: whether people's
+    requests wait, as its listener finds by renewing the lease. `skew`: how many seconds the
     listener's clock is ahead of the database's.
     """
 
@@ -94,7 +95,7 @@ class SiteRecord:
     streamed: datetime | None
     trouble: str | None
     gaps: tuple[Gap, ...]
-    requests: int
+    requests: bool
     watched: Watched = NO_FIELDS
     rules: Mapping[str, str] = field(factory=dict)
     configuration: str = ""
@@ -128,7 +129,7 @@ class SiteRecord:
             streamed=lenient(row.moment, "streamed", None, default=None),
             trouble=lenient(row.text, "trouble", None, default=None),
             gaps=lenient(_gaps_from, row, default=()),
-            requests=lenient(row.whole, "requests", 0, default=0),
+            requests=document.get("requests") is True,
             watched=lenient(_watched_from, document.get("watched"), default=NO_FIELDS),
             rules=lenient(_pairs_from, row, "rules", "catalogue", "digest", default={}),
             configuration=lenient(row.text, "configuration", "", default=""),

@@ -1,6 +1,6 @@
 """Requests: what people asked a site's listener to do, by the command line.
 
-`session` runs `Requests.serve_as_asked`. The lease's renewal reports that requests were added.
+`session` runs `Requests.serve_as_asked`. The lease's renewal reports whether requests wait.
 """
 
 from __future__ import annotations
@@ -32,13 +32,11 @@ class Requests:
     context: Context
     recorder: Recorder
     scan: Callable[[], Awaitable[None]]
-    _number: int = field(init=False, default=0)
     _added: trio.Event = field(init=False, factory=trio.Event)
 
     def heard(self, record: SiteRecord) -> None:
-        """Take in the site's record: it counts the requests that were ever added."""
-        if record.requests != self._number:
-            self._number = record.requests
+        """Take in the site's record."""
+        if record.requests:
             self._added.set()
 
     async def serve_as_asked(self) -> None:

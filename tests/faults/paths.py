@@ -22,7 +22,6 @@ from loguru import logger
 from caxev import transfer
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.work import Product, take_stock
-from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.selection import named
@@ -31,7 +30,7 @@ from caxev.config import Deletion, Permission, Site, Sites
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, plan_purge
 from caxev.core.clock import utcnow
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import GiveUp, NothingToDo, Retry
 from caxev.core.job import Job
 from caxev.core.model import (
     TRANSFERRED,

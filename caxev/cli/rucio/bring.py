@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
+from caxev.asking.catalogues import CopyCatalogued
 from caxev.cli.command import command
-from caxev.cli.copy_request import CopyPath, new_request
-from caxev.cli.hold import Keep
 from caxev.cli.options import options
-from caxev.cli.plans import asks
-from caxev.cli.requests import RunRequest, planner, request_each, requester, show_requests
+from caxev.cli.plans import ask_each, asks, show_steps
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.cli.values import PLACE, SITE
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
-from caxev.core.model import REQUESTED, TRANSFERRED, Copy, CopyKey, Run
-from caxev.core.update import RunUpdate
+from caxev.core.model import Copy, Run
 from caxev.files import Manifest, confine, digest_tree, to_nobody
 
 if TYPE_CHECKING:
@@ -39,7 +35,8 @@ def put(*, chosen: CatalogueChoice, source: str, yes: bool, dry_run: bool) -> No
     The listener of the site that has them does it. Uploads that were given up, or that wait as
     RSEreupload or RSEquota, are tried again at once.
     """
-    _request(CatalogueRequest(chosen, source, chosen.there.name), yes=yes, dry_run=dry_run)
+    act = CopyCatalogued(chosen.data, source, chosen.there.name)
+    show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
 
 
 @command("caxev rucio get --run 123 --to chicago --rse NIKHEF_USERDISK", group=rucio)
@@ -64,55 +61,14 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, yes: bool, dry
     """
     if target in options().sites():
         extra = {} if rse is None else {"from_rse": rse}
-        request = CatalogueRequest(chosen, chosen.there.name, target, extra)
-        _request(request, yes=yes, dry_run=dry_run)
+        act = CopyCatalogued(chosen.data, chosen.there.name, target, extra)
+        show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
         return
     # A bare word is more likely a mistyped site than a directory: ./NAME is always a directory.
     if "/" not in target:
         options().sites().get(target)  # raises an error that names the nearest site
     fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, dry_run)
-    show_requests(options().with_database(fetching.fetch_all))
-
-
-@frozen
-class CatalogueRequest:
-    """Requested copies: their source and target hosts; `extra` goes into their entries."""
-
-    chosen: CatalogueChoice
-    source: str
-    target: str
-    extra: Mapping[str, Any] = field(factory=dict)
-
-    def of(self, run: Run) -> RunRequest:
-        """Return the request for one run's copy, or why there can be none."""
-        what = f"{self.chosen.kind} from {self.source} to {self.target}"
-        copy = next(iter(self.chosen.data.copies(run, self.source)), None)
-        if copy is None or copy.status != TRANSFERRED:
-            found = "no such copy" if copy is None else f"it as {copy.status}"
-            return RunRequest(run, what, f"{self.source} has {found}")
-        there = run.copy(CopyKey(copy.type, self.target, copy.version))
-        # Only an upload is repeated here. A failed copy at a site is repaired by its own listener.
-        is_upload = self.target == self.chosen.there.name
-        if there is not None and not (is_upload and there.status in AGAIN):
-            return RunRequest(run, what, f"there already: {there.status}", ok=True)
-        return RunRequest(run, what, "requested", self._update(run, copy, there), size=copy.size)
-
-    def _update(self, run: Run, source: Copy, there: Copy | None) -> RunUpdate:
-        if there is not None:
-            anew = {"source": self.source, "trigger": None, "owner": None, "error": None}
-            return RunUpdate.change_copy(run, there, REQUESTED, checksumproblem=None, **anew)
-        path, now = CopyPath(source.key, source.key.at(self.target)), utcnow()
-        hold = Keep().of_request(path.target, options().sites().get(self.target), now)
-        return new_request(run, path, requester(), now, hold, **self.extra)
-
-
-AGAIN: Final = ("RSEreupload", "RSEquota", "error")
-"""States of an entry whose upload can be tried again."""
-
-
-def _request(request: CatalogueRequest, *, yes: bool, dry_run: bool) -> None:
-    choice, make = request.chosen.choice, planner(request.of)
-    show_requests(request_each(choice, make, yes=yes, dry_run=dry_run))
+    show_steps(options().with_database(fetching.fetch_all))
 
 
 @frozen

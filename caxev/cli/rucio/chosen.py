@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 from attrs import frozen
 
+from caxev.asking.base import DataChoice, pages
+from caxev.asking.catalogues import entries_at
+from caxev.asking.listeners import leave
 from caxev.cli.command import Function, together
 from caxev.cli.options import example, options
-from caxev.cli.requests import leave
-from caxev.cli.runs import pages
-from caxev.cli.selection import DATA, RUNS, DataChoice, RunChoice, chosen_runs
+from caxev.cli.selection import DATA, RUNS, RunChoice, chosen_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
@@ -21,6 +22,7 @@ from caxev.core.model import Copy, Run, new_id
 from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 
@@ -78,10 +80,7 @@ class CatalogueChoice:
 
     def entries(self, run: Run) -> list[Copy]:
         """Return the run's entries at the catalogue: for derived data one for each version."""
-        # Of double entries, which old programs left, the first one counts: reversed, so that it is
-        # the last to be put into the dict.
-        found = {one.key: one for one in reversed(self.data.copies(run, self.there.name))}
-        return [*reversed(found.values())]
+        return entries_at(run, self.data, self.there.name)
 
     def means(self, dataset: str) -> bool:
         """Return whether a dataset of this name contains such data."""
@@ -115,16 +114,14 @@ def comparison(run: Run, entry: Copy) -> RunUpdate:
     return RunUpdate.ask(run, entry, new_id(), utcnow())
 
 
-async def apply_rules(
-    database: Database, chosen: CatalogueChoice, runs: Sequence[Run]
-) -> list[str]:
+async def apply_rules(asker: Asker, chosen: CatalogueChoice, runs: Sequence[Run]) -> list[str]:
     """Have the uploading sites apply the rules of these runs again; return these sites."""
     from caxev.database import Request
 
     # Reset the digest by which the handler skips rules that have not changed since.
     for run in runs:
         for entry in chosen.entries(run):
-            await database.update_run(RunUpdate.note(run, entry, rules=None), utcnow())
+            await asker.database.update_run(RunUpdate.note(run, entry, rules=None), utcnow())
     there = chosen.there.name
     sites = [one for one in options().sites().values() if there in one.upload_options]
     asked = [one.name for one in sites if one.listener]
@@ -133,5 +130,5 @@ async def apply_rules(
         for page in pages([run.id for run in runs])
     ]
     for name in asked:
-        await leave(database, name, requests)
+        await leave(asker, name, requests)
     return asked

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
+from caxev.asking.asker import CHANGED
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Column, Table, columns, show
-from caxev.cli.requests import CHANGED
 from caxev.cli.rucio.chosen import (
     CatalogueChoice,
     apply_rules,
@@ -30,7 +30,7 @@ from caxev.core.update import FieldIs, RunUpdate
 from caxev.files import to_nobody
 
 if TYPE_CHECKING:
-    from caxev.database import Database
+    from caxev.asking.asker import Asker
     from caxev.rucio.orders import DatasetState, Verdict
 
 
@@ -101,7 +101,7 @@ def check(*, chosen: CatalogueChoice, deep: bool, everything: bool, repair: bool
     Reports what is missing, duplicated or different. Exit code 1 if there is a difference.
     """
     comparing = CatalogueComparison(chosen, deep=deep, repair=repair)
-    rows = options().with_database(comparing.run, everything=everything)
+    rows = options().with_asker(comparing.run, everything=everything)
     show(Table(_DIFFERENCES, rows), empty="0 differences", failed=bool(rows))
 
 
@@ -117,33 +117,33 @@ class CatalogueComparison:
     repair: bool = False
     rows: list[dict[str, Any]] = field(factory=list)
 
-    async def run(self, database: Database, *, everything: bool) -> list[dict[str, Any]]:
+    async def run(self, asker: Asker, *, everything: bool) -> list[dict[str, Any]]:
         """Compare, and repair if that was requested."""
         import trio
 
         from caxev.rucio import client
 
-        for run in await self.chosen.runs(database):
+        for run in await self.chosen.runs(asker.database):
             for entry in self.chosen.entries(run):
-                await self._compare(database, run, entry)
+                await self._compare(asker, run, entry)
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
             datasets = await list_all(lambda: client.datasets(there, report=to_nobody))
             # After the catalogue was listed: an upload meanwhile has its entry first, so its
             # dataset is not reported as unknown.
-            known = await self._known(database)
+            known = await self._known(asker)
             for dataset in datasets:
                 if self.chosen.means(dataset.name) and str(dataset) not in known:
                     self._note(None, str(dataset), "no run has this dataset")
         return self.rows
 
-    async def _known(self, database: Database) -> set[str]:
+    async def _known(self, asker: Asker) -> set[str]:
         """Return the datasets of all runs, not only of the selected ones."""
         name = self.chosen.there.name
         return {
             str(one.location)
-            async for page in database.pages(at_host(name), utcnow())
+            async for page in asker.database.pages(at_host(name), utcnow())
             for run in page
             for one in run.copies
             if one.host == name
@@ -155,7 +155,7 @@ class CatalogueComparison:
         name = None if run is None else shown(run)
         self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
 
-    async def _compare(self, database: Database, run: Run, entry: Copy) -> None:
+    async def _compare(self, asker: Asker, run: Run, entry: Copy) -> None:
         import trio
 
         from caxev.rucio import client
@@ -164,15 +164,15 @@ class CatalogueComparison:
         there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
             problem = f"{entries} entries for one dataset"
-            self._note(run, entry.location, problem, await self._single(database, run, entry))
+            self._note(run, entry.location, problem, await self._single(asker, run, entry))
         if entry.status != TRANSFERRED:
-            repair = await self._again(database, run, entry)
+            repair = await self._again(asker, run, entry)
             self._note(run, entry.location, f"the entry is {entry.status}", repair)
             return
-        files = await checked(database, entry)
+        files = await checked(asker.database, entry)
         if files is None:
             why = "its files' checksums are unknown: its site compares them on request (--repair)"
-            self._note(run, entry.location, why, await self._ask(database, run, entry))
+            self._note(run, entry.location, why, await self._ask(asker, run, entry))
             return
         dataset = Did.of(entry.location)
         compare, ask = trio.to_thread.run_sync, client.verify
@@ -183,12 +183,12 @@ class CatalogueComparison:
             self._note(run, entry.location, error.why)
             return
         except GiveUp as error:
-            self._note(run, entry.location, error.why, await self._again(database, run, entry))
+            self._note(run, entry.location, error.why, await self._again(asker, run, entry))
             return
-        await self._judge(database, run, entry, verdict, found)
+        await self._judge(asker, run, entry, verdict, found)
 
     async def _judge(
-        self, database: Database, run: Run, entry: Copy, verdict: Verdict, found: DatasetState
+        self, asker: Asker, run: Run, entry: Copy, verdict: Verdict, found: DatasetState
     ) -> None:
         # With a good replica Rucio itself can replace the bad ones. Without one, somebody must
         # upload again; and replicas that could not be read matter only then.
@@ -197,7 +197,7 @@ class CatalogueComparison:
         if lines and verdict.good:
             repair = await self._declare(entry, verdict)
         elif verdict.bad:  # but not for unreadable replicas alone: they may be good
-            repair = await self._again(database, run, entry)
+            repair = await self._again(asker, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
         recorded = entry.rse
@@ -205,7 +205,7 @@ class CatalogueComparison:
             where = (
                 f"at {_listed(found.rses)} in the catalogue, at {_listed(recorded)} in the database"
             )
-            self._note(run, entry.location, where, await self._look(database, run))
+            self._note(run, entry.location, where, await self._look(asker, run))
 
     async def _declare(self, entry: Copy, verdict: Verdict) -> str | None:
         """Have Rucio replace bad replicas by copies of the good ones."""
@@ -222,7 +222,7 @@ class CatalogueComparison:
         )
         return "declared bad: Rucio replaces it"
 
-    async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
+    async def _single(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Remove all entries of a dataset but the best one, if they all name that dataset."""
         if not self.repair:
             return None
@@ -232,31 +232,31 @@ class CatalogueComparison:
         # The whole array is written, as doubles have the same key. So expect it as it was read.
         as_seen = FieldIs("data", run.document["data"])
         update = RunUpdate.overwrite(run, as_seen, data=data)
-        done = await database.update_run(update, utcnow())
+        done = await asker.database.update_run(update, utcnow())
         return "one entry is left" if done is not None else CHANGED
 
-    async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
+    async def _again(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Have a site with a good copy upload again."""
         if not self.repair or entry.status not in (TRANSFERRED, ERROR, "RSEreupload"):
             return None
         update = RunUpdate.change_copy(
             run, entry, "RSEreupload", trigger=None, owner=None, checksumproblem=None
         )
-        done = await database.update_run(update, utcnow())
+        done = await asker.database.update_run(update, utcnow())
         return "will be uploaded again" if done is not None else CHANGED
 
-    async def _ask(self, database: Database, run: Run, entry: Copy) -> str | None:
+    async def _ask(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Have the site that is responsible for the entry compare all replicas."""
         if not self.repair:
             return None
-        done = await database.update_run(comparison(run, entry), utcnow())
+        done = await asker.database.update_run(comparison(run, entry), utcnow())
         return "its site compares it" if done is not None else CHANGED
 
-    async def _look(self, database: Database, run: Run) -> str | None:
+    async def _look(self, asker: Asker, run: Run) -> str | None:
         """Have the site that is responsible for the entry check it again."""
         if not self.repair:
             return None
-        asked = await apply_rules(database, self.chosen, [run])
+        asked = await apply_rules(asker, self.chosen, [run])
         return f"{_listed(asked)} compares it again" if asked else "no site uploads there"
 
 

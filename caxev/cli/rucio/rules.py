@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.cli.command import command
-from caxev.cli.errors import NothingToDo
 from caxev.cli.options import options
 from caxev.cli.output import Column, Table, columns, print_line, show
 from caxev.cli.rucio.chosen import CatalogueChoice, apply_rules, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.core.clock import utcnow
+from caxev.core.errors import NothingToDo
 from caxev.core.model import Copy, Run
 
 if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 
@@ -48,7 +49,7 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
     path = file or chosen.there.rucio.rules
     loaded = load_rules(path) if path else ()
     if applying:
-        print_line(options().with_database(_apply, chosen))
+        print_line(options().with_asker(_apply, chosen))
         return
     rows = options().with_database(_explain, chosen, loaded)
     show(Table(_RULES, rows), empty="no run is in the catalogue")
@@ -102,11 +103,11 @@ def explained(
     }
 
 
-async def _apply(database: Database, chosen: CatalogueChoice) -> str:
-    runs = [run for run in await chosen.runs(database) if chosen.entry(run) is not None]
+async def _apply(asker: Asker, chosen: CatalogueChoice) -> str:
+    runs = [run for run in await chosen.runs(asker.database) if chosen.entry(run)]
     if not runs:
         raise NothingToDo("no run is in the catalogue")
-    asked = await apply_rules(database, chosen, runs)
+    asked = await apply_rules(asker, chosen, runs)
     if not asked:
         raise NothingToDo("no site uploads to the catalogue")
     return f"{len(runs)} runs: requested from {', '.join(asked)}"

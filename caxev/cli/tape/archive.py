@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import click
 from attrs import frozen
 
+from caxev.asking.archives import raw_at
 from caxev.cli.command import together
 from caxev.cli.options import example, options
 from caxev.cli.selection import RunChoice
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site, Sites
-from caxev.core.model import Copy, CopyKey, Run
+from caxev.core.model import Copy, Run
 from caxev.tape.base import Reach, methods
 
 if TYPE_CHECKING:
@@ -97,11 +98,6 @@ async def as_noted(database: Database, reach: Reach) -> Reach:
 
     sites = await read_markers(database, options().sites(), reach.here)
     return Reach(sites.get(reach.here.name), sites.get(reach.there.name))
-
-
-def raw_at(site: str) -> CopyKey:
-    """Return the key of raw data at a site: only such data goes to tape."""
-    return CopyKey("raw", site)
 
 
 async def copies_on_tape(

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from attrs import define, field
 
+from caxev.asking.archives import raw_at
 from caxev.cli.command import command
-from caxev.cli.errors import NothingToDo
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, Table, columns, fail_if, print_line, show, show_rows
 from caxev.cli.runs import shown
@@ -29,13 +29,12 @@ from caxev.cli.tape.archive import (
     ArchiveChoice,
     as_noted,
     copies_on_tape,
-    raw_at,
     selects_reach,
     tape,
 )
 from caxev.core.amounts import size
 from caxev.core.entry import Entry
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import GiveUp, NothingToDo, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.tape.base import Reach, Stored, folder_of
 from caxev.tape.steps import Outcome, contents, holdings

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.asking.archives import BringRaw, ReadArchived, unusable
+from caxev.asking.base import Act, DataChoice
+from caxev.asking.forgetting import ForgetCopies
 from caxev.cli.command import command
-from caxev.cli.copy_request import CopyPath, new_request, why_not
-from caxev.cli.forget import forget_entries, forgets
-from caxev.cli.hold import Keep
+from caxev.cli.forget import forget as forget_entries
+from caxev.cli.forget import forgets
 from caxev.cli.options import options
-from caxev.cli.plans import asks
-from caxev.cli.requests import Planner, RunRequest, planner, request_each, requester, show_requests
+from caxev.cli.plans import ask_each, asks, show_steps
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
     ArchiveChoice,
     as_noted,
     copies_on_tape,
-    raw_at,
     selects_archive,
     selects_reach,
     tape,
 )
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
-from caxev.core.clock import utcnow
-from caxev.core.entry import Hold
 from caxev.core.errors import GiveUp, Retry
-from caxev.core.model import TRANSFERRED, Copy, Run, new_id
-from caxev.core.update import RunUpdate
+from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.files import Manifest, safe_name
 from caxev.tape.base import Reach, folder_of
 from caxev.tape.steps import Data, recall
@@ -44,13 +40,13 @@ if TYPE_CHECKING:
 _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 
 
-def _request(runs: RunChoice, plan: Planner, *, yes: bool, dry_run: bool) -> None:
-    _show(request_each(runs, planner(plan), yes=yes, dry_run=dry_run))
+def _ask(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool) -> None:
+    _show(ask_each(runs, act, yes=yes, dry_run=dry_run))
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
     # Runs that need nothing are no error as long as one has been requested.
-    show_requests(rows, failed=not any(row["ok"] for row in rows))
+    show_steps(rows, failed=not any(row["ok"] for row in rows))
 
 
 @command("caxev tape put --run 123", "caxev tape put --run 100-200", group=tape)
@@ -69,24 +65,7 @@ def put(
     host, sites = archive.there.name, options().sites()
     names = [one.name for one in sites.values() if host in one.upload_options]
     names = names if source is None else [source]
-    _request(runs, lambda run: put_request(run, names, host), yes=yes, dry_run=dry_run)
-
-
-def put_request(
-    run: Run, names: Sequence[str], target: str, hold: Hold | None = None
-) -> RunRequest:
-    """Return the request for a copy at a target, from the first of these sites that has one."""
-    # The first site's reason is shown: it is the one that usually brings data there.
-    reasons = []
-    for name in names:
-        path = CopyPath(raw_at(name), raw_at(target))
-        if (why := why_not(run, path)) is None:
-            update = new_request(run, path, requester(), utcnow(), hold)
-            what = f"raw from {name} to {target}"
-            return RunRequest(run, what, "requested", update, size=run.raw_size)
-        reasons.append(why)
-    why = reasons[0] if reasons else f"no site uploads to {target}"
-    return RunRequest(run, f"raw to {target}", why)
+    _ask(runs, BringRaw(tuple(names), host), yes=yes, dry_run=dry_run)
 
 
 @command(
@@ -110,16 +89,14 @@ def get(
     reach = archive.reach
     target, source = reach.here.name, reach.there.name
     if directory is None:
-        hold = Keep().of_request(raw_at(target), reach.here, utcnow())
-        plan = partial(put_request, names=[source], target=target, hold=hold)
-        _request(runs, plan, yes=yes, dry_run=dry_run)
+        _ask(runs, BringRaw((source,), target, held=True), yes=yes, dry_run=dry_run)
         return
     place = Path(directory).absolute()
     if not place.is_dir():
         raise ConfigError(f"{place} is not a directory: make it first")
     found, known = options().with_database(_with_manifests, runs, reach)
     rows = [restore(run, copy, rows, known, place, dry_run=dry_run) for run, copy, rows in found]
-    show_requests(rows)
+    show_steps(rows)
 
 
 async def _with_manifests(
@@ -145,7 +122,7 @@ def restore(
     """Restore a copy into a directory unless it is a dry run; return its row."""
     row = {"run": shown(run), "what": f"raw from {reach.there.name} to {place}", "ok": False}
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
-        return {**row, "state": _unusable(copy)}
+        return {**row, "state": unusable(copy)}
     folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
     expected = None if rows is None else Manifest.from_rows(rows)
@@ -159,11 +136,6 @@ def restore(
     return {**row, "state": state, "ok": True, "verified": data.is_known}
 
 
-def _unusable(copy: Copy | None) -> str:
-    """Return why a copy on tape cannot be used."""
-    return "it is not on tape" if copy is None else f"the copy on tape is {copy.status}"
-
-
 @command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)
 @selects_runs(copies=())
 @selects_archive
@@ -175,24 +147,8 @@ def check(*, runs: RunChoice, archive: ArchiveChoice, yes: bool, dry_run: bool) 
     The listener of the site that brought them there restores them to scratch. It answers in
     `check_answered` and `verified_at` of the entry.
     """
-    host = archive.there.name
-    _request(runs, lambda run: check_request(run, host), yes=yes, dry_run=dry_run)
-
-
-def check_request(run: Run, host: str) -> RunRequest:
-    """Return the request to read a copy on tape again. Pure except for the time."""
-    copy = run.copy(raw_at(host))
-    if copy is None or copy.status != TRANSFERRED:
-        return RunRequest(run, f"raw at {host}", _unusable(copy))
-    update = RunUpdate.ask(run, copy, new_id(), utcnow())
-    return RunRequest(
-        run,
-        f"raw at {host}",
-        "will be read again",
-        update,
-        "would be read again",
-        size=run.raw_size,
-    )
+    act = ReadArchived(archive.there.name)
+    _ask(runs, act, yes=yes, dry_run=dry_run)
 
 
 @command("caxev tape forget --run 123 --why 'the tape is lost'", group=tape)
@@ -205,8 +161,5 @@ def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, yes: bool, dry_
     A note of it stays in the run's `deleted_data`. If a site's `upload_options` name the
     archive, its listener brings the data there again.
     """
-    host = archive.there.name
-    found = options().with_database(copies_on_tape, runs, host)
-    entries = [(run, [] if copy is None else [copy]) for run, copy in found]
-    what = f"raw at {host}"
-    _show(forget_entries(entries, what, why, asks=not (yes or dry_run), dry_run=dry_run))
+    act = ForgetCopies(archive.there.name, DataChoice("raw"), why)
+    _show(forget_entries(runs, act, yes=yes, dry_run=dry_run))

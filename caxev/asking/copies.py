@@ -1,7 +1,9 @@
-"""Decide about a requested copy: its source, how long it stays, and why it is refused. Pure.
+"""Requests for copies: from where, how long they are held, and why one is refused. Pure.
 
-`CopyRequest.plan` is for one run. It asks the decisions of the handlers that would carry the
-request out, so that it is refused here for the very reason for which no site would make the copy.
+A request is an entry with the status ``requested``, to which the listener of the target site reacts
+as to any other change; if that site has no listener, the source's does. `CopyData.plan` asks the
+decisions of the handlers that would carry it out, so that it is refused here for the very reason
+for which no site would make the copy.
 """
 
 from __future__ import annotations
@@ -9,28 +11,28 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from datetime import datetime
 from math import inf
-from typing import Any
+from typing import Any, ClassVar, Final
 
-import click
 from attrs import field, frozen
 
-from caxev.cli.copy_progress import GONE
-from caxev.cli.errors import NothingToDo
-from caxev.cli.hold import Keep
-from caxev.cli.options import options
-from caxev.cli.requests import asked
-from caxev.cli.selection import DataChoice
-from caxev.config import ConfigError, Site, Sites, link_between
+from caxev.asking.base import DONE, FAILED, DataChoice, RequestedAct, Step, World
+from caxev.asking.holding import Keep
+from caxev.config import Site, Sites, link_between
 from caxev.copies.holds import rows, terms, words
 from caxev.copies.lifecycle import unfit
 from caxev.copies.retention import goes_at_once
+from caxev.core.clock import utcnow
 from caxev.core.entry import Hold
+from caxev.core.errors import Ambiguous, ConfigError, NothingToDo
 from caxev.core.history import HistoryRow, What
 from caxev.core.job import Job, Skip
 from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, Copy, CopyKey, Event, Run
 from caxev.core.recording import decision_of
 from caxev.core.registry import Registry
 from caxev.core.update import RunUpdate
+
+GONE: Final = "gone"
+"""The status of a copy that there is not."""
 
 
 @frozen
@@ -50,74 +52,151 @@ class PlannedCopy:
     hold: Hold | None
 
 
-@frozen
-class CopyRequest:
-    """The data that is wanted, its source (None: the best), its target, and how long it is kept."""
+class CopyRequests(RequestedAct):
+    """What requests for copies have in common: the entry of a copy names its request."""
 
+    def state_of(self, run: Run, request: str) -> str | None:
+        """Return how far the run's copy is."""
+        copy = _of(run, request)
+        if copy is None:
+            return None
+        return {TRANSFERRED: DONE, ERROR: FAILED}.get(copy.status, copy.status)
+
+    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+        """Return the step that takes out an entry which no listener has claimed."""
+        copy = _of(run, world.request or "")
+        if copy is None or copy.status != REQUESTED:
+            return []
+        return [withdrawn(run, copy, world)]
+
+    def size_of(self, run: Run, request: str) -> int:
+        """Return the copy's bytes."""
+        copy = _of(run, request)
+        return 0 if copy is None else weight(run, copy) or 0
+
+
+def _of(run: Run, request: str) -> Copy | None:
+    return next((one for one in run.copies if one.bulk == request), None)
+
+
+def weight(run: Run, copy: Copy) -> int | None:
+    """Return a copy's bytes, if they are known."""
+    return copy.size or (run.raw_size if copy.type == "raw" else None)
+
+
+def withdrawn(run: Run, copy: Copy, world: World) -> Step:
+    """Return the step that takes back the request for a copy, unless a listener claims it first."""
+    # A listener that claims it changes its status: then this write does not fit.
+    row = world.row(run, copy.key, What.CANCELLED, "the request for it")
+    return Step(run, str(copy.key), "withdrawn", RunUpdate.remove_copy(run, copy), row=row)
+
+
+@frozen
+class CopyData(CopyRequests):
+    """Copy data to a site, from another (None: the best), and keep it there."""
+
+    kind: ClassVar[str] = "copy"
     data: DataChoice
-    source: Site | None
-    target: Site
-    sites: Sites
+    source: str | None
+    target: str
     keep: Keep = field(factory=Keep)
 
-    def plan(self, run: Run, active: Container[str], now: datetime) -> PlannedCopy:
-        """Decide about the request for one run. `active`: the sites that a listener acts for.
+    @property
+    def what(self) -> str:
+        return f"{self.data} to {self.target}"
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run. Raises as `plan`."""
+        plan = self.plan(run, world)
+        source = run.copy(plan.path.source)
+        return Step(
+            run,
+            f"{plan.path.source} to {self.target}",
+            REQUESTED,
+            new_request(run, plan.path, world.by, utcnow(), plan.hold, bulk=world.request),
+            size=None if source is None else weight(run, source),
+            row=request_row(run, plan.path, world, plan.hold),
+        )
+
+    def plan(self, run: Run, world: World) -> PlannedCopy:
+        """Decide about the request for one run.
 
         Raises `NothingToDo` if the run has no such copy, has the wanted one already, or a rule is
         against it; `ConfigError` if the sites cannot serve it.
         """
         refused: NothingToDo | ConfigError | None = None
-        for source in self._sources(run, active, now):
+        for source in self._sources(run, world):
             try:
-                return self._from(run, source, now)
+                return self._from(run, source, world)
             except (NothingToDo, ConfigError) as why:
                 # Of several sources the best has the reason that matters.
                 refused = refused or why
-        missing = f"{self.data.kind} {self.data.version or ''}".rstrip()
-        raise refused or NothingToDo(f"{run} has no good copy of {missing} data elsewhere", GONE)
+        raise refused or NothingToDo(f"{run} has no good copy of {self.data} data elsewhere", GONE)
 
-    def _sources(self, run: Run, active: Container[str], now: datetime) -> list[Copy]:
+    def _sources(self, run: Run, world: World) -> list[Copy]:
+        target = world.sites.get(self.target)
         if self.source is not None:
-            doer_of(self.source, self.target)
-            found = self.data.copy(run, self.source.name)
+            doer_of(world.sites.get(self.source), target)
+            found = self.data.copy(run, self.source)
             if found is None:
-                missing = CopyKey(self.data.kind, self.source.name, self.data.version)
+                missing = CopyKey(self.data.kind, self.source, self.data.version)
                 raise NothingToDo(f"{run} has no copy: {missing}", GONE)
             return [found]
         wanted = [one for one in run.copies if self.data.means(one.type, one.version)]
-        good = best_sources(wanted, self.target, self.sites, active, now)
+        good = best_sources(wanted, target, world.sites, world.active, utcnow())
         versions = sorted({one.version or "none" for one in good})
         if len(versions) > 1:
-            raise click.UsageError(
+            raise Ambiguous(
                 f"{run} has several versions ({', '.join(versions)}): choose one by --version"
             )
         return good
 
-    def _from(self, run: Run, source: Copy, now: datetime) -> PlannedCopy:
-        there, target = self.sites.get(source.host), self.target
+    def _from(self, run: Run, source: Copy, world: World) -> PlannedCopy:
+        there, target = world.sites.get(source.host), world.sites.get(self.target)
         key = source.key.at(target.name)
         doer = doer_of(there, target)
         if target.listener and target.directory(key.type, key.version) is None:
             raise ConfigError(f"{target.name} has no directory for {key.type} data in sites.json")
         path = CopyPath(source.key, key)
-        why = why_not(run, path) or self._declined(run, path, doer, now)
+        why = why_not(run, path) or _declined(run, path, doer, world)
         if why is not None:
             known = run.copy(key)
             raise NothingToDo(why, GONE if known is None else known.status)
-        return PlannedCopy(path, doer, self._hold(key, now))
+        return PlannedCopy(path, doer, self._hold(key, target, world.by))
 
-    def _declined(self, run: Run, path: CopyPath, doer: Site, now: datetime) -> str | None:
-        try:
-            registry = options().registry(doer.name)
-        except ConfigError:
-            return None  # the site has handlers that this machine lacks: only it can decide
-        return declined(run, path, registry, self.sites, now)
-
-    def _hold(self, target: CopyKey, now: datetime) -> Hold | None:
-        rule = None if self.keep.is_given else goes_at_once(target, self.target)
+    def _hold(self, key: CopyKey, target: Site, by: str) -> Hold | None:
+        rule = None if self.keep.is_given else goes_at_once(key, target)
         if rule is not None:
             raise NothingToDo(f"{rule}; --keep-for or --keep-until keeps it")
-        return self.keep.of_request(target, self.target, now)
+        return self.keep.of_request(key, target, by)
+
+
+def _declined(run: Run, path: CopyPath, doer: Site, world: World) -> str | None:
+    try:
+        registry = world.registry(doer.name)
+    except ConfigError:
+        return None  # the site has handlers that this machine lacks: only it can decide
+    return declined(run, path, registry, world.sites, utcnow())
+
+
+@frozen
+class WithdrawCopies(CopyData):
+    """Withdraw requests for copies that no listener has begun."""
+
+    kind: ClassVar[str] = ""
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run. Raises `NothingToDo` if it is too late, or nothing is requested."""
+        there = self.data.copy(run, self.target)
+        if there is None:
+            why = f"no {self.data.kind} copy at {self.target} is requested for {run}"
+            raise NothingToDo(why, GONE)
+        if there.status != REQUESTED:
+            raise NothingToDo(f"{there.key} is {status_of(there)}: too late", there.status)
+        if self.source not in (None, there.source):
+            why = f"{there.key} was requested from {there.source}, not {self.source}"
+            raise NothingToDo(why, there.status)
+        return withdrawn(run, there, world)
 
 
 def doer_of(source: Site, target: Site) -> Site:
@@ -254,8 +333,8 @@ def new_request(
     return update.remembered(target) if target.is_abandoned else update
 
 
-def history_row(run: Run, plan: PlannedCopy) -> HistoryRow:
-    """Return the row of history about a request that was written."""
-    key, source = plan.path.target, plan.path.source.host
-    kept = "" if plan.hold is None else f"held {terms(Copy(key, REQUESTED), plan.hold)}"
-    return asked(run, key, What.REQUESTED, reason=kept, source=source)
+def request_row(run: Run, path: CopyPath, world: World, hold: Hold | None) -> HistoryRow:
+    """Return the row of history about a request for a copy."""
+    key = path.target
+    kept = "" if hold is None else f"held {terms(Copy(key, REQUESTED), hold)}"
+    return world.requested(run, key, kept, source=path.source.host)

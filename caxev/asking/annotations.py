@@ -1,0 +1,52 @@
+"""Tags and comments: people's words, which stand in the runs. Pure.
+
+A tag that is added or removed is an event, to which handlers react; a comment is none.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from caxev.asking.base import Act, Step, World
+from caxev.core.history import What
+from caxev.core.model import Run, Tag
+from caxev.core.update import RunUpdate
+
+
+@frozen
+class TagRuns(Act):
+    """Add a tag, or with `remove` take it away. It is kept with who added it."""
+
+    name: str
+    remove: bool = False
+
+    @property
+    def what(self) -> str:
+        return f"tag {self.name!r}"
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run; one that is as it should be already is left alone."""
+        if self.remove is not (self.name in run.tags):
+            state = "does not have it" if self.remove else "has it already"
+            return Step(run, self.what, state, ok=True)
+        if self.remove:
+            done, update = "removed", RunUpdate.remove_tag(run, self.name)
+        else:
+            done, update = "added", RunUpdate.add_tag(run, self.name, user=world.by)
+        row = world.row(run, Tag(self.name), What.TAGGED, f"tag {self.name!r} {done}")
+        return Step(run, self.what, done, update, row=row)
+
+
+@frozen
+class CommentRuns(Act):
+    """Add a comment. It is kept with who wrote it, and when."""
+
+    text: str
+
+    @property
+    def what(self) -> str:
+        return "comment"
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run: nothing is against a comment."""
+        return Step(run, self.what, "added", RunUpdate.add_comment(run, self.text, world.by))

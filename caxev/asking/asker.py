@@ -1,0 +1,130 @@
+"""Plan acts for a person, and carry them out: here asking meets the database.
+
+Writes go to the runs in groups, each in one transaction with its rows of history, so that a row is
+there exactly if its write is. Whoever is interrupted has written whole groups: the same act again
+does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+from caxev.asking.base import Act, Plan, Step, World, pages
+from caxev.config import Sites
+from caxev.core.clock import utcnow
+from caxev.core.errors import NoSuchRun
+from caxev.core.model import Run, RunId
+from caxev.core.registry import Registry
+from caxev.core.selection import Selection
+
+if TYPE_CHECKING:
+    from caxev.database import Database
+
+CHANGED: Final = "the run has just changed: try again"
+TOGETHER: Final = 20
+"""Runs that are written in one transaction: a listener that wants one of them waits meanwhile."""
+_PAGE: Final = 200
+"""Whole runs that are read at a time."""
+_TRIES: Final = 5
+"""Attempts to write to a run that changes at the same time."""
+
+
+@frozen
+class Asker:
+    """A person who asks: the database, the sites with their handlers, and the person's name.
+
+    `registry` returns the handlers of a site by its name, and raises `ConfigError`.
+    """
+
+    database: Database
+    sites: Sites
+    registry: Callable[[str], Registry]
+    by: str
+
+    async def world(self, act: Act, request: str | None = None) -> World:
+        """Read what an act is decided by; `request` is the id of the request to carry out."""
+        from caxev.engine.root_markers import with_markers
+
+        records = {one.site: one for one in await self.database.site_records()}
+        here = None if act.place is None else self.sites.get(act.place)
+        sites = with_markers(self.sites, here, records)
+        return World(sites, self.registry, self.by, records, request)
+
+    async def plan(self, act: Act, selection: Selection) -> Plan:
+        """Decide about the selected runs, and sum it up; nothing is written."""
+        plan = Plan()
+        async with aclosing(self.steps(act, selection)) as found:
+            async for run, steps in found:
+                plan.add_steps(run, steps)
+        return plan
+
+    async def steps(
+        self, act: Act, selection: Selection
+    ) -> AsyncGenerator[tuple[Run, list[Step]], None]:
+        """Decide about each of the selected runs; nothing is written."""
+        world = await self.world(act)
+        async with aclosing(self.database.pages(selection, utcnow())) as pages:
+            async for page in pages:
+                async for run in self.whole([run.id for run in page]):
+                    yield run, act.tried(run, world)
+
+    async def carry_out(
+        self, act: Act, runs: Iterable[RunId], request: str | None = None
+    ) -> AsyncGenerator[Step, None]:
+        """Do it for these runs; return each step as it was made, or with the reason why not.
+
+        Each run is decided about anew, as it is now. Runs that are gone are left out.
+        """
+        world = await self.world(act, request)
+        for some in pages(runs, _PAGE):
+            found = [run async for run in self.whole(some)]
+            for few in pages(found, TOGETHER):
+                for step in await self._write(few, lambda run: act.tried(run, world)):
+                    yield step
+
+    async def carry_out_one(self, act: Act, run: RunId) -> Step:
+        """Do it for one run; return its first step.
+
+        Raises `NothingToDo` or `ConfigError` with the rule that is against it.
+        """
+        world = await self.world(act)
+        found = [one async for one in self.whole([run])]
+        if not found:
+            raise NoSuchRun("the run was deleted")
+        steps = await self._write(found, lambda one: act.steps(one, world))
+        return steps[0]
+
+    async def whole(self, ids: Iterable[RunId]) -> AsyncGenerator[Run, None]:
+        """Read runs with all their fields: handlers decide by some that a selection leaves out."""
+        for some in pages(ids, _PAGE):
+            found = await self.database.runs(some)
+            for one in some:
+                if one in found:
+                    yield found[one]
+
+    async def _write(
+        self, runs: Sequence[Run], decide: Callable[[Run], Iterable[Step]]
+    ) -> list[Step]:
+        """Decide about runs and write; those that have changed meanwhile are decided about anew."""
+        done: list[Step] = []
+        for _ in range(_TRIES):
+            steps = [step for run in runs for step in decide(run)]
+            missed = await self._write_steps(steps)
+            done += [one for one in steps if one.run.id not in missed]
+            if not missed:
+                return done
+            runs = [run async for run in self.whole(list(missed))]
+        return [*done, *(step.failed(CHANGED) for run in runs for step in decide(run))]
+
+    async def _write_steps(self, steps: Sequence[Step]) -> set[RunId]:
+        """Write steps together; return the runs of which one did not fit any more."""
+        writes = [(one, one.update) for one in steps if one.update is not None]
+        if not writes:
+            return set()
+        asked = [(update, one.row) for one, update in writes]
+        fitted = await self.database.write_asked(asked, utcnow())
+        return {one.run.id for (one, _), fits in zip(writes, fitted, strict=True) if not fits}

@@ -1,0 +1,169 @@
+"""Deletions that people ask for: only intents, as the sites' own rules write them. Pure.
+
+The listener of the copy's site proves that enough others are good, and deletes it.
+`caxev.copies.retention` decides, `caxev.copies.deletion` has the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from attrs import field, frozen
+
+from caxev.asking.base import DONE, DataChoice, RequestedAct, Step, World
+from caxev.asking.copies import weight
+from caxev.copies.deletion import Intent, intent, withdraw
+from caxev.copies.retention import RAW, DeletionPlan, plan
+from caxev.core.clock import utcnow
+from caxev.core.entry import mapping, rows
+from caxev.core.errors import NothingToDo
+from caxev.core.history import HistoryRow, What
+from caxev.core.job import Skip, Wait
+from caxev.core.model import DELETING, Copy, Run
+
+_GOES = "be deleted, once the others were read"
+
+
+@frozen
+class Terms:
+    """The terms of a deletion: the waived conditions, and the reason.
+
+    `less`: fewer copies may remain; `by_entries`: they are not read first.
+    """
+
+    less: bool = False
+    by_entries: bool = False
+    why: str | None = None
+
+
+class Deletions(RequestedAct):
+    """What requests for deletions have in common: the intent and the tombstone name the request."""
+
+    def refusal(self, run: Run, why: Exception) -> Step:
+        """Return the step of a copy that stays, for this reason."""
+        return Step(run, self.what, f"kept: {why}", ok=None)
+
+    def state_of(self, run: Run, request: str) -> str | None:
+        """Return how far the run's copy is. None also if its deletion was withdrawn."""
+        if _of(run, request) is not None:
+            return DELETING
+        stones = filter(None, map(mapping, rows(run.document.get("deleted_data"))))
+        gone = any(one.get("bulk") == request for one in stones)
+        return DONE if gone else None
+
+    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+        """Return the step that gives the copy its old status back."""
+        copy = _of(run, world.request or "")
+        return [] if copy is None or copy.is_erasing else [withdrawal(run, copy, world)]
+
+    def size_of(self, run: Run, request: str) -> int:
+        """Return the bytes of the copy, as far as they are known."""
+        copy = _of(run, request)
+        return 0 if copy is None else weight(run, copy) or 0
+
+
+def _of(run: Run, request: str) -> Copy | None:
+    """Return the copy that is to go by this request."""
+    those = ((one, Intent.of(one)) for one in run.copies)
+    return next((one for one, wanted in those if wanted and wanted.bulk == request), None)
+
+
+def withdrawal(run: Run, copy: Copy, world: World) -> Step:
+    """Return the step that withdraws an intent. Raises `NothingToDo` if it is too late."""
+    wanted = Intent.of(copy)
+    if wanted is None:
+        raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
+    # `erasing` is set before the first file goes.
+    if copy.is_erasing:
+        raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
+    why = f"withdrawn by {world.by}"
+    row = world.row(run, copy.key, What.CANCELLED, f"its deletion, which {wanted.by} requested")
+    return Step(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()), row=row)
+
+
+def deletion(run: Run, wanted: DeletionPlan, world: World) -> Step:
+    """Return the step that writes an intent."""
+    copy = wanted.copy
+    return Step(
+        run,
+        str(copy.key),
+        f"will {_GOES}",
+        intent(run, wanted, world.sites, utcnow(), bulk=world.request),
+        f"would {_GOES}",
+        size=weight(run, copy),
+        row=_row(run, wanted, world),
+    )
+
+
+def _row(run: Run, wanted: DeletionPlan, world: World) -> HistoryRow:
+    return world.requested(run, wanted.copy.key, f"its deletion: {wanted.why}")
+
+
+@frozen
+class DeleteCopies(Deletions):
+    """Delete copies at a site, on these terms."""
+
+    kind: ClassVar[str] = "rm"
+    site: str
+    data: DataChoice
+    terms: Terms = field(factory=Terms)
+
+    @property
+    def place(self) -> str:
+        return self.site
+
+    @property
+    def what(self) -> str:
+        return f"{self.data.kind} at {self.site}"
+
+    def copy(self, run: Run) -> Copy:
+        """Return the copy that is meant. Raises `NothingToDo` if there is none."""
+        return copy_at(run, self.data, self.site)
+
+    def decide(self, run: Run, world: World) -> DeletionPlan | Skip | Wait:
+        """Decide whether the copy may go. Raises `NothingToDo` if there is none."""
+        # Derived data can be made again, so its usual number is 1, and `less` needs none.
+        copy, here = self.copy(run), world.sites.get(self.site)
+        usual, least = (here.deletion.copies, 1) if copy.type == RAW else (1, 0)
+        return plan(
+            run,
+            copy,
+            here,
+            world.sites,
+            now=utcnow(),
+            by=world.by,
+            why=self.terms.why or "caxev rm",
+            keep=least if self.terms.less else usual,
+            by_entries=self.terms.by_entries,
+        )
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run. Raises `NothingToDo` if the copy stays."""
+        decision, copy = self.decide(run, world), self.copy(run)
+        if not isinstance(decision, DeletionPlan):
+            raise NothingToDo(decision.why, copy.status)
+        # Such an intent would wait until the disk is back, and the person should know.
+        for root, why in world.away(self.site).items():
+            if f"{copy.location}".startswith(root.rstrip("/") + "/"):
+                raise NothingToDo(f"{why} (reported by {self.site}'s listener)", copy.status)
+        return deletion(run, decision, world)
+
+
+@frozen
+class WithdrawDeletions(DeleteCopies):
+    """Withdraw the deletion of copies at a site, while the files are still there."""
+
+    kind: ClassVar[str] = ""
+
+    def step(self, run: Run, world: World) -> Step:
+        """Decide about a run. Raises `NothingToDo` if it is too late, or there is none."""
+        return withdrawal(run, self.copy(run), world)
+
+
+def copy_at(run: Run, data: DataChoice, site: str) -> Copy:
+    """Return the run's copy of this data at a site. Raises `NothingToDo` if there is none."""
+    found = data.copy(run, site)
+    if found is None:
+        raise NothingToDo(f"{run} has no {data.kind} copy at {site}", "gone")
+    return found

@@ -1,0 +1,51 @@
+"""Forgetting copies: their entries are removed, but no data. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from caxev.asking.base import Act, DataChoice, Step, World
+from caxev.asking.catalogues import entries_at
+from caxev.core.clock import utcnow
+from caxev.core.history import What
+from caxev.core.model import Copy, Run
+from caxev.core.update import RunUpdate
+
+
+@frozen
+class ForgetCopies(Act):
+    """Remove the entries of data at a host, of any status or one; `why` is kept."""
+
+    host: str
+    data: DataChoice
+    why: str
+    status: str | None = None
+
+    @property
+    def what(self) -> str:
+        return f"{self.data.kind} at {self.host}"
+
+    def steps(self, run: Run, world: World) -> Iterable[Step]:
+        """Decide about a run: each of its entries goes."""
+        found = entries_at(run, self.data, self.host)
+        found = [one for one in found if self.status in (None, one.status)]
+        if not found:
+            return [Step(run, self.what, "there is no such entry")]
+        return [self._step(run, copy, world) for copy in found]
+
+    def _step(self, run: Run, copy: Copy, world: World) -> Step:
+        planned = f"would be forgotten: it is {copy.status}"
+        row = world.row(run, copy.key, What.FORGOTTEN, self.why)
+        update = self.update(run, copy, world.by)
+        return Step(run, str(copy.key), "forgotten", update, planned, row=row)
+
+    def update(self, run: Run, copy: Copy, by: str) -> RunUpdate:
+        """Return the write that removes an entry.
+
+        The tombstone records who did that and why, and that nothing was deleted.
+        """
+        proof = f"status {copy.status}; nothing at {copy.host} was deleted"
+        tombstone = {"by": by, "at": utcnow(), "why": self.why, "proof": proof}
+        return RunUpdate.remove_copy(run, copy, tombstone=tombstone)

@@ -1,0 +1,167 @@
+"""What listeners are asked for themselves: retry, replay, the end of an alarm.
+
+Such a request is a document for each site, and for each so many runs, that waits until the site's
+listener carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from attrs import evolve, field, frozen
+
+from caxev.asking.base import Plan, counted, pages
+from caxev.config import Sites
+from caxev.config.errors import hint, known_names
+from caxev.core.clock import utcnow
+from caxev.core.errors import ConfigError, NothingToDo
+from caxev.core.history import Deed, HistoryRow, What
+from caxev.core.model import RunId
+from caxev.core.registry import Registry
+
+if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
+    from caxev.database import Database, Request
+
+COUNTED: Final = 1000
+"""Up to this number failed reactions of a selection are counted: a message needs no exact one."""
+
+
+@frozen
+class ListenerAct:
+    """Something that is asked of the listeners of sites: of some runs, or (None) of all.
+
+    `handler` narrows it to one handler, by its own name: see `handler_called`.
+    """
+
+    kind: ClassVar[str] = ""
+    sites: tuple[str, ...]
+    handler: str | None = None
+
+    def requests(self, runs: Sequence[RunId] | None, bulk: str | None = None) -> list[Request]:
+        """Return what each of the sites is asked for."""
+        from caxev.database import Request
+
+        several = (None,) if runs is None else pages(runs)
+        return [Request(self.kind, page, self.handler, bulk=bulk) for page in several]
+
+    @property
+    def words(self) -> str:
+        """What is done, in a plan."""
+        raise NotImplementedError
+
+    def plan(self, runs: Sequence[RunId]) -> Plan:
+        """Return the plan for these runs."""
+        plan = Plan(runs=list(runs))
+        plan.done[self.words] = len(runs)
+        return plan
+
+
+@frozen
+class Retry(ListenerAct):
+    """Try failed reactions again, as if they had never been tried."""
+
+    kind: ClassVar[str] = "retry"
+
+    @property
+    def words(self) -> str:
+        return f"retried at {', '.join(self.sites)}"
+
+
+@frozen
+class Replay(ListenerAct):
+    """Run the reactions for existing runs again; with `force` also those that are done."""
+
+    kind: ClassVar[str] = "replay"
+    force: bool = field(default=False, kw_only=True)
+
+    @property
+    def words(self) -> str:
+        return f"replayed at {', '.join(self.sites)}"
+
+    def requests(self, runs: Sequence[RunId] | None, bulk: str | None = None) -> list[Request]:
+        """Return what each of the sites is asked for."""
+        return [evolve(one, force=self.force) for one in super().requests(runs, bulk)]
+
+
+def listening_sites(sites: Sites, site: str | None) -> tuple[str, ...]:
+    """Return the sites to ask: the one named, or all with a listener. Raises `ConfigError`."""
+    if site is None:
+        return tuple(one.name for one in sites.values() if one.listener)
+    if not sites.get(site).listener:
+        why = f"site {site!r} has no listener of its own, according to {sites.path}"
+        raise ConfigError(why)
+    return (site,)
+
+
+def handler_called(name: str, registries: Iterable[Registry]) -> str:
+    """Return the handler that has this name or alias. Raises `ConfigError` naming the nearest."""
+    handlers = [handler for registry in registries for handler in registry.handlers.values()]
+    names = {handler.name for handler in handlers}
+    if name in names:  # a handler's own name precedes another one's alias
+        return name
+    meant = sorted({handler.name for handler in handlers if name in handler.aliases})
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ConfigError(f"{name!r} is the name of several handlers: {', '.join(meant)}")
+    raise ConfigError(f"no handler {name!r} {known_names(name, sorted(names))}")
+
+
+async def leave(asker: Asker, site: str, requests: Sequence[Request]) -> dict[str, Any]:
+    """Leave requests for a site's listener, and return how many, and whether one listens now."""
+    for request in requests:
+        row = _row(site, request, asker.by)
+        await asker.database.add_request(site, request, asker.by, utcnow(), row)
+    record = await asker.database.site_record(site)
+    return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
+
+
+async def leave_all(
+    asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, bulk: str | None = None
+) -> list[dict[str, Any]]:
+    """Leave what an act asks of each of its sites, as a part of the request `bulk`."""
+    requests = act.requests(runs, bulk)
+    return [await leave(asker, site, requests) for site in act.sites]
+
+
+def _row(site: str, request: Request, by: str) -> HistoryRow:
+    """Return the row of history about a request to a site's listener."""
+    runs = request.runs or ()
+    of = "" if request.runs is None else f" of {counted(len(runs))}"
+    words = [f"{request.kind}{of}", request.handler or "", request.alarm or ""]
+    words.append("forced" if request.force else "")
+    deed = Deed(what=What.REQUESTED, reason=", ".join(filter(None, words)), by=by)
+    run = runs[0] if len(runs) == 1 else None
+    return HistoryRow(at=utcnow(), site=site, deed=deed, run=run)
+
+
+async def failures(
+    database: Database, site: str, runs: Sequence[RunId] | None, handler: str | None
+) -> int:
+    """Return how many reactions have failed; of a selection, counted up to `COUNTED` for a run."""
+    # The tally is one cheap query. For a selection the reactions themselves are counted.
+    if runs is None and handler is None:
+        return (await database.tally(site)).get(site, {}).get("failed", 0)
+    found = [
+        await database.reactions(site, run=run, state="failed", handler=handler, limit=COUNTED)
+        for run in runs or (None,)
+    ]
+    return sum(map(len, found))
+
+
+async def clear_alarm(asker: Asker, name: str) -> Mapping[str, Any]:
+    """Ask the listener of its site to end the alarm of this id. Raises `NothingToDo`.
+
+    Returns as `leave`, with the alarm's `summary`.
+    """
+    from caxev.database import Request
+
+    found = [one.alarm for one in await asker.database.alarms() if one.active]
+    alarm = next((alarm for alarm in found if alarm.id == name), None)
+    if alarm is None:
+        near = hint(name, [one.id for one in found], "caxev alarms lists those that are")
+        raise NothingToDo(f"no alarm {name!r} is active: {near}")
+    left = await leave(asker, alarm.site, [Request("clear", alarm=alarm.key)])
+    return {**left, "summary": alarm.summary}
