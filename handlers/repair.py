@@ -50,6 +50,8 @@ from caxev.transfer.carrying import STALLED, TransferPlan, bring, fetch
 REPAIRS = 3
 """Number of repairs of a copy before a person must look at it."""
 
+SHARED = 86400.0
+"""Seconds between two checks whether another run's entry still has the same files."""
 ACQUITTED = 5.0
 """Seconds to wait for copies of the majority to become ``transferred`` again."""
 JUDGED = 600.0
@@ -90,10 +92,15 @@ async def _repair_at(job: Job, host: str, others: tuple[RunUpdate, ...]) -> str 
     return None
 
 
-def _shared(run: Run, plan: TransferPlan, others: Sequence[str]) -> RunUpdate | Skip:
-    """Refuse to repair files that another entry shares: they may be right for that entry."""
-    why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
-    return _still_bad(run, plan.resume, plan.trigger) or Skip(f"it is not repaired: {why}")
+def _shared(run: Run, plan: TransferPlan, others: Sequence[str]) -> RunUpdate:
+    """Refuse to repair files that another entry shares: they may be right for that entry.
+
+    Raises `Retry`: the end of that, in another run, is no event of this one.
+    """
+    if (update := _still_bad(run, plan.resume, plan.trigger)) is not None:
+        return update
+    names = ", ".join(others[:3])
+    raise Retry(f"its files are at, above or below those of {names}, too", after=SHARED)
 
 
 def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:

@@ -413,6 +413,21 @@ def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
     assert "within reach" in why(repaired_by(without))
 
 
+def test_a_copy_whose_files_another_run_names_is_repaired_once_it_does_not() -> None:
+    """The end of that is no event of this run; a repair that had begun is an error until then."""
+    good = entry("chicago", manifest="b3:0")
+    plan = repaired_by(run := run_of(good, bad("lngs")))
+    assert isinstance(plan, TransferPlan)
+    with pytest.raises(Retry, match="those of raw at lngs of run 9, too") as later:
+        repair._shared(run, plan, ["raw at lngs of run 9"])
+    assert later.value.after == repair.SHARED
+    begun = run_of(good, {**bad("lngs"), "status": "transferring", "trigger": TRIGGER})
+    plan = repaired_by(begun)
+    assert isinstance(plan, TransferPlan)
+    update = repair._shared(begun, plan, ["raw at lngs of run 9"])
+    assert (update.change or ({}, {}))[1]["status"] == "error"
+
+
 def test_a_copy_is_repaired_from_one_with_a_manifest_first() -> None:
     """Of one that old programs made no part can be compared: it is taken if there is no other."""
     made_by_cax = entry("xenon")
