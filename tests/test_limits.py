@@ -28,8 +28,8 @@ from caxev import Denied, GiveUp, Retry, aio, http_server, limited, program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
 from caxev.core.clock import utcnow
-from caxev.database import run_queries
-from caxev.files import FarPath, Meter, RateLimiter, Seen, confine, scan
+from caxev.database import manifests, run_queries
+from caxev.files import FarPath, Item, Manifest, Meter, RateLimiter, Seen, confine, scan
 from caxev.handlers import permissions
 from caxev.http_server import SmallServer
 from caxev.metrics_server import MetricsAddress, MetricsServer
@@ -367,3 +367,16 @@ async def test_a_table_is_read_up_to_a_limit(
         monkeypatch.setattr(run_queries, "TABLE", 20_000)
         with pytest.raises(GiveUp, match="the table gains has more than 20,000 bytes"):
             await db.table("gains")
+
+
+@pytest.mark.replicaset
+async def test_a_manifest_is_read_up_to_a_limit(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that somebody has made larger than any can be counts as missing, and is made anew."""
+    manifest = Manifest([Item(b"%d" % number, "file", 1, bytes(32)) for number in range(300)])
+    async with engine.opened(database) as db:
+        await db.store_manifest(manifest.digest, manifest.to_rows())
+        assert await db.load_manifest(manifest.digest) == manifest.to_rows()
+        monkeypatch.setattr(manifests, "MANIFEST", 20_000)
+        assert await db.load_manifest(manifest.digest) is None

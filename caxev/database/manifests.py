@@ -6,12 +6,16 @@ from asyncio import to_thread
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from loguru import logger
+
 from caxev.database.client import Document
-from caxev.database.connection import operation
+from caxev.database.connection import limited_rows, operation
 from caxev.database.quarantine import Quarantine
 from caxev.database.rows import Malformed, Row, carefully, items_from
 from caxev.failpoints import point
 
+MANIFEST: Final = 512 << 20
+"""Bytes of a manifest: one of a million files has half as many."""
 _PART: Final = 8 << 20
 """Bytes of a manifest's items in one document, about; the largest item is about as large."""
 
@@ -36,8 +40,13 @@ class Manifests(Quarantine):
     @operation
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None if they are not there completely."""
-        found = await self._manifests.find({"m": digest}).sort("part").to_list(None)
+        found = await limited_rows(self._manifests, {"m": digest}, MANIFEST, sort=[("part", 1)])
         # A damaged manifest counts as missing: it is made anew.
+        if found is None:
+            logger.warning(
+                "the manifest {} has more than {:,} bytes: it is not read", digest, MANIFEST
+            )
+            return None
         parts = [part for part, _ in self._read(self._manifests, found, part_from)]
         if len(parts) < len(found) or not any(part["_id"].get("last") for part in parts):
             return None

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from bson import decode_all
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
@@ -26,7 +25,7 @@ from caxev.core.model import (
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document
-from caxev.database.connection import LONG_LIMIT, PAGE, Session, operation, within
+from caxev.database.connection import LONG_LIMIT, PAGE, Session, limited_rows, operation, within
 from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
 from caxev.database.selections import totals_pipeline
@@ -144,15 +143,9 @@ class Runs(RunPages):
 
         Raises `GiveUp` if they are more than `TABLE` bytes.
         """
-        collection = self._client[self.settings.database][name]
-        rows: list[Document] = []
-        size = 0
-        async for one in collection.find_raw_batches({}):
-            batch = cast("bytes", one)  # whatever its type says
-            size += len(batch)
-            if size > TABLE:
-                raise GiveUp(f"the table {name} has more than {TABLE:,} bytes: remove old rows")
-            rows += decode_all(batch, collection.codec_options)
+        rows = await limited_rows(self._client[self.settings.database][name], {}, TABLE)
+        if rows is None:
+            raise GiveUp(f"the table {name} has more than {TABLE:,} bytes: remove old rows")
         return rows
 
     # -- writing ----------------------------------------------------------------------------
