@@ -52,6 +52,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site, Sites
+from caxev.config.data_types import RAW
 from caxev.copies.lifecycle import broken_off, found_bad, found_good
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
@@ -316,6 +317,8 @@ def _good(
         "checksum": checksum,
         "verified_at": began,
     }
+    if seen.size is None and seen.type in job.site.types.primary - {RAW}:
+        fields["size"] = manifest.total_bytes  # a run has no field for it, as for raw data
     if seen.status == VERIFYING and seen.arrived_at is None:
         fields["arrived_at"] = job.now()
     return _answered(job, seen, found_good(job.run, seen, **fields))

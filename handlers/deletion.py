@@ -1,7 +1,8 @@
 """Deletion of copies, each with a proof that enough others are good.
 
-- `purge` and `purge_processed` mark a copy for deletion by the site's rules: raw data by its age
-  (``purge``), processed data by its version (``pax_version_purge``). `make_room` marks the oldest
+- `purge` and `purge_processed` mark a copy for deletion by the site's rules: raw data and other
+  data that is made from none by its age (``purge``), processed data and the like by its version
+  (``pax_version_purge``, ``purge_versions``). `make_room` marks the oldest
   if the disk is full (``deletion.when_full``), a person any by ``caxev rm``. All record the same
   intent: the copy becomes ``deleting``, by a write that counts the other good copies.
 - `prove` requests fresh readings of the others, waits for them, and records the proof. If too few
@@ -19,6 +20,7 @@ whichever process crashes.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -28,9 +30,11 @@ from caxev import (
     ERROR,
     GONE,
     HERE,
+    PRIMARY,
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
+    VERSIONED,
     Copy,
     CopyKey,
     Decision,
@@ -42,10 +46,12 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    Superseded,
     What,
     copy,
     copy_field,
     on,
+    skip_of,
     tag,
 )
 from caxev.config import Site
@@ -97,67 +103,84 @@ _BESIDE: Final = (
 
 
 @on(
-    copy((TRANSFERRED, DELETING, GONE), type="raw", host=HERE),  # the last two end a waiting
-    copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
+    copy((TRANSFERRED, DELETING, GONE), type=PRIMARY, host=HERE),  # the last two end a waiting
+    copy((TRANSFERRED, ERROR, GONE), type=PRIMARY, host=ELSEWHERE),
     tag("*", gone=True),
-    copy_field("holds", type="raw", host=HERE),  # one was released, or ends earlier or later
+    copy_field("holds", type=PRIMARY, host=HERE),  # one was released, or ends earlier or later
     *_BESIDE,
     aliases=("BufferPurger",),
-    decide=lambda job: _decision(job, *_raw(job)),
+    decide=lambda job: _decision(job, _old(job)),
 )
 async def purge(job: Job) -> Result:
     """Mark raw data for deletion once it is older than ``purge`` days and good elsewhere."""
-    return await _mark(job, *_raw(job))
+    return await _mark(job, _old(job))
 
 
 @on(
-    copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
-    copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
-    copy_field("holds", type="processed", host=HERE),
+    copy((TRANSFERRED, DELETING, GONE), type=VERSIONED, host=HERE),
+    copy((TRANSFERRED, ERROR, GONE), type=VERSIONED, host=ELSEWHERE),
+    copy_field("holds", type=VERSIONED, host=HERE),
     *_BESIDE,
     tag("*", gone=True),
     aliases=("PurgeProcessed",),
-    decide=lambda job: _decision(job, *_processed(job)),
+    decide=lambda job: _decision(job, _outdated(job)),
 )
 async def purge_processed(job: Job) -> Result:
-    """Mark processed data of the version ``pax_version_purge`` for deletion."""
-    return await _mark(job, *_processed(job))
+    """Mark data of the versions ``pax_version_purge`` and ``purge_versions`` for deletion."""
+    return await _mark(job, _outdated(job))
 
 
 Purge = DeletionPlan | Skip | Wait
+Purges = Sequence[tuple[Copy | None, Purge]]
+"""Our copies that an event may let go, and what the rule decides."""
 
 
-def _raw(job: Job) -> tuple[Copy | None, Purge]:
-    mine = job.run.copy(CopyKey("raw", job.site.name))
-    return mine, plan_purge(job.run, mine, job.site, job.sites, job.safe_now())
+def _old(job: Job) -> Purges:
+    return _purges(job, plan_purge, job.site.types.primary)
 
 
-def _processed(job: Job) -> tuple[Copy | None, Purge]:
-    version = job.site.pax_version_purge
-    if job.copy is not None and job.copy.type == "processed":
-        version = job.copy.version
-    mine = job.run.copy(CopyKey("processed", job.site.name, version))
-    return mine, plan_processed(job.run, mine, job.site, job.sites, job.safe_now())
+def _outdated(job: Job) -> Purges:
+    return _purges(job, plan_processed, job.site.types.versioned)
 
 
-def _decision(job: Job, mine: Copy | None, plan: Purge) -> Decision:
-    if _may_prove(job, mine) or isinstance(plan, DeletionPlan):
+def _purges(job: Job, rule: Callable[..., Purge], types: Collection[str]) -> Purges:
+    """Apply a rule to our copy of the data that came elsewhere, else to all ours of these types."""
+    if job.copy is not None and job.copy.host != job.site.name:
+        mine: Sequence[Copy | None] = [job.run.copy(job.copy.key.at(job.site.name))]
+    else:
+        here = (one for one in job.run.copies if one.host == job.site.name)
+        mine = [one for one in here if one.type in types]
+    return [(one, rule(job.run, one, job.site, job.sites, job.safe_now())) for one in mine]
+
+
+def _decision(job: Job, purges: Purges) -> Decision:
+    if any(_may_prove(job, mine) or isinstance(plan, DeletionPlan) for mine, plan in purges):
         return None
-    is_ours = mine is not None and job.copy is mine
     # Only the reaction to our own copy waits for its age: one timer a copy is enough. But it may
     # have seen too few good copies, and ended; then the reaction to the last of them waits.
-    return plan if isinstance(plan, Skip | InUse) or is_ours else Skip(plan.why)
+    for mine, plan in purges:
+        if isinstance(plan, InUse) or (isinstance(plan, Wait) and job.copy is mine is not None):
+            return plan
+    return skip_of(*(Skip(plan.why) if isinstance(plan, Wait) else plan for _mine, plan in purges))
 
 
-async def _mark(job: Job, mine: Copy | None, plan: Purge) -> Result:
-    """Record the intent to delete our copy, if it may go."""
-    if _may_prove(job, mine):
+async def _mark(job: Job, purges: Purges) -> Result:
+    """Record the intent to delete each of our copies that may go."""
+    if any(_may_prove(job, mine) for mine, _plan in purges):
         return await prove(job)
-    if isinstance(plan, DeletionPlan):
+    plans = [plan for _mine, plan in purges if isinstance(plan, DeletionPlan)]
+    for plan in plans:
         job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
         job.did(What.MARKED, reason=plan.why)
-        return intent(job.run, plan, job.sites, job.now())
-    decision = _decision(job, mine, plan)
+        if len(plans) == 1:
+            return intent(job.run, plan, job.sites, job.now())
+        try:
+            await job.update(intent(job.run, plan, job.sites, job.now()))
+        except Superseded as lost:
+            job.log.info(f"{plan.copy.key}: {lost}")
+    if plans:
+        return None
+    decision = _decision(job, purges)
     if isinstance(decision, Wait):
         raise decision.retry(job.safe_now())
     return decision
@@ -166,8 +189,8 @@ async def _mark(job: Job, mine: Copy | None, plan: Purge) -> Result:
 def _may_prove(job: Job, mine: Copy | None) -> bool:
     """Return whether a new copy elsewhere may complete the proof for ours."""
     # It may replace a copy from which a reading was requested and never comes.
-    came = job.copy is not None and job.copy.status == TRANSFERRED
-    return came and mine is not None and mine.status == DELETING and job.copy is not mine
+    came = job.copy is not None and job.copy.status == TRANSFERRED and job.copy is not mine
+    return came and mine is not None and mine.status == DELETING and same_data(mine, key_of(job))
 
 
 # -- proof: enough others are good ----------------------------------------------------------------
@@ -212,7 +235,7 @@ async def _prove(job: Job, key: CopyKey) -> Wait | None:
         case Wait():
             return found
     mine = job.run.copy(key)
-    wanted = None if mine is None else Intent.of(mine)
+    wanted = None if mine is None else Intent.of(mine, job.site.types)
     assert mine is not None
     assert wanted is not None
     if isinstance(found, Withdraw):
@@ -252,7 +275,7 @@ async def erase(job: Job) -> Result:
     Other files at its location, such as data that a person restored, are not touched.
     """
     mine = job.copy
-    wanted = None if mine is None else Intent.of(mine)
+    wanted = None if mine is None else Intent.of(mine, job.site.types)
     if mine is None or wanted is None or mine.proof is None:
         return plan_erase(mine)
     if mine.location is None:
@@ -288,8 +311,7 @@ async def erase(job: Job) -> Result:
     mine = (await write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
-    size = job.run.raw_size if mine.size is None and mine.type == "raw" else mine.size
-    job.did(What.DELETED, bytes=size, **why_of(mine, wanted))
+    job.did(What.DELETED, bytes=job.run.size_of(mine), **why_of(mine, wanted))
     stone = tombstone(mine, wanted, job.owner)
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
 
@@ -388,23 +410,20 @@ async def make_room(job: Job) -> Result:
 
     Data born here is already on the disk, which may then be too full.
     """
-    mine, rules = job.copy, job.site.deletion
+    mine = job.copy
     skip = plan_room(mine, job.site)
     if mine is None or skip is not None:
         return skip
     is_coming = mine.status == TRANSFERRING
-    coming = _size(job.run) if is_coming and mine.type == "raw" else 0
+    coming = job.run.size_of(mine) or 0 if is_coming else 0
     there = (mine.location, job.site.roots, job.site.min_free)
     lacking = await job.work(lacking_bytes, *there, coming)
     if lacking <= 0:
         return Skip("there is room")
     # Bytes marked, not bytes free: `erase` frees them later.
-    freed = seen = 0
-    while freed < lacking and (some := await job.oldest("raw", rules.protect, skip=seen)):
-        seen += len(some)
-        for run in some:
-            if freed < lacking and await _goes(job, run):
-                freed += _size(run)
+    freed = 0
+    for kind in sorted(job.site.types.primary, key=job.site.types.order):
+        freed += await _free(job, kind, lacking - freed)
     if freed < lacking:
         job.log.error(
             f"the disk of {job.site.name} is full: {lacking - freed} bytes are lacking, and no "
@@ -424,10 +443,23 @@ def plan_room(mine: Copy | None, site: Site) -> Skip | None:
     return None
 
 
-async def _goes(job: Job, run: Run) -> bool:
+async def _free(job: Job, kind: str, lacking: int) -> int:
+    """Mark the oldest data of a type until so many bytes are to go; returns how many are."""
+    freed = seen = 0
+    while freed < lacking and (
+        some := await job.oldest(kind, job.site.deletion.protect, skip=seen)
+    ):
+        seen += len(some)
+        mine = [(run, one) for run in some for one in run.copies if one.host == job.site.name]
+        for run, one in mine:
+            if freed < lacking and one.type == kind and await _goes(job, run, one):
+                freed += run.size_of(one) or 0
+    return freed
+
+
+async def _goes(job: Job, run: Run, one: Copy) -> bool:
     """Mark our copy of that run for deletion if it may go; whether it goes."""
-    one = run.copy(CopyKey("raw", job.site.name))
-    if run.id == job.run.id or one is None:
+    if run.id == job.run.id:
         return False
     # Each run is decided again, by the same rules as a purge except its age.
     plan = plan_purge(run, one, job.site, job.sites, job.safe_now(), full=True)
@@ -437,7 +469,3 @@ async def _goes(job: Job, run: Run) -> bool:
         return False
     job.log.info(f"{one.key} of {run} is to go: {plan.why}")
     return True
-
-
-def _size(run: Run) -> int:
-    return run.raw_size or 0

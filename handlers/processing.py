@@ -2,7 +2,8 @@
 
 - `process` reacts to raw data that is good here, and to the fields that make a run ready: it
   claims a ``processed`` entry for each wanted version. `minitrees` does the same for processed
-  data.
+  data, and `derive` for the types of data that ``types`` of sites.json adds. By
+  `caxev.batch.deriving` all three decide.
 - `submit` reacts to such an entry: it runs the site's command as a process here, or sends it to
   the batch system, together with other jobs of the same moment.
 - `collect` reacts to the end of a job, which the job itself writes into the entry
@@ -28,9 +29,11 @@ import trio
 from attrs import evolve, frozen
 
 from caxev import (
+    DERIVED,
     ERROR,
     GONE,
     HERE,
+    OWN,
     PROCESSING_INPUTS,
     TRANSFERRED,
     TRANSFERRING,
@@ -49,7 +52,6 @@ from caxev import (
     Tag,
     TagAbsent,
     TagThere,
-    Unmet,
     What,
     copy,
     copy_field,
@@ -60,10 +62,8 @@ from caxev import (
 )
 from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.derived import (
-    DERIVED,
     attempt_at,
     attempt_of,
-    events_of,
     in_words,
     jobs_of,
     name_of,
@@ -71,8 +71,8 @@ from caxev.batch.derived import (
     new_job,
     next_job,
     spec_of,
-    values_of,
 )
+from caxev.batch.deriving import DO_NOT, failed_before, plan_derived
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
 from caxev.batch.runner import report
@@ -81,19 +81,16 @@ from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.config.processing import LOCAL
 from caxev.copies import lifecycle
-from caxev.copies.lifecycle import CopyPlan, arrived, broken_off, place_for, retried
+from caxev.copies.lifecycle import CopyPlan, arrived, broken_off, retried
 from caxev.copies.retention import stays_gone
 from caxev.core.job import Wait
-from caxev.core.model import Aspect, field_of
+from caxev.core.model import Aspect
 from caxev.files import safe_name
 
-KEYS: Final = ("processing", "minitrees")
+KEYS: Final = ("processing", "minitrees", OWN)
 """The keys of sites.json that configure how a site makes derived data."""
-DO_NOT: Final = "donotprocess"
 LOOK_EVERY: Final = 6 * 3600.0
 """Seconds between two checks of a job that has not reported its end."""
-WRITE_MODE: Final = 2
-"""The DAQ's write mode of runs that have events on disk."""
 
 Plan = Callable[[Run, Site], list[CopyPlan] | Skip]
 
@@ -137,6 +134,22 @@ async def minitrees(job: Job) -> Result:
     return await claim(job, _unless_gone(job, plan_minitrees))
 
 
+@on(
+    copy(TRANSFERRED, host=HERE),
+    copy(GONE, type=OWN, host=HERE),
+    field(PROCESSING_INPUTS),
+    tag(DO_NOT, gone=True),
+    needs=(OWN,),
+    decide=lambda job: skip_of(_unless_gone(job, plan_own)),
+)
+async def derive(job: Job) -> Result:
+    """Claim data of the types that ``types`` of sites.json adds, once what it is made of is here.
+
+    The new copy is ``transferring``; `submit` continues.
+    """
+    return await claim(job, _unless_gone(job, plan_own))
+
+
 def _unless_gone(job: Job, plan: Plan) -> list[CopyPlan] | Skip:
     # An entry that kept us from making the data may have been a dead program's.
     return stays_gone(job.event, job.run) or plan(job.run, job.site)
@@ -159,7 +172,7 @@ async def claim(job: Job, plans: Sequence[CopyPlan] | Skip) -> Result:
 
 def claiming(job: Job, plan: CopyPlan) -> RunUpdate:
     """Return the update that claims a planned copy, if the run has not changed."""
-    how = processing_of(plan.key.type, job.site)
+    how = job.site.processing_of(plan.key.type)
     assert how is not None
     row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
     fields: dict[str, Any] = {
@@ -317,7 +330,7 @@ async def withdraw(job: Job) -> Result:
             await job.update(RunUpdate.remove_copy(job.run, entry, TagThere(DO_NOT)))
         return None  # the removals are events, and cancel the jobs
     assert isinstance(aspect, CopyKey)
-    how = processing_of(aspect.type, job.site)
+    how = job.site.processing_of(aspect.type)
     assert how is not None  # `plan_withdraw` has checked it
     home, prefix = jobs_directory(job.site, aspect.type), names_of(job.run, aspect)
     # The copy may have been claimed again since: all its jobs go but the current one.
@@ -341,95 +354,24 @@ def plan_withdraw(aspect: Aspect, run: Run, site: Site) -> Skip | None:
             return Skip(f"it is no longer tagged {DO_NOT}")
         return None if any(jobs_of(run, site)) else Skip("it has no jobs here")
     assert isinstance(aspect, CopyKey)
-    if processing_of(aspect.type, site) is None:
+    if site.processing_of(aspect.type) is None:
         return Skip(f"this site makes no {aspect.type} data")
     return None
 
 
-def processing_of(kind: str, site: Site) -> Processing | None:
-    """Return how this site makes data of that type, or None if it does not."""
-    return {"processed": site.processing, "minitrees": site.minitrees}.get(kind)
-
-
 def plan_process(run: Run, site: Site) -> list[CopyPlan] | Skip:
     """Decide which versions of processed data this site makes of a run now. Pure."""
-    how = site.processing
-    if how is None:
-        return Skip(f"{site.name} processes nothing")
-    raw = run.copy(CopyKey("raw", site.name))
-    if (why := unready(run, how)) is not None:
-        return Unmet(why)
-    versions = site.pax_processing_versions or (() if how.version is None else (how.version,))
-    if not versions:
-        return Skip("no version is named: pax_processing_versions, or version in processing")
-    return _claims(
-        [plan_claim(run, CopyKey("processed", site.name, one), raw, how, site) for one in versions]
-    )
+    return plan_derived(run, ("processed",), site)
 
 
 def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
     """Decide which processed data here gets minitrees. Pure."""
-    how = site.minitrees
-    if how is None:
-        return Skip(f"{site.name} makes no minitrees")
-    if DO_NOT in run.tags:
-        return Skip(f"it is tagged {DO_NOT}")
-    found = [one for one in run.copies if (one.type, one.host) == ("processed", site.name)]
-    if how.version is not None:
-        found = [one for one in found if one.version == how.version]
-    if not found:
-        return Unmet("there is no processed data here")
-    return _claims(
-        [
-            plan_claim(run, CopyKey("minitrees", site.name, one.version), one, how, site)
-            for one in found
-        ]
-    )
+    return plan_derived(run, ("minitrees",), site)
 
 
-def _claims(plans: Sequence[CopyPlan | Skip]) -> list[CopyPlan] | Skip:
-    claims = [plan for plan in plans if isinstance(plan, CopyPlan)]
-    return claims or skip_of(*plans) or Skip("there is no version of it")
-
-
-def unready(run: Run, how: Processing) -> str | None:
-    """Return why a run cannot be processed yet, or None if it can."""
-    if DO_NOT in run.tags:
-        return f"it is tagged {DO_NOT}"
-    missing = [path for path in how.inputs if field_of(run.document, path) is None]
-    if missing:
-        return f"it lacks {', '.join(missing)}"
-    mode = field_of(run.document, "reader.ini.write_mode")
-    if mode != WRITE_MODE:
-        return f"its write mode is {mode}, not {WRITE_MODE}"
-    return None if events_of(run) else "it has no events"
-
-
-def plan_claim(
-    run: Run, key: CopyKey, source: Copy | None, how: Processing, site: Site
-) -> CopyPlan | Skip:
-    """Decide whether the copy `key` is made of `source`; `resume` is an earlier failure. Pure."""
-    if source is None or source.status != TRANSFERRED or source.location is None:
-        seen = "not here" if source is None else source.status
-        why = f"what it is made of is {seen}"
-        return Unmet(why) if run.copy(key) is None else Skip(why)
-    if key.version is not None and key.version == site.pax_version_purge:
-        return Skip(f"{key.version} is to be purged (pax_version_purge)")
-    there = run.copy(key)
-    if there is not None and not failed_before(there):
-        return Skip(f"{key} is {there.status} already")
-    name = safe_name(how.fill(how.output, values_of(run, key, how)))
-    location = place_for(key, name, site)
-    if isinstance(location, Skip):
-        return location
-    return CopyPlan(source, key, location, f"{site.name}: {source.key}", there)
-
-
-def failed_before(entry: Copy) -> bool:
-    """Return whether this copy's job failed for good."""
-    # An error with a checksum problem had a good job: a repair replaces it, no new job.
-    had_job = entry.job_ended is not None and entry.job_ended.how is not None
-    return had_job and entry.status == ERROR and not entry.checksumproblem
+def plan_own(run: Run, site: Site) -> list[CopyPlan] | Skip:
+    """Decide which data of the types that ``types`` adds this site makes of a run now. Pure."""
+    return plan_derived(run, site.types.groups[OWN] & {*site.made}, site)
 
 
 @frozen
@@ -448,7 +390,7 @@ def plan_submit(
     """Decide whether and how the job of this copy is sent. Pure."""
     if entry is None or entry.status != TRANSFERRING:
         return Skip("its job is over" if entry is None else f"it is {entry.status}")
-    how, job = processing_of(entry.type, site), entry.job
+    how, job = site.processing_of(entry.type), entry.job
     if how is None or job is None or job.name is None:
         return Skip("it is not made here, but copied")
     if entry.job_ended is not None:
@@ -477,7 +419,7 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> CollectPlan | Skip
     """
     if entry is None:
         return Skip("the copy is gone")
-    how, job, ended = processing_of(entry.type, site), entry.job, entry.job_ended
+    how, job, ended = site.processing_of(entry.type), entry.job, entry.job_ended
     if how is None or entry.location is None:
         return Skip("it is not made here")
     if job is None or ended is None:

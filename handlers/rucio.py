@@ -302,7 +302,7 @@ async def _fetch(job: Job, plan: DownloadPlan) -> Copy:
         files=None if files is None else tuple(map(Checked.from_row, files)),
         expected=await manifest_of(job, digest),
         rse=plan.rse,
-        single=source.type != "raw",
+        single=source.type not in job.site.types.primary,
     )
     moved = await job.work(client.download, order)
     job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")

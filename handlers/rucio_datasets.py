@@ -343,7 +343,7 @@ async def rucio_rm(job: Job) -> Result:
     entry = in_care(job.copy, job.site, job.sites)
     if isinstance(entry, Skip):
         return entry
-    there, wanted = job.sites.get(entry.host), Intent.of(entry)
+    there, wanted = job.sites.get(entry.host), Intent.of(entry, job.sites.types)
     if wanted is None or entry.proof is None:
         return Skip(f"it is {entry.status}, without a proof that it may go")
     dataset = Did.of(entry.location)

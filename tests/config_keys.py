@@ -11,6 +11,7 @@ from caxev.config import (
     ArchiveOptions,
     Catalogue,
     Correction,
+    DataType,
     Deletion,
     Email,
     Link,
@@ -25,6 +26,7 @@ from caxev.config.reading import keys, kind_of
 
 CLASSES: Final[dict[str, type]] = {
     "": Site,
+    "types": DataType,
     "links": Link,
     "archive": ArchiveOptions,
     "permissions": Permissions,
@@ -38,7 +40,7 @@ CLASSES: Final[dict[str, type]] = {
     "email": Email,
     "webhook": Webhook,
 }
-"""The classes by the key of a site, or of its `alarms`, whose values (or their values) they are."""
+"""The classes by the key of the file, a site or its `alarms`, whose values (or theirs) they are."""
 
 
 class Key(NamedTuple):

@@ -16,7 +16,7 @@ from caxev.asking.deletions import Deletions, deletion
 from caxev.asking.holding import Keep
 from caxev.asking.readings import reading
 from caxev.config import Site
-from caxev.copies.retention import RAW, DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
@@ -153,7 +153,7 @@ def _deletion(run: Run, copy: Copy, here: Site, world: World, why: str) -> Step:
     if copy.status == DELETING:
         return Step(run, f"{copy.type} at {here.name}", "is being deleted already", ok=True)
     # Derived data can be made again from raw data: one other copy is enough.
-    keep = here.deletion.copies if copy.type == RAW else 1
+    keep = here.deletion.copies if copy.type in here.types.protected else 1
     wanted = plan(run, copy, here, world.sites, now=utcnow(), by=world.by, why=why, keep=keep)
     if not isinstance(wanted, DeletionPlan):
         raise NothingToDo(wanted.why, copy.status)

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from caxev.asking.base import DONE, DataChoice, RequestedAct, Step, World
 from caxev.asking.copies import weight
 from caxev.copies.deletion import Intent, intent, withdraw
-from caxev.copies.retention import RAW, DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.entry import mapping, rows
 from caxev.core.errors import NothingToDo
@@ -125,7 +125,8 @@ class DeleteCopies(Deletions):
         """Decide whether the copy may go. Raises `NothingToDo` if there is none."""
         # Derived data can be made again, so its usual number is 1, and `less` needs none.
         copy, here = self.copy(run), world.sites.get(self.site)
-        usual, least = (here.deletion.copies, 1) if copy.type == RAW else (1, 0)
+        is_protected = copy.type in here.types.protected
+        usual, least = (here.deletion.copies, 1) if is_protected else (1, 0)
         return plan(
             run,
             copy,

@@ -20,7 +20,6 @@ from caxev.core.errors import GiveUp
 from caxev.core.model import ERROR, TRANSFERRING, Copy, CopyKey, Run, field_of
 from caxev.files import safe_name
 
-DERIVED: Final = ("processed", "minitrees")
 FEW: Final = 1000
 """Events below which one core is enough."""
 
@@ -188,6 +187,6 @@ def in_words(ended: JobEnd, last_words: str, log: str) -> str:
 def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
     """Yield the copies of a run that jobs of this site are making."""
     for one in run.copies:
-        mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
-        if mine and one.job is not None:
+        mine = one.host == site.name and one.status == TRANSFERRING
+        if mine and one.type in site.types.derived and one.job is not None:
             yield one

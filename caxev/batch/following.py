@@ -21,7 +21,6 @@ from attrs import define, field, frozen
 from loguru import logger
 
 from caxev.batch.base import JobEnd, LogsEnds, system
-from caxev.batch.derived import DERIVED
 from caxev.batch.folder import Folder, Place
 from caxev.batch.runner import report
 from caxev.config import Site, Sites, jobs_directory
@@ -65,7 +64,7 @@ class JobEnds:
 
     async def catch_up(self) -> None:
         """Report all ends that are in the logs."""
-        for kind in DERIVED:
+        for kind in sorted(self.site.types.derived):
             if (followed := await trio.to_thread.run_sync(self._followed, kind)) is not None:
                 await self._report(followed, await trio.to_thread.run_sync(followed.groups))
 
@@ -74,13 +73,13 @@ class JobEnds:
         while True:
             with trio.CancelScope() as self._changed:
                 async with trio.open_nursery() as nursery:
-                    for kind in DERIVED:
+                    for kind in sorted(self.site.types.derived):
                         nursery.start_soon(self._persist, kind)
                     await trio.sleep_forever()
 
     def _followed(self, kind: str) -> _Followed | None:
         """Return what makes data of that type here, if it logs the ends of jobs."""
-        how = {"processed": self.site.processing, "minitrees": self.site.minitrees}[kind]
+        how = self.site.processing_of(kind)
         if how is None or how.system == LOCAL:
             return None
         home = jobs_directory(self.site, kind)

@@ -25,7 +25,6 @@ from caxev.config import (
     private_directories,
 )
 from caxev.config.merging import merge as merged
-from caxev.config.sites import DIRECTORIES
 from caxev.copies.storage import sites_sharing_storage
 from caxev.core.errors import GiveUp, Retry, RootAway
 from caxev.core.processes import Process, differing
@@ -244,7 +243,7 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
 
 
 def _directory_problems(site: Site) -> Iterable[str]:
-    named = dict.fromkeys(filter(None, (getattr(site, key) for key in DIRECTORIES)))
+    named = dict.fromkeys(filter(None, (getattr(site, key) for key in site.types.directories)))
     for root in named:
         if not os.path.isdir(root):  # noqa: PTH112  # kept as the text that sites.json has
             yield f"{root} is not a directory here"

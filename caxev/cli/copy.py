@@ -232,9 +232,7 @@ class CopyCommand:
         if run is None or copy is None:
             return
         # For the summary only: an entry has its size once the copy is made.
-        size = copy.size
-        if size is None and copy.type == "raw":
-            size = run.raw_size
+        size = run.size_of(copy)
         self.size = self.size if size is None else size
 
     def _note(self, now: CopyState) -> None:

@@ -17,7 +17,6 @@ from attrs import define, field, frozen
 
 from caxev import files
 from caxev.config import Site
-from caxev.config.sites import VERSIONED
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE, RESERVED
 
 PAGE: Final = 1000
@@ -26,8 +25,6 @@ _PART: Final = PART_PREFIX.encode()
 GONE: Final = GONE_PREFIX.encode()
 MOVED: Final = MOVED_PREFIX.encode()
 _ASIDE: Final = QUARANTINE.encode()
-_HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
-"""The directories of sites.json that contain copies."""
 
 Kind = Literal["stray", "leftover"]
 
@@ -173,8 +170,7 @@ class Inventory:
 
 def _held(site: Site) -> dict[bytes, bool]:
     """Return the directories of a site that hold copies, and whether there are versions."""
-    named = {key.removeprefix("dir_"): getattr(site, key) for key in _HELD}
-    return {_real(root): kind in VERSIONED for kind, root in named.items() if root is not None}
+    return {_real(root): kind in site.types.versioned for kind, root in site.directories.items()}
 
 
 def _real(path: str) -> bytes:

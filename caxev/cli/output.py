@@ -268,9 +268,9 @@ class _LinePrinter:
         return
 
 
-def show_json(rows: Sequence[Row]) -> None:
-    """Print rows as one JSON document: a list of objects."""
-    click.echo(json_text(list(rows), indent=2))
+def show_json(document: Sequence[Row] | Row) -> None:
+    """Print rows, or one, as one JSON document."""
+    click.echo(json_text(document, indent=2))
 
 
 def confirm(question: str) -> None:

@@ -145,7 +145,7 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
     """Return the decision of the site's rules on each of its copies of a run. Pure."""
     for copy in run.copies:
         if copy.host == here.name:
-            rule = plan_processed if copy.type == "processed" else plan_purge
+            rule = plan_purge if copy.type in here.types.primary else plan_processed
             yield copy, rule(run, copy, here, sites, now)
 
 

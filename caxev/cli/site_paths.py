@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from caxev.cli.options import options
 from caxev.config import ConfigError, Site, Sites
-from caxev.config.sites import TYPES, VERSIONED
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey
 from caxev.files import steady
@@ -70,21 +69,18 @@ def key_of(site: Site, path: str) -> CopyKey:
     Raises `GiveUp` if the site keeps no copies there.
     """
     # A copy is an entry of its type's directory, or of a version's directory in it: nothing deeper.
-    for kind in TYPES:
-        root = getattr(site, f"dir_{kind}")
-        if root is None:
-            continue
-        directory = os.path.dirname(path)
-        if kind not in VERSIONED and directory == os.path.realpath(root):
+    directory = os.path.dirname(path)
+    above, _, version = directory.rpartition("/pax_")
+    is_version = bool(version) and "/" not in version
+    versioned = site.types.versioned
+    for kind, root in site.directories.items():
+        if kind not in versioned and directory == os.path.realpath(root):
             return CopyKey(kind, site.name)
-        above, _, version = directory.rpartition("/pax_")
-        is_version = bool(version) and "/" not in version
-        if kind in VERSIONED and is_version and above == os.path.realpath(root):
+        if kind in versioned and is_version and above == os.path.realpath(root):
             return CopyKey(kind, site.name, version)
     expected = ", ".join(
-        f"{root}/{'pax_VERSION/' if kind in VERSIONED else ''}NAME"
-        for kind in TYPES
-        if (root := getattr(site, f"dir_{kind}")) is not None
+        f"{root}/{'pax_VERSION/' if kind in versioned else ''}NAME"
+        for kind, root in site.directories.items()
     )
     raise GiveUp(f"{path} is not a place for copies of {site.name}: those are {expected or 'none'}")
 
@@ -94,7 +90,7 @@ def own_name(path: str, site: Site, kind: str) -> str:
     # Entries use the path as in sites.json. That directory may be a link to the disk of today, and
     # then the resolved path does not begin with it.
     # The type's own directory first: several of the site's may lead to the same disk.
-    roots = (getattr(site, f"dir_{kind}", None), *site.roots)
+    roots = (site.directories.get(kind), *site.roots)
     return next(_below(path, filter(None, roots)), path)
 
 

@@ -16,8 +16,8 @@ from click.shell_completion import CompletionItem
 
 from caxev.cli.options import GlobalOptions
 from caxev.config import BY_METHOD, ConfigError, load_handlers
+from caxev.config.data_types import CAX, DataTypes
 from caxev.config.errors import hint, known_names
-from caxev.config.sites import TYPES
 from caxev.core import model
 from caxev.core.clock import utcnow
 from caxev.core.history import What
@@ -162,7 +162,7 @@ def _check_not_tag(options: GlobalOptions, tag: str) -> None:
 def _check_pattern(options: GlobalOptions, text: str) -> None:
     pattern = CopyPattern.read(text)
     if pattern.type is not None:
-        DATA_TYPE.convert(pattern.type, None, None)
+        _check_type(options, pattern.type)
     if pattern.host is not None:
         _check_host(options, pattern.host)
     if pattern.status is not None:
@@ -174,8 +174,21 @@ def _check_pattern(options: GlobalOptions, text: str) -> None:
             raise click.UsageError(f"no copy has the version {pattern.version!r} {names}")
 
 
+def types_of(options: GlobalOptions) -> DataTypes:
+    """Return the types of data of sites.json; if it cannot be read, those of cax."""
+    with suppress(ConfigError):
+        return options.sites().types
+    return CAX
+
+
+def _check_type(options: GlobalOptions, name: str) -> None:
+    known = types_of(options).known
+    if name not in known:
+        raise click.UsageError(f"there is no type {name!r} {known_names(name, known)}")
+
+
 def _patterns(options: GlobalOptions) -> Iterable[str]:
-    return [f"{kind}@{site}" for kind in TYPES for site in options.sites()]
+    return [f"{kind}@{site}" for kind in types_of(options).by_name for site in options.sites()]
 
 
 _PATHS: Final = {"detector": "detector", "source": "source.type"}
@@ -251,4 +264,4 @@ NOT_TAG: Final = ConditionType("not-tag", TAG.values, _check_not_tag)
 PATTERN: Final = ConditionType("has", _patterns, _check_pattern)
 """A copy that a run must have, or lack."""
 STATUS: Final = Known("status", _statuses, _check_status)
-DATA_TYPE: Final = OneOf("type", lambda _options: (*TYPES, "untriggered"))
+DATA_TYPE: Final = Known("type", lambda known: types_of(known).known, _check_type)

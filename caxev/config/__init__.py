@@ -9,6 +9,7 @@ environment, `handlers` the handlers' modules; `directories` has those of the li
 from caxev.config.alarms import Email, Sink, Webhook
 from caxev.config.archive import ArchiveOptions
 from caxev.config.corrections import Correction
+from caxev.config.data_types import DataType, DataTypes
 from caxev.config.directories import jobs_directory, private_directories, state_directory
 from caxev.config.errors import nearest
 from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
@@ -29,6 +30,8 @@ __all__ = [
     "Catalogue",
     "ConfigError",
     "Correction",
+    "DataType",
+    "DataTypes",
     "Deletion",
     "Email",
     "Link",

@@ -40,7 +40,7 @@ def jobs_directory(site: Site, kind: str) -> str:
 
     The nodes of a batch system must see it.
     """
-    how = {"processed": site.processing, "minitrees": site.minitrees}[kind]
+    how = site.processing_of(kind)
     if how is not None and how.directory is not None:
         return f"{_below(how.directory, site)}/{kind}"
     return f"{state_directory(site)}/jobs/{kind}"
@@ -49,9 +49,9 @@ def jobs_directory(site: Site, kind: str) -> str:
 def private_directories(site: Site, sites: Sites) -> Iterator[tuple[str, str]]:
     """Yield each directory in which only this site's listener may write, after its key."""
     yield "state", state_directory(site)
-    for key, how in (("processing", site.processing), ("minitrees", site.minitrees)):
-        if how is not None and how.directory is not None:
-            yield f"{key}: directory", _below(how.directory, site)
+    for kind, how in site.made.items():
+        if how.directory is not None:
+            yield f"{site.types.by_name[kind].making}: directory", _below(how.directory, site)
     if site.dir_tsm is not None:
         yield "dir_tsm", site.dir_tsm
     places = (archive_between(site, there).scratch for there in sites.values())

@@ -57,12 +57,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return repeating
 
 
-def repeats(value: object, label: str) -> Iterator[Repeat]:
+def repeats(value: object, label: str, *, inside: bool = True) -> Iterator[Repeat]:
     """Find the repeated keys of an object and of those inside it, but for one's own (``x_``)."""
     if isinstance(value, _Repeating):
         for key, same in value.repeated.items():
             if not key.startswith("x_"):
                 yield Repeat(label, key, same)
+    if not inside:
+        return
     if isinstance(value, dict):
         for key, inner in value.items():
             if not key.startswith("x_"):
@@ -77,9 +79,22 @@ def read_list(file: Path, of: str, absent: str = "") -> list[Any]:
 
     `absent`: what to do if there is no such file.
     """
+    return as_list(file, read_json(file, of, absent), of)
+
+
+def as_list(file: Path, document: Any, of: str) -> list[Any]:
+    """Return what a file holds if it is a list `of` something. Raises `ConfigError`."""
+    if not isinstance(document, list):
+        what = next((what for kind, what in _KINDS if isinstance(document, kind)), "a number")
+        raise ConfigError(f"{file} holds {what}, not a list of {of}: put it in [ and ]")
+    return document
+
+
+def read_json(file: Path, of: str, absent: str = "") -> Any:
+    """Read a file, in which there should be a list `of` something. Raises `ConfigError`."""
     try:
         # Some editors begin a file with a byte order mark, which is no JSON.
-        document = parse(read_limited(file, CONFIGURATION).decode("utf-8-sig"))
+        return parse(read_limited(file, CONFIGURATION).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist{absent}") from None
     except OSError as error:
@@ -96,10 +111,6 @@ def read_list(file: Path, of: str, absent: str = "") -> list[Any]:
         raise ConfigError(f"{file} holds a number that is too long: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{file} is nested too deeply to be a list of {of}") from error
-    if not isinstance(document, list):
-        what = next((what for kind, what in _KINDS if isinstance(document, kind)), "a number")
-        raise ConfigError(f"{file} holds {what}, not a list of {of}: put it in [ and ]")
-    return document
 
 
 _KINDS: Final = (

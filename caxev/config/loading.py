@@ -12,18 +12,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from attrs import evolve
+from attrs import evolve, frozen
 
+from caxev.config.data_types import PROCESSED, DataType
 from caxev.config.directories import directory_warnings
-from caxev.config.errors import Problems, failed, hint, shown
-from caxev.config.json_file import read_list, repeats
-from caxev.config.processing import Processing
+from caxev.config.errors import Problems, failed, hint, known_names, shown
+from caxev.config.json_file import as_list, read_json, repeats
+from caxev.config.own_types import site_class, types_of
 from caxev.config.reading import read
 from caxev.config.rucio import at
-from caxev.config.sites import CORRECTIONS, DIRECTORIES, Site, Sites, acts, is_archive
+from caxev.config.sites import CORRECTIONS, Site, Sites, acts, is_archive
+from caxev.config.values import Kind, check
 from caxev.core.errors import ConfigError
+from caxev.core.registry import OWN
 
 PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
 """The files that are tried if neither ``--config`` nor ``CAXEV_SITES`` names one."""
@@ -50,9 +53,15 @@ def find_sites(config: str | None = None, environ: Mapping[str, str] | None = No
 def load_sites(path: str | Path) -> Sites:
     """Read a sites.json. Raises `ConfigError` with everything that is wrong with it."""
     file = Path(path).absolute()
-    entries = read_sites(file)
+    given = read_sites(file)
+    entries = given.sites
     if not entries:
         raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
+    try:
+        types = types_of(given.types)
+    except Problems as error:
+        # Which keys sites have depends on the types.
+        raise failed(file, [f"types: {line}" for line in error.lines]) from None
     problems = list(_repeated_names(entries))
     sites: list[Site] = []
     warnings: list[str] = []
@@ -61,7 +70,7 @@ def load_sites(path: str | Path) -> Sites:
         for repeat in repeats(entry, label):
             (warnings if repeat.same else problems).append(str(repeat))
         try:
-            site = _resolved(_site(entry), file.parent)
+            site = _resolved(_site(entry, site_class(types)), file.parent)
         except Problems as error:
             problems += (f"{label}: {line}" for line in error.lines)
         else:
@@ -70,24 +79,59 @@ def load_sites(path: str | Path) -> Sites:
     if problems:
         raise failed(file, problems)
     by_name = {site.name: site for site in sites}
-    return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries), keys_of(entries))
+    return Sites(
+        file,
+        by_name,
+        (*warnings, *_warnings(sites)),
+        _digest(given.document),
+        keys_of(entries, given.types),
+    )
 
 
-def read_sites(file: Path) -> list[Any]:
-    """Read the entries of a sites.json as they stand there. Raises `ConfigError`."""
-    return read_list(file, "sites", ": name your sites.json by --config or CAXEV_SITES")
+def _given(value: Any) -> Any:
+    check(isinstance(value, list))
+    return value
 
 
-def _digest(entries: Sequence[object]) -> str:
+@frozen
+class SitesFile:
+    """A sites.json as it stands there: the entries of its sites, and its ``types``, if any."""
+
+    sites: Annotated[list[Any], Kind("a list of sites", _given)]
+    types: Annotated[list[Any] | None, Kind("a list of types of data", _given)] = None
+
+    @property
+    def document(self) -> Any:
+        """What the file holds: a list of sites, or an object with ``types`` and ``sites``."""
+        return self.sites if self.types is None else {"types": self.types, "sites": self.sites}
+
+
+def read_sites(file: Path) -> SitesFile:
+    """Read a sites.json as it stands there. Raises `ConfigError`."""
+    document = read_json(file, "sites", ": name your sites.json by --config or CAXEV_SITES")
+    if not (isinstance(document, dict) and {"sites", "types"} & {*document}):
+        return SitesFile(as_list(file, document, "sites"))
+    try:
+        given: SitesFile = read(SitesFile, document)
+    except Problems as error:
+        raise failed(file, error.lines) from None
+    repeated = [*repeats(document, "the file", inside=False), *repeats(given.types, "types")]
+    if differing := [str(repeat) for repeat in repeated if not repeat.same]:
+        raise failed(file, differing)
+    return given
+
+
+def _digest(entries: object) -> str:
     """Return a digest of the content, the same however the file is laid out."""
     # Two listeners of a site compare their digests: a new layout must not look like a new file.
     text = json.dumps(entries, sort_keys=True)
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def keys_of(entries: Sequence[object]) -> dict[str, str]:
-    """Return a digest of each key's value, by site and key: ``lngs.purge``."""
-    return {
+def keys_of(entries: Sequence[object], types: object = None) -> dict[str, str]:
+    """Return a digest of each key's value, by site and key: ``lngs.purge``; and of ``types``."""
+    known = {} if types is None else {"types": _digest(types)[:8]}
+    return known | {
         f"{name}.{key}": _digest([value])[:8]
         for entry in entries
         if isinstance(entry, dict) and (name := _name_of(entry))
@@ -111,16 +155,16 @@ def _repeated_names(entries: Iterable[object]) -> Iterator[str]:
             yield f"site {name!r}: stands {times} times in the list; rename or remove one"
 
 
-def _site(entry: object) -> Site:
+def _site(entry: object, kind: type[Site]) -> Site:
     if isinstance(entry, dict) and acts(entry) and is_archive(entry.get("method")):
         # In cax's tape and Rucio files, this is how the site reaches the archive.
         entry = {key: value for key, value in entry.items() if key != "method"}
-    site: Site = read(Site, entry)
+    site: Site = read(kind, entry)
     return site
 
 
 def _problems(site: Site) -> Iterator[str]:
-    for key in DIRECTORIES:
+    for key in site.types.directories:
         path = getattr(site, key)
         # On grid storage it is a part of a URL, which has neither the one nor the other meaning.
         if path is None or site.method in _GRID:
@@ -129,9 +173,31 @@ def _problems(site: Site) -> Iterator[str]:
             yield f"{key} must be an absolute path or null, not {shown(path)}"
         elif path.strip("/") == "":
             yield f"{key} is '/', the whole machine: name a directory in it"
-    for key, directory in (("processing", "dir_processed"), ("minitrees", "dir_minitrees")):
-        if getattr(site, key) is not None and getattr(site, directory) is None:
-            yield f"{key} needs {directory}, where the results go"
+    for kind in map(site.types.by_name.__getitem__, site.made):
+        if kind.name not in site.directories:
+            yield f"{kind.making} needs {kind.directory}, where the results go"
+        elif kind.name in site.types.groups[OWN] and not _has_version(kind, site):
+            yield f"{kind.making} needs version: such data has one, and its source has none"
+    yield from _shared(site)
+    for name in site.purge_versions:
+        if name not in (known := sorted(site.types.versioned - {PROCESSED})):
+            names = known_names(name, known)
+            yield f"purge_versions: {name!r} must be a type that has versions {names}"
+
+
+def _has_version(kind: DataType, site: Site) -> bool:
+    how = site.processing_of(kind.name)
+    given = how is not None and how.version is not None
+    return given or not kind.versioned or kind.source in site.types.versioned
+
+
+def _shared(site: Site) -> Iterator[str]:
+    """Report types of the file's own that have the directory of another; of cax's, see warnings."""
+    for one in site.types.own:
+        path = site.directories.get(one.name)
+        for key in site.types.directories:
+            if path is not None and key != one.directory and getattr(site, key) == path:
+                yield f"{one.directory} is {key} as well, {path}: give each type its own directory"
 
 
 def _resolved(site: Site, base: Path) -> Site:
@@ -149,7 +215,7 @@ def _warnings(sites: Sequence[Site]) -> Iterator[str]:
     names = [site.name for site in sites]
     for site in sites:
         yield from (f"site {site.name!r}: {line}" for line in _doubts(site, names))
-    yield from directory_warnings(sites, DIRECTORIES)
+    yield from directory_warnings(sites, sites[0].types.directories)
 
 
 def _doubts(site: Site, names: Sequence[str]) -> Iterator[str]:
@@ -164,10 +230,18 @@ def _doubts(site: Site, names: Sequence[str]) -> Iterator[str]:
             yield f"task_list names {name!r}, but corrections does not"
     if site.method == "lcg-cp":
         yield "method 'lcg-cp' no longer exists: use 'gfal-copy'"
-    for key in ("processing", "minitrees"):
-        how: Processing | None = getattr(site, key)
-        if how is not None and how.system != "local" and not (how.directory or site.state):
+    yield from _type_doubts(site)
+
+
+def _type_doubts(site: Site) -> Iterator[str]:
+    for key in ("data_type", "master"):
+        for name in getattr(site, key):
+            if name not in site.types.known:
+                known = known_names(name, site.types.by_name)
+                yield f"{key} names {name!r}, which is no type of data {known}"
+    for kind, how in site.made.items():
+        if how.system != "local" and not (how.directory or site.state):
             yield (
-                f"{key} names no directory, where jobs of {how.system} keep their files: the nodes"
-                " must see it"
+                f"{site.types.by_name[kind].making} names no directory, where jobs of {how.system}"
+                " keep their files: the nodes must see it"
             )

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from caxev.config.errors import shown
 from caxev.config.loading import load_sites, read_sites
-from caxev.config.sites import TYPES, Sites, acts, is_archive
+from caxev.config.sites import Sites, acts, is_archive
 
 Entry = dict[str, Any]
 PATHS: Final = ("identity", "known_hosts", "grid_cert")
@@ -42,9 +42,9 @@ LIMITS: Final = ("task_list", "dataset_list")
 
 @frozen
 class Conflict:
-    """A key of a site on which files disagree: the files and their values, in order."""
+    """A key on which files disagree: the files and their values, in order."""
 
-    site: str
+    site: str | None
     key: str
     values: tuple[tuple[str, object], ...]
 
@@ -53,27 +53,29 @@ class Conflict:
         for file, value in self.values:
             files.setdefault(shown(value), []).append(file)
         found = ", but ".join(f"{value} in {' and '.join(names)}" for value, names in files.items())
-        return f"site {self.site!r}: {self.key} is {found}"
+        return f"{f'site {self.site!r}: ' if self.site else ''}{self.key} is {found}"
 
 
 @frozen
 class Part:
-    """One file: its name, its entries as they stand there, and the sites that they make."""
+    """One file: its name, its entries and types as they stand there, and the sites they make."""
 
     file: str
     entries: Mapping[str, Entry]
     sites: Sites
+    types: list[Any] | None
 
     @classmethod
     def of(cls, path: str | Path) -> Part:
         """Read a file. Raises `ConfigError` if it is no sites.json."""
         sites = load_sites(path)
-        entries = (dict(entry) for entry in read_sites(sites.path))
-        return cls(str(path), {entry["name"]: entry for entry in entries}, sites)
+        given = read_sites(sites.path)
+        entries = {entry["name"]: dict(entry) for entry in given.sites}
+        return cls(str(path), entries, sites, given.types)
 
 
-def merge(paths: Sequence[str | Path]) -> tuple[list[Entry], list[Conflict]]:
-    """Merge files into the entries of one file, and list the conflicts.
+def merge(paths: Sequence[str | Path]) -> tuple[list[Entry] | Entry, list[Conflict]]:
+    """Merge files into what one file holds, and list the conflicts.
 
     In a conflict the first file's value is taken. Raises `ConfigError` for a file that cannot be
     read.
@@ -84,7 +86,10 @@ def merge(paths: Sequence[str | Path]) -> tuple[list[Entry], list[Conflict]]:
     merged = [_site(name, [p for p in parts if name in p.entries], conflicts) for name in names]
     for entry in merged:
         _narrow(entry, parts)
-    return merged, conflicts
+    types = [(part.file, part.types) for part in parts if part.types]
+    if len({part.sites.types for part in parts if part.types}) > 1:
+        conflicts.append(Conflict(None, "types", tuple(types)))
+    return ({"types": types[0][1], "sites": merged} if types else merged), conflicts
 
 
 def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
@@ -148,5 +153,6 @@ def _narrow(entry: Entry, parts: Iterable[Part]) -> None:
         if name in (*site.upload_options, *site.download_options)
         for kind in site.data_type
     }
-    if types and types != {*TYPES}:
-        entry["data_type"] = [kind for kind in TYPES if kind in types]
+    known = list(dict.fromkeys(one.name for part in parts for one in part.sites.types))
+    if types and types != {*known}:
+        entry["data_type"] = [kind for kind in known if kind in types]

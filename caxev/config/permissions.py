@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 from attrs import frozen
 
-from caxev.config.reading import read
+from caxev.config.reading import keys, read
 from caxev.config.values import Kind, check, filled, match, matching, printable
 
 _WHO: Final = r"(?:d(?:efault)?:)?(?:u(?:ser)?|g(?:roup)?|o(?:ther)?|m(?:ask)?)"
@@ -48,26 +48,26 @@ class Permission:
         return None if self.mode is None else self.mode & 0o666
 
 
-_Own = Annotated[Permission, Kind('an object, as {"mode": "0750"}')]
+Own = Annotated[Permission, Kind('an object, as {"mode": "0750"}')]
 
 
 @frozen
 class Permissions(Permission):
     """The key as it stands in sites.json: values for all types of data, and some types' own."""
 
-    raw: _Own = Permission()
+    raw: Own = Permission()
     """Raw data's own values; they override those for all types."""
-    processed: _Own = Permission()
+    processed: Own = Permission()
     """Processed data's own."""
-    minitrees: _Own = Permission()
+    minitrees: Own = Permission()
     """Minitrees' own."""
 
 
-def read_permissions(value: Any) -> dict[str, Permission]:
+def read_permissions(value: Any, kind: type[Permissions] = Permissions) -> dict[str, Permission]:
     """Read a site's ``permissions``, by type of data. Raises `Problems`."""
     # A type without any value is left out, so that its copies are not walked for nothing.
-    given = read(Permissions, value)
+    given = read(kind, value)
     common = Permission(given.mode, given.group, given.acl)
-    own = {"raw": given.raw, "processed": given.processed, "minitrees": given.minitrees}
-    merged = {kind: filled(one, common) for kind, one in own.items()}
-    return {kind: one for kind, one in merged.items() if one != Permission()}
+    own = [name for name in keys(kind) if name not in keys(Permission)]
+    merged = {name: filled(getattr(given, name), common) for name in own}
+    return {name: one for name, one in merged.items() if one != Permission()}

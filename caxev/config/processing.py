@@ -1,4 +1,4 @@
-"""How a site processes its data: ``processing`` and ``minitrees`` of its entry in sites.json.
+"""How a site makes data: ``processing``, ``minitrees`` and the like of its entry in sites.json.
 
 `caxev.handlers.processing` goes by them. Pure.
 """
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 from attrs import field, frozen
 
+from caxev.config.data_types import PROCESSED
 from caxev.config.values import (
     Count,
     Kind,
@@ -52,6 +53,7 @@ INPUTS: Final = (
     "processor.DEFAULT.drift_velocity_liquid",
     "processor.DEFAULT.electron_lifetime_liquid",
 )
+"""What pax needs of a run."""
 _RETRIES: Final = MappingProxyType(
     {"exit": 1, "timeout": 1, "memory": 1, "cancelled": 0, "node": 3, "lost": 1}
 )
@@ -147,8 +149,11 @@ class Processing:
         "{name}{suffix}.root"
     )
     """The name of the result."""
-    inputs: Annotated[tuple[str, ...], Kind("a list of fields' paths", listed(read_name))] = INPUTS
-    """Fields that the run must have; by default three of ``processor.DEFAULT``."""
+    inputs: Annotated[
+        tuple[str, ...] | None, Kind("a list of fields' paths", listed(read_name))
+    ] = None
+    """Fields that the run must have; by default three of ``processor.DEFAULT`` for processed data,
+    and none for other types."""
     max_jobs: Count | None = None
     """How many jobs may be queued, or at work here, at once; by default 1 local one, else 100."""
     retries: Annotated[
@@ -167,6 +172,12 @@ class Processing:
         Kind('hashes by version, as {"v6.8.0": "5b3d..."}', mapped(_version, read_name)),
     ] = field(factory=dict, hash=False)
     """What is noted in the entries, for each version."""
+
+    def needs(self, type: str) -> tuple[str, ...]:  # noqa: A002  # the field's own name
+        """Return the fields that a run must have before data of that type is made of it."""
+        if self.inputs is None:
+            return INPUTS if type == PROCESSED else ()
+        return self.inputs
 
     @property
     def most(self) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 from attrs import Factory, field, frozen
 
 from caxev.config.alarms import Sink, read_alarms
 from caxev.config.archive import ARCHIVES, ArchiveOptions
 from caxev.config.corrections import Correction, read_corrections
+from caxev.config.data_types import CAX, PROCESSED, DataTypes
 from caxev.config.errors import hint, known_names
 from caxev.config.links import Link
 from caxev.config.permissions import Permission, read_permissions
@@ -45,7 +46,7 @@ from caxev.config.values import (
 )
 from caxev.core.errors import ConfigError
 from caxev.core.paths import Root
-from caxev.core.registry import Handler, Here
+from caxev.core.registry import OWN, Handler, Here
 
 METHODS: Final = (
     "sftp",
@@ -64,9 +65,6 @@ MOVERS: Final = "caxev.transfer"
 WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "directory", "rucio"})
 UNREADABLE: Final = frozenset({"tsm", "directory", "rucio"})
 """Methods of what keeps copies without letting their files be read."""
-TYPES: Final = ("raw", "processed", "minitrees")
-VERSIONED: Final = frozenset({"processed", "minitrees"})
-DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
 CORRECTIONS: Final = (
     "AddGains",
     "AddDriftVelocity",
@@ -124,8 +122,12 @@ Base = Annotated[str | None, Kind("a path without '..'", _base)]
 
 @frozen
 class Site:
-    """One site of sites.json. An empty text counts as null."""
+    """One site of sites.json. An empty text counts as null.
 
+    If the file has ``types``, its sites are of the class that `caxev.config.own_types` makes.
+    """
+
+    types: ClassVar[DataTypes] = CAX
     name: Name
     """The site's name: ``host`` in the database's entries."""
     method: Annotated[str, Kind(f"one of {', '.join(METHODS)}", _method, METHODS)] = "sftp"
@@ -148,8 +150,8 @@ class Site:
     dir_tsm: Base = None
     """The directory in which data for tape is staged, best on the file system of ``dir_raw``,
     outside of the data directories; nobody else may write there. Names on tape lie below it."""
-    data_type: Names = TYPES
-    """The types of data that it moves."""
+    data_type: Names = field(default=Factory(lambda self: (*self.types.by_name,), takes_self=True))
+    """The types of data that it moves; by default all."""
     upload_options: Names = ()
     """Names of the sites that it pushes to."""
     download_options: Names = ()
@@ -159,6 +161,11 @@ class Site:
     Older data is not pulled. Null: never."""
     pax_version_purge: Text = None
     """The version of which processed data is deleted here, and not made any more."""
+    purge_versions: Annotated[
+        Mapping[str, str],
+        Kind('versions by type, as {"minitrees": "v6.8.0"}', mapped(read_name, read_name)),
+    ] = field(default=Factory(dict), hash=False)
+    """The same for other types that have versions."""
     nstreams: Count | None = None
     """How many SSH connections one transfer with the site may have, by default 16; for
     ``gfal-copy``, the streams for each file."""
@@ -305,7 +312,13 @@ class Site:
 
         Other sites may write there, too.
         """
-        return self._marked(self.dir_raw, self.dir_processed, self.dir_minitrees)
+        return self._marked(*self.directories.values())
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """The base directories of copies by their types."""
+        named = ((one.name, getattr(self, one.directory)) for one in self.types)
+        return {name: path for name, path in named if path is not None}
 
     @property
     def marked(self) -> tuple[Root, ...]:
@@ -318,20 +331,36 @@ class Site:
 
     def key_of(self, root: str) -> str:
         """Return the key under which sites.json names this directory first."""
-        return next(key for key in DIRECTORIES if getattr(self, key) == root)
+        return next(key for key in self.types.directories if getattr(self, key) == root)
 
     def directory(self, type: str, version: str | None = None) -> str | None:  # noqa: A002  # the field's own name
         """Return the directory for such data; None if the site holds none.
 
         None as well for derived data whose version is missing or cannot be part of a path.
         """
-        root: str | None = getattr(self, f"dir_{type}") if type in TYPES else None
-        if root is None or type not in VERSIONED:
+        root = self.directories.get(type)
+        if root is None or type not in self.types.versioned:
             return root
         # The version comes from the database, which other sites write: it must not lead elsewhere.
         if not version or "/" in version or "\0" in version:
             return None
         return f"{root.rstrip('/')}/pax_{version}"
+
+    def processing_of(self, type: str) -> Processing | None:  # noqa: A002  # the field's own name
+        """Return how this site makes data of that type; None if it does not."""
+        kind = self.types.find(type)
+        how: Processing | None = None if kind is None else getattr(self, kind.making, None)
+        return how
+
+    @property
+    def made(self) -> dict[str, Processing]:
+        """How this site makes data, by type."""
+        found = {one: self.processing_of(one) for one in self.types.by_name}
+        return {one: how for one, how in found.items() if how is not None}
+
+    def purged_version(self, type: str) -> str | None:  # noqa: A002  # the field's own name
+        """Return the version of such data that is deleted here; None: none is."""
+        return self.pax_version_purge if type == PROCESSED else self.purge_versions.get(type)
 
     def link(self, name: str) -> Link:
         """Return the limits of the link to that site as seen from here: its own, else ours."""
@@ -348,11 +377,16 @@ class Site:
 
         ``task_list`` has its name or an alias.
         """
-        if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
-            return f"{self.name} gives no {' or '.join(handler.needs)}"
+        if handler.needs and not any(getattr(self, key, None) for key in self._keys(handler.needs)):
+            known = " or ".join(self._keys(handler.needs))
+            return f"{self.name} gives no {known or 'types of its own'}"
         if self.task_list and {handler.name, *handler.aliases}.isdisjoint(self._tasks):
             return f"task_list of {self.name} leaves it out"
         return None
+
+    def _keys(self, needs: Iterable[str]) -> list[str]:
+        own = [one.making for one in self.types.own if one.source is not None]
+        return [key for need in needs for key in (own if need == OWN else (need,))]
 
     @property
     def _tasks(self) -> frozenset[str]:
@@ -409,6 +443,11 @@ class Sites:
     digest: str = ""
     keys: Mapping[str, str] = field(factory=dict, repr=False)
 
+    @property
+    def types(self) -> DataTypes:
+        """The types of data that these sites know."""
+        return next((site.types for site in self.values()), CAX)
+
     def get(self, name: str) -> Site:
         """Return the site of that name. Raises `ConfigError` naming the nearest one."""
         if name in self.by_name:
@@ -437,5 +476,12 @@ class Sites:
         site = self.get(name)
         passive = (one.name for one in self.values() if not one.listener and one.name != name)
         inputs = (path for one in site.correcting() for path in one.when)
-        needed = () if site.processing is None else site.processing.inputs
-        return Here(name, frozenset(passive), frozenset(inputs), site.wants, frozenset(needed))
+        needed = (path for kind, how in site.made.items() for path in how.needs(kind))
+        return Here(
+            name,
+            frozenset(passive),
+            frozenset(inputs),
+            site.wants,
+            frozenset(needed),
+            site.types.groups,
+        )

@@ -16,11 +16,12 @@ from typing import Any, Final, TypeAlias
 
 from attrs import frozen
 
-from caxev.config import Site, Sites
+from caxev.config import DataTypes, Site, Sites
+from caxev.config.data_types import CAX
 from caxev.copies.holds import as_seen, held, rows, stays
 from caxev.copies.readings import Ask
 from caxev.copies.remaining import enough, unread
-from caxev.copies.retention import RAW, DeletionPlan
+from caxev.copies.retention import DeletionPlan
 from caxev.core.clock import Clocks
 from caxev.core.entry import Hold, as_utc, text
 from caxev.core.job import Skip, Wait
@@ -86,7 +87,7 @@ class Intent:
     bulk: str | None = None
 
     @classmethod
-    def of(cls, copy: Copy) -> Intent | None:
+    def of(cls, copy: Copy, types: DataTypes = CAX) -> Intent | None:
         """Read the intent of an entry; None if there is none, or it is invalid."""
         row = copy.deletion
         if copy.status != DELETING or row is None:
@@ -95,7 +96,7 @@ class Intent:
         if not isinstance(keep, int) or at is None or was not in (TRANSFERRED, ERROR):
             return None
         # Again, as someone may have edited the entry since.
-        if copy.type == RAW:
+        if copy.type in types.protected:
             keep = max(keep, 1)
         digests = {name: row.get(name) for name in ("manifest", "checksum")}
         like = Copy(copy.key, TRANSFERRED, digests)
@@ -146,7 +147,7 @@ Step: TypeAlias = Proven | Wait | Withdraw | Skip
 
 def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask | Step:
     """Decide the next step for a copy that is to go."""
-    wanted = Intent.of(copy)
+    wanted = Intent.of(copy, site.types)
     if wanted is None:
         return Skip(f"it is {copy.status}, and does not say by whose wish")
     if copy.is_erasing:

@@ -10,7 +10,8 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.config import Site, Sites
+from caxev.config import DataType, Site, Sites
+from caxev.config.data_types import PROCESSED
 from caxev.copies.holds import stays
 from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
@@ -19,9 +20,6 @@ from caxev.core.job import Skip, Unmet, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Event, Run
 from caxev.core.moments import after
 from caxev.core.paths import plain
-
-RAW: Final = "raw"
-
 
 NEVER: Final = "untriggered"
 """The type of the DAQ's buffer, which is never touched."""
@@ -55,13 +53,13 @@ class DeletionPlan:
 def plan_purge(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
 ) -> DeletionPlan | Skip | Wait:
-    """Decide whether a raw copy at `site` is old enough to go; with `full` age does not matter."""
+    """Decide whether a primary copy at `site` is old enough; with `full` age does not matter."""
     if copy is None or copy.status not in (TRANSFERRED, ERROR):
         return _unfinished(copy)
-    if copy.type != RAW:
-        return Skip("only raw data has an age")
+    if copy.type not in site.types.primary:
+        return Skip(f"{copy.type} data has no age: only what nothing is made from has one")
     if site.purge is None and not full:
-        return Skip("purge is null: raw data stays")
+        return Skip(f"purge is null: {copy.type} data stays")
     due = _due(run, site)
     if due is None:
         return Skip("the run has no start, and so no age")
@@ -82,7 +80,7 @@ def _unfinished(copy: Copy | None) -> Skip:
 
 def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
     """Return that the site would purge this data at once, so that bringing it is pointless."""
-    due = _due(run, site) if key.type == RAW and site.purge is not None else None
+    due = _due(run, site) if days_kept(key, site) is not None else None
     if due is None or due >= now or any(tag in run.tags for tag in site.deletion.protect):
         return None
     return f"it would be purged at once at {site.name} (purge: {site.purge:g} days)"
@@ -90,32 +88,42 @@ def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> str | Non
 
 def days_kept(key: CopyKey, site: Site) -> float | None:
     """Return for how many days from its arrival a requested copy stays; None: no rule ends it."""
-    return site.purge if key.type == RAW else None
+    return site.purge if key.type in site.types.primary else None
 
 
 def goes_at_once(key: CopyKey, site: Site) -> str | None:
     """Return the rule that would delete such a copy as soon as it has come, or None."""
-    if key.type == RAW and site.purge == 0:
+    if days_kept(key, site) == 0:
         return f"purge of {site.name} is 0: it would be deleted at once"
-    if key.type == "processed" and key.version and key.version == site.pax_version_purge:
-        return f"pax_version_purge of {site.name} is {key.version}: it would be deleted at once"
+    if (kind := _purged(key, site)) is not None:
+        return f"{kind.purging} of {site.name} is {key.version}: it would be deleted at once"
     return None
+
+
+def _purged(key: CopyKey, site: Site) -> DataType | None:
+    """Return the type of data whose version is deleted at a site; None if that version is not."""
+    gone = key.version is not None and key.version == site.purged_version(key.type)
+    return site.types.find(key.type) if gone else None
 
 
 def plan_processed(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
 ) -> DeletionPlan | Skip | Wait:
-    """Decide whether a processed copy at `site` has the version to be purged."""
+    """Decide whether a copy at `site` has the version to be purged: processed data, or the like."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or about to go")
-    if copy.type != "processed" or site.pax_version_purge is None:
-        return Skip("pax_version_purge is null: processed data stays")
-    if copy.version != site.pax_version_purge:
-        return Skip(f"pax_version_purge is {site.pax_version_purge}, not {copy.version}")
+    kind, version = site.types.find(copy.type), site.purged_version(copy.type)
+    if kind is None:
+        return Skip(f"{copy.type} is no type of data in sites.json")
+    if version is None:
+        return Skip(f"{kind.purging} is null: {copy.type} data stays")
+    if copy.version != version:
+        return Skip(f"{kind.purging} is {version}, not {copy.version}")
     if (wait := _withdrawn(copy, site)) is not None and now < wait.until:
         return wait
-    by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
-    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=0)
+    by, why = f"{site.name}: purge_processed", f"{kind.purging}: {copy.version}"
+    keep = site.deletion.copies if copy.type in site.types.protected else 0
+    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=keep)
 
 
 def plan(
@@ -132,20 +140,20 @@ def plan(
 ) -> DeletionPlan | Skip | Wait:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
-    For raw data `keep` is at least one. Only a bad copy goes `by_entries`. The decision is to wait
-    if a person holds the copy until a known time.
+    For data that cannot be made again `keep` is at least one. Only a bad copy goes `by_entries`.
+    The decision is to wait if a person holds the copy until a known time.
     """
     if by_entries and copy.status != ERROR:
         return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
-    # Raw data cannot be made again: no configuration deletes its last copy.
-    if copy.type == RAW:
+    # What cannot be made again keeps its last copy, whatever is configured.
+    if copy.type in site.types.protected:
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
     if (wish := stays(run, copy, now)) is not None:
         return wish
     # Bad raw data goes only if the right content is known: it might be the only good copy.
-    like = _like(run, copy, sites)
+    like = _like(run, copy, site, sites)
     if like is None:
         return Unmet("no majority of its copies says what is right: caxev vouch names a right one")
     wanted = DeletionPlan(copy, by, why, keep, like, by_entries)
@@ -213,11 +221,11 @@ def _shares(run: Run, copy: Copy) -> bool:
     )
 
 
-def _like(run: Run, copy: Copy, sites: Sites) -> Copy | None:
+def _like(run: Run, copy: Copy, site: Site, sites: Sites) -> Copy | None:
     if copy.status == TRANSFERRED and (copy.manifest or copy.checksum):
         return copy
     most = majority(run, copy.key, same=same_bytes(sites))
-    return next(iter(most), None) or (None if copy.type == RAW else copy)
+    return next(iter(most), None) or (None if copy.type in site.types.protected else copy)
 
 
 def _due(run: Run, site: Site) -> datetime | None:
@@ -240,13 +248,11 @@ def unwanted(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
 
 
 def _other_version(key: CopyKey, site: Site) -> str | None:
-    """Return why a site wants no processed data of that version, or None if it does."""
-    if key.type != "processed" or key.version is None:
-        return None
-    if key.version == site.pax_version_purge:
-        return f"{key.version} is to be purged at {site.name} (pax_version_purge)"
-    wanted = site.pax_processing_versions
-    if wanted and key.version not in wanted:
+    """Return why a site wants no such data of that version, or None if it does."""
+    if (kind := _purged(key, site)) is not None:
+        return f"{key.version} is to be purged at {site.name} ({kind.purging})"
+    wanted = site.pax_processing_versions if key.type == PROCESSED else ()
+    if wanted and key.version is not None and key.version not in wanted:
         return f"{site.name} wants {', '.join(wanted)}, not {key.version} (pax_processing_versions)"
     return None
 

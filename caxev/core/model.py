@@ -322,6 +322,10 @@ class Run:
         """The bytes of its raw data, once that is complete."""
         return count(self.document.get("raw_size_byte"))
 
+    def size_of(self, copy: Copy) -> int | None:
+        """Return the bytes of a copy: those in its entry, or the run's if it is of raw data."""
+        return self.raw_size if copy.size is None and copy.type == "raw" else copy.size
+
     def given_up(self, key: CopyKey) -> list[FormerCopy]:
         """Return each time that the copy with this key was given up, as far as that is kept."""
         return self._former("given_up", key)

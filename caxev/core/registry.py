@@ -8,7 +8,7 @@ handlers want an event.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 from zlib import crc32
@@ -40,6 +40,15 @@ CORRECTION_INPUTS: Final = "<inputs of corrections>"
 """Stands for the fields of a run that the site's ``corrections`` wait for."""
 PROCESSING_INPUTS: Final = "<inputs of the processing>"
 """Stands for the fields that a run must have before the site processes it."""
+PRIMARY: Final = "<primary>"
+"""Stands for the types of data that are made from no other."""
+DERIVED: Final = "<derived>"
+"""Stands for the types of data that are made from others."""
+VERSIONED: Final = "<versioned>"
+"""Stands for the types of data that have versions."""
+OWN: Final = "<of types>"
+"""Stands for the derived types of data that ``types`` of sites.json adds; of `needs`, for the keys
+by which a site makes them."""
 GONE: Final = "gone"
 """Stands for the status of a copy, or the presence of a tag, that is no longer there."""
 
@@ -57,7 +66,7 @@ class Here:
 
     `passive` are the sites without a listener, `correction_inputs` and `processing_inputs` the
     fields of runs that the site's corrections and its processing wait for; `wants` returns whether
-    the site has enabled a handler.
+    the site has enabled a handler. `types` has the names behind `PRIMARY` and the like.
     """
 
     name: str
@@ -65,6 +74,7 @@ class Here:
     correction_inputs: frozenset[str]
     wants: Callable[[Handler], bool]
     processing_inputs: frozenset[str] = frozenset()
+    types: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
 
 
 def _set(value: str | Iterable[str] | None) -> frozenset[str]:
@@ -75,7 +85,11 @@ def _other_copy(
     aspect: CopyKey | CopyField, types: frozenset[str], hosts: frozenset[str], here: Here
 ) -> str | None:
     """Return why a copy is not of these types at these hosts; an empty set allows all."""
-    if types and aspect.type not in types:
+    if (
+        types
+        and aspect.type not in types
+        and not any(aspect.type in here.types.get(one, ()) for one in types)
+    ):
         return f"the type is {aspect.type}, not {_either(types)}"
     if hosts and not any(_host_is(aspect.host, host, here) for host in hosts):
         return f"the host is {aspect.host}, not {_either(hosts)}"
@@ -207,7 +221,8 @@ def copy(
 ) -> CopyTrigger:
     """Trigger on a copy that reaches `status` (`GONE`: it vanishes).
 
-    `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`; without `type` or `host`, any.
+    `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`, `type` a name, `PRIMARY`, `DERIVED`,
+    `VERSIONED` or `OWN`; without `type` or `host`, any.
     """
     return CopyTrigger(status, type, host)
 

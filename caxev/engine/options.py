@@ -16,7 +16,6 @@ from loguru import logger
 from caxev.alarms.manager import Recipient
 from caxev.alarms.recipients import recipients
 from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
-from caxev.config.sites import DIRECTORIES
 from caxev.core.alarms import Alarm, Alarms
 from caxev.core.clock import utcnow
 from caxev.core.history import Deed, HistoryRow, What
@@ -31,8 +30,8 @@ LEASE: Final = 15.0
 """Seconds within which a stand-by takes over from a listener that vanished."""
 GRACE: Final = 30.0
 """Seconds that reactions in flight get to end after SIGTERM."""
-FIXED: Final = (*DIRECTORIES, "alarms", "handlers", "lanes", "listener", "state")
-"""Keys of the listener's own site that count only from its next start on."""
+FIXED: Final = ("alarms", "handlers", "lanes", "listener", "state")
+"""Keys of the listener's own site that, as its directories, count only from its next start on."""
 WATCHING: Final = ("corrections", "task_list")
 """Keys of which the same is true if they need further fields of runs to be watched."""
 KEY: Final = "configuration"
@@ -84,11 +83,14 @@ class Options:
 def adopted(options: Options, sites: Sites) -> tuple[Options, list[str]]:
     """Return the options with these sites, and the keys that count only after a restart. Pure.
 
-    Raises `ConfigError` if the site is gone from them.
+    Raises `ConfigError` if the site is gone from them, or the types of data are others.
     """
+    if sites.types != options.sites.types:
+        raise ConfigError(f"{sites.path}: types has changed: restart the listener")
     before, after = options.site, sites.get(options.site.name)
-    waiting = [key for key in FIXED if getattr(after, key) != getattr(before, key)]
-    new = _with(options, sites, evolve(after, **{key: getattr(before, key) for key in FIXED}))
+    fixed = (*sites.types.directories, *FIXED)
+    waiting = [key for key in fixed if getattr(after, key) != getattr(before, key)]
+    new = _with(options, sites, evolve(after, **{key: getattr(before, key) for key in fixed}))
     if not new.registry.watched <= options.registry.watched:
         kept = {key: getattr(before, key) for key in WATCHING}
         waiting += [key for key in WATCHING if getattr(after, key) != kept[key]]

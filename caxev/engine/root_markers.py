@@ -15,7 +15,6 @@ from loguru import logger
 
 from caxev.config import Site, Sites
 from caxev.config.directories import are_near
-from caxev.config.sites import DIRECTORIES, TYPES
 from caxev.core.errors import RootAway
 from caxev.core.paths import Root
 from caxev.database import Database, SiteRecord
@@ -112,7 +111,8 @@ async def adopt(
 def _place(marker: Marker, sites: Sites) -> str:
     """Return the directory of sites.json that a marker was made for; empty if it is not there."""
     site = sites.find(marker.site)
-    return "" if site is None or marker.key not in DIRECTORIES else getattr(site, marker.key) or ""
+    known = () if site is None else site.types.directories
+    return getattr(site, marker.key) or "" if marker.key in known else ""
 
 
 def foreign_markers(there: Iterable[Marker], owner: Site, sites: Sites) -> list[Marker]:
@@ -146,7 +146,7 @@ def _way_out(held: Holding) -> str:
 
 async def _check_copies(database: Database, call: Call, held: Holding) -> None:
     kind = held.key.removeprefix("dir_")
-    if kind not in TYPES:
+    if kind not in held.owner.directories:
         return  # nothing that an entry names stands there
     known = await database.known_locations(held.owner.name, kind, SAMPLE)
     # An empty mount point would pass for an empty disk, and each of its copies for lost.

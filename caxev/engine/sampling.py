@@ -20,7 +20,6 @@ from loguru import logger
 from caxev import __version__, metrics
 from caxev.alarms.health import descriptors
 from caxev.alarms.manager import AlarmManager
-from caxev.config.sites import TYPES
 from caxev.core.alarms import Severity
 from caxev.core.clock import utcnow
 from caxev.core.model import (
@@ -52,7 +51,6 @@ SELDOM: Final = 300.0
 """Seconds for which the number of copies is not counted again."""
 SHARE: Final = 20.0
 """Figures are kept for so many times the seconds that they took: 5 % of a database's thread."""
-KNOWN_TYPES: Final = (*TYPES, "untriggered")
 OURS: Final = (REQUESTED, TRANSFERRING, VERIFYING, TRANSFERRED, ERROR, MOVING, DELETING)
 STATUSES: Final = (*OURS, "RSEreupload", "RSEquota")
 JOB_STATES: Final = ("waiting", "submitted", "ended")
@@ -189,7 +187,7 @@ class Sampler:
             """Return host, type and a third label, of which each is one of a few."""
             return (
                 _one_of(row["host"], sites.by_name),
-                _one_of(row["type"], KNOWN_TYPES),
+                _one_of(row["type"], sites.types.known),
                 _one_of(row[last], known),
             )
 

@@ -116,7 +116,7 @@ class DirectoryFetch:
             files=await checked(database, entry),
             expected=None if known is None else Manifest.from_rows(known),
             rse=self.rse,
-            single=entry.type != "raw",
+            single=entry.type not in self.chosen.there.types.primary,
         )
 
 
