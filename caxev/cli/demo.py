@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Final
 
 import click
@@ -28,10 +29,17 @@ MEGABYTE: Final = 1_000_000
     show_default=True,
     help="Megabytes in each run.",
 )
+@click.option(
+    "--sites",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A changed copy of the example's sites.json, to be tried.",
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C.")
 @click.option("--open", "opening", is_flag=True, help="Open the page in a browser, and keep it.")
-def demo(runs: int, size_mb: float, as_json: bool, keep: bool, opening: bool) -> None:
+def demo(
+    *, runs: int, size_mb: float, sites: Path | None, as_json: bool, keep: bool, opening: bool
+) -> None:
     """Try caxev on this machine: runs are taken, copied, verified, processed and put on tape.
 
     Starts a MongoDB, three SSH servers, three listeners and a simulated tape, all on loopback
@@ -46,12 +54,14 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool, opening: bool) ->
     from rich.console import Console
 
     from caxev.demo.play import play
+    from caxev.demo.world import SITES
 
     summary, is_complete = play(
         Console(stderr=as_json),
         runs,
         int(size_mb * MEGABYTE),
         keep=keep or opening,
+        sites=sites or SITES,
         opened=webbrowser.open if opening else None,
     )
     if as_json:

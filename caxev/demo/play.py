@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.table import Table
 
 from caxev import aio
-from caxev.config import ConfigError
+from caxev.config import ConfigError, load_sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp
 from caxev.core.ledger import Reaction
@@ -66,20 +66,23 @@ def play(
     size: int,
     *,
     keep: bool,
+    sites: Path = SITES,
     opened: Callable[[str], object] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Play with so many runs of `size` bytes; return the summary, and whether all went well.
 
-    `opened` is called with the address of the page, once it is served.
+    `sites` is a sites.json with the site `BIRTH`. `opened` is called with the address of the page,
+    once it is served.
 
-    Raises `ConfigError` if the disk has too little room.
+    Raises `ConfigError` if that is wrong, or the disk has too little room.
     """
+    load_sites(sites).get(BIRTH)
     with (
         ended_by_signals() as tidying_up,
         tempfile.TemporaryDirectory(prefix="caxev-demo-") as directory,
     ):
         _check_room(directory, runs * size)
-        with World(Path(directory), SITES, tape=True) as world:
+        with World(Path(directory), sites, tape=True) as world:
             show = Show(console, world, opened)
             try:
                 summary = run(_main, world, show, runs, size, keep)
@@ -108,9 +111,14 @@ def wanted(world: World, runs: int) -> dict[str, int]:
     return {
         "verified": runs * len(world.listening),
         "on_tape": runs * (len(sites) - len(world.listening)),
-        "processed": runs * sum(site.processing is not None for site in sites),
-        "minitrees": runs * sum(site.minitrees is not None for site in sites),
+        **{kind: runs * sum(kind in site.made for site in sites) for kind in derived(world)},
     }
+
+
+def derived(world: World) -> list[str]:
+    """Return the types of data that sites may make from others, in the order of their making."""
+    types = world.sites.types
+    return sorted(types.derived, key=types.order)
 
 
 @contextmanager
@@ -196,7 +204,8 @@ class Show:
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
             f"{summary['on_tape']} on tape, {summary['back_from_tape']} back from it, "
             f"{summary['processed']} processed, "
-            f"{summary['minitrees']} with minitrees, in {summary['seconds']} s; "
+            + "".join(f"{summary[kind]} with {kind}, " for kind in derived(self.world)[1:])
+            + f"in {summary['seconds']} s; "
             f"{summary['purged']} purged"
         )
         self.say(
@@ -400,10 +409,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
         "verified": sum(map(good, raw)),
         "on_tape": sum(map(good, everywhere)) - sum(map(good, raw)),
         "back_from_tape": sum(good(copy) and copy.source == TAPE for copy in raw),
-        **{
-            kind: sum(one.type == kind and good(one) for one in copies)
-            for kind in ("processed", "minitrees")
-        },
+        **{kind: sum(one.type == kind and good(one) for one in copies) for kind in derived(world)},
         "reactions": {
             "done": len(done),
             "failed": sum(states.get("failed", 0) for states in tally.values()),

@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 from attrs import define, field
 
 from caxev.config import Settings, Sites, load_sites
+from caxev.config.loading import read_sites
 from caxev.demo import daq
 from caxev.demo.server import known_hosts_line, make_key
 from caxev.testing.mongod import ReplicaSet, start_with_us
@@ -33,7 +34,6 @@ LEAVES: Final = 20.0
 """Seconds that a process may take to end when asked."""
 FIRST_START: Final = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
-DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
 TAPE: Final = "tsm-server"
 """The name of the tape archive in cax."""
 SITES: Final = Path(__file__).with_name("sites.json")
@@ -66,12 +66,16 @@ class World:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.mongod = stack.enter_context(self.server(self._made("mongod")))
-            entries = json.loads(self.template.read_text())
+            given = read_sites(self.template)
+            entries = given.sites
             if self.tape:
                 add_tape(entries)
             reached = [entry for entry in entries if entry.get("method") != "tsm"]
             ports = self._start_servers(reached, stack)
-            self.sites = self._write_sites(entries, reached, ports)
+            self._direct(entries, reached, ports)
+            file = self.directory / "sites.json"
+            file.write_text(json.dumps(given.document, indent=2))
+            self.sites = load_sites(file)
             # Registered last, so that it runs first: listeners leave before their servers end.
             stack.callback(self.stop_listeners)
             self._stack = stack.pop_all()
@@ -142,9 +146,10 @@ class World:
         (self.directory / "keys" / f"{name}.port").unlink()
         return _port_in(*self._start_server(name, self._stack))
 
-    def _write_sites(
+    def _direct(
         self, entries: list[dict[str, Any]], reached: list[dict[str, Any]], ports: list[int]
-    ) -> Sites:
+    ) -> None:
+        """Let the entries name what is here."""
         keys = self.directory / "keys"
         for entry in entries:
             if entry not in reached:
@@ -157,12 +162,9 @@ class World:
                 known_hosts=str(keys / "known_hosts"),
                 state=str(self.directory / "state"),
             )
-            for key in DIRECTORIES:
-                if entry.get(key) is not None:
+            for key in [key for key in entry if key.startswith("dir_")]:
+                if entry[key] is not None:
                     entry[key] = str(self.dir_of(entry["name"], key))
-        file = self.directory / "sites.json"
-        file.write_text(json.dumps(entries, indent=2))
-        return load_sites(file)
 
     def _simulator(self, name: str) -> dict[str, Any]:
         """Return how the simulated tapes of an archive are reached: ``archive`` of its entry."""

@@ -23,6 +23,7 @@ from attrs import define, field
 
 from caxev import aio, failpoints
 from caxev.config import Settings, Sites, load_sites
+from caxev.config.data_types import CAX
 from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
 from caxev.core.history import HistoryRow
@@ -338,6 +339,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
 
     _handlers: tuple[Handler, ...]
     _sites: Mapping[str, Mapping[str, Any]]
+    _types: Sequence[Mapping[str, Any]]
     _mongo_uri: str | None
     _stack: AsyncExitStack = field(init=False, factory=AsyncExitStack)
 
@@ -373,7 +375,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
         name = f"lab_{secrets.token_hex(6)}"
         settings = Settings.load(mongo_uri=uri, database=name, environ={})
         with tempfile.TemporaryDirectory(prefix="caxev-lab-") as directory:
-            sites = _laid_out(Path(directory), self._sites)
+            sites = _laid_out(Path(directory), self._sites, self._types)
             try:
                 async with aio.loop(), open_database(settings) as database:
                     await prepare(database)
@@ -389,13 +391,15 @@ class Opening(AbstractAsyncContextManager[Lab]):
 def lab(
     *reactions: HandlerLike,
     sites: int | Mapping[str, Mapping[str, Any]] = 1,
+    types: Sequence[Mapping[str, Any]] = (),
     mongo_uri: str | None = None,
 ) -> Opening:
     """Return a lab in which these reactions are enabled at every site; see the package.
 
     A reaction is a function decorated by ``@on``, or a module with all of its reactions. `sites` is
     their number, or the entry in sites.json of each by its name; each has a directory for every
-    type of data, and is reached by ``local``. The server is `mongo_uri`, else that in
+    type of data, and is reached by ``local``. `types` are the further types of sites.json. The
+    server is `mongo_uri`, else that in
     ``CAXEV_LAB_MONGO_URI``, else a mongod that this process starts once and stops when it ends.
 
     Raises TypeError for anything but reactions, `ConfigError` for invalid sites.
@@ -404,7 +408,7 @@ def lab(
     given = {name: {} for name in NAMES[:sites]} if isinstance(sites, int) else sites
     if not given or (isinstance(sites, int) and len(given) < sites):
         raise ValueError(f"sites={sites}: 1 to {len(NAMES)}, or a dict by name")
-    return Opening(handlers, given, mongo_uri)
+    return Opening(handlers, given, types, mongo_uri)
 
 
 def _handlers(reaction: HandlerLike) -> list[Handler]:
@@ -419,16 +423,19 @@ def _handlers(reaction: HandlerLike) -> list[Handler]:
     return found
 
 
-def _laid_out(directory: Path, sites: Mapping[str, Mapping[str, Any]]) -> Sites:
+def _laid_out(
+    directory: Path, sites: Mapping[str, Mapping[str, Any]], types: Sequence[Mapping[str, Any]]
+) -> Sites:
     """Write a sites.json and create the directories in it."""
+    kinds = [*CAX.by_name, *(one["name"] for one in types)]
     entries = []
     for name, given in sites.items():
         base = directory / name
-        kept = {f"dir_{kind}": str(base / kind) for kind in ("raw", "processed", "minitrees")}
+        kept = {f"dir_{kind}": str(base / kind) for kind in kinds}
         state = {"state": str(directory / "state")}
         entries.append({"name": name, "method": "local", **kept, **state, **given})
     file = directory / "sites.json"
-    file.write_text(json.dumps(entries))
+    file.write_text(json.dumps({"types": list(types), "sites": entries} if types else entries))
     loaded = load_sites(file)
     for root in (root for site in loaded.values() for root in site.marked):
         Path(root).mkdir(parents=True, exist_ok=True)

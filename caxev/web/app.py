@@ -263,7 +263,7 @@ class Pages:
             "run_part.html",
             run=run,
             source=source_of(run),
-            copies=sorted(run.copies, key=lambda one: views.order_of(one.type)),
+            copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
             open=[self._owed(*one) for one in reactions if one[0].state is not State.DONE],
             history=rows,
             raw=_lines(raw[:RAW_SHOWN] + cut),

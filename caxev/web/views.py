@@ -331,6 +331,7 @@ def storage_parts(scene: Scene, sizes: Mapping[tuple[str, str], int]) -> Parts:
 def host_rows(scene: Scene, sizes: Mapping[tuple[str, str], int]) -> list[HostRow]:
     """Return a row for each host with copies."""
     counts: dict[str, dict[str, Counter[str]]] = {}
+    order = scene.sites.types.order
     for place, number in scene.state.runs.counts.items():
         kind = {TRANSFERRED: "good", ERROR: "bad"}.get(place.status, "busy")
         counts.setdefault(place.host, {}).setdefault(place.type, Counter())[kind] += number
@@ -339,18 +340,12 @@ def host_rows(scene: Scene, sizes: Mapping[tuple[str, str], int]) -> list[HostRo
             host,
             tuple(
                 TypeRow(kind, n["good"], n["busy"], n["bad"], sizes.get((host, kind)))
-                for kind, n in sorted(counts[host].items(), key=lambda one: order_of(one[0]))
+                for kind, n in sorted(counts[host].items(), key=lambda one: order(one[0]))
             ),
         )
         for host in scene.hosts
         if host in counts
     ]
-
-
-def order_of(kind: str) -> tuple[int, str]:
-    """Return a key that sorts types of data as they are made of one another."""
-    known = ("raw", "processed", "minitrees")
-    return (known.index(kind) if kind in known else len(known), kind)
 
 
 VIEWS: Final[Mapping[str, Callable[[Scene], Parts]]] = {
