@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from caxev import aio
 from caxev.core.model import CopyKey, Run
 from caxev.demo import daq, server
+from caxev.demo.world import SITES
 
 START = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
@@ -279,3 +280,31 @@ def test_a_run_s_whole_life(tmp_path: Path) -> None:
     ):
         assert any(one == site and words in line for one, line in there), (words, said[told:])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.replicaset
+def test_a_type_of_data_that_sites_json_alone_defines(tmp_path: Path) -> None:
+    """A copy of the example with a fourth type: the demo counts each, made at the site that says how."""
+    entries = json.loads(SITES.read_text())
+    entries[1] |= {
+        "dir_channels": "/data/chicago/channels",
+        "channels": {**entries[1]["minitrees"], "output": "{name}_channels.jsonl"},
+    }
+    sites = tmp_path / "my_sites.json"
+    types = [{"name": "channels", "source": "processed"}]
+    sites.write_text(json.dumps({"types": types, "sites": entries}))
+    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(
+        [*command, "--sites", str(sites)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    kinds = ("processed", "minitrees", "channels")
+    assert {kind: summary[kind] for kind in kinds} == dict.fromkeys(kinds, 1)
+    assert "1 with minitrees, 1 with channels, in " in ended.stderr
+    assert "channels chicago: transferred" in ended.stderr

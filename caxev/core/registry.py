@@ -46,7 +46,7 @@ DERIVED: Final = "<derived>"
 """Stands for the types of data that are made from others."""
 VERSIONED: Final = "<versioned>"
 """Stands for the types of data that have versions."""
-OWN: Final = "<of types>"
+OWN: Final = "<own type>"
 """Stands for the derived types of data that ``types`` of sites.json adds; of `needs`, for the keys
 by which a site makes them."""
 GONE: Final = "gone"
