@@ -284,7 +284,7 @@ def test_a_run_s_whole_life(tmp_path: Path) -> None:
 
 @pytest.mark.replicaset
 def test_a_type_of_data_that_sites_json_alone_defines(tmp_path: Path) -> None:
-    """A copy of the example with a fourth type: the demo counts each, made at the site that says how."""
+    """The example with a fourth type of data: the demo makes and counts it, too."""
     entries = json.loads(SITES.read_text())
     entries[1] |= {
         "dir_channels": "/data/chicago/channels",
