@@ -188,6 +188,8 @@ def test_a_type_adds_its_keys(written: Written) -> None:
     again = load_sites(written(TYPES, entry, name="again.json"))
     assert again.get("lngs") == lngs
     assert type(lngs) is site_class(sites.types)
+    fewer = load_sites(written([*TYPES, {"name": "more"}], entry))
+    assert {key for key in sites.keys if sites.keys[key] != fewer.keys[key]} == {"types"}
 
 
 def test_a_site_with_types_goes_to_a_worker(written: Written) -> None:
