@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -140,14 +141,20 @@ async def minitrees(job: Job) -> Result:
     field(PROCESSING_INPUTS),
     tag(DO_NOT, gone=True),
     needs=(OWN,),
-    decide=lambda job: skip_of(_unless_gone(job, plan_own)),
+    decide=lambda job: skip_of(_unless_gone(job, _plan_own(job))),
 )
 async def derive(job: Job) -> Result:
     """Claim data of the types that ``types`` of sites.json adds, once what it is made of is here.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, _unless_gone(job, plan_own))
+    return await claim(job, _unless_gone(job, _plan_own(job)))
+
+
+def _plan_own(job: Job) -> Plan:
+    # Of a copy only what is made from it: other data may have been deleted on purpose since.
+    aspect = job.event.aspect
+    return partial(plan_own, about=aspect.type if isinstance(aspect, CopyKey) else None)
 
 
 def _unless_gone(job: Job, plan: Plan) -> list[CopyPlan] | Skip:
@@ -369,9 +376,14 @@ def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
     return plan_derived(run, ("minitrees",), site)
 
 
-def plan_own(run: Run, site: Site) -> list[CopyPlan] | Skip:
-    """Decide which data of the types that ``types`` adds this site makes of a run now. Pure."""
-    return plan_derived(run, site.types.groups[OWN] & {*site.made}, site)
+def plan_own(run: Run, site: Site, about: str | None = None) -> list[CopyPlan] | Skip:
+    """Decide which data of the types that ``types`` adds this site makes of a run now. Pure.
+
+    If the event is `about` a type of data, only that type and those that are made from it.
+    """
+    made = [one for one in site.types.own if one.name in site.made]
+    wanted = [one.name for one in made if about in (None, one.name, one.source)]
+    return plan_derived(run, wanted, site)
 
 
 @frozen

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import pytest
 
-from caxev import DELETING, ERROR, TRANSFERRED, CopyKey, Skip
+from caxev import DELETING, ERROR, TRANSFERRED, CopyKey, RunUpdate, Skip
 from caxev.config import ConfigError, Processing, Site, Sites, load_sites
 from caxev.config.data_types import CAX
 from caxev.config.merging import merge
@@ -348,6 +348,10 @@ def test_own_types_are_made_of_their_source() -> None:
     assert claim.key == CopyKey("events", "lngs", "v7")
     gone = attrs.evolve(here, purge_versions={"peaks": "v7"})
     assert isinstance(processing.plan_own(run, gone), Skip)
+    assert isinstance(processing.plan_own(run, here, about="veto"), Skip)
+    assert [one.key.type for one in claims(processing.plan_own(run, here, about="peaks"))] == [
+        "events"
+    ]
     tagged = Run.from_document({**run.document, "tags": [{"name": "donotprocess"}]})
     assert isinstance(processing.plan_own(tagged, here), Skip)
 
@@ -403,9 +407,14 @@ async def test_types_that_only_sites_json_knows(here: Lab) -> None:
     assert there.status == TRANSFERRED
     assert run.copy(CopyKey("peaks", "chicago", "v1")) is None  # data_type
 
+    deleted = run.copy(CopyKey("events", "lngs", "v1"))
+    assert deleted is not None
+    await here.update(RunUpdate.remove_copy(run, deleted))
+    assert await here.settle() == []
     run = await here.put(run, "lngs", type="veto", files={"v": b"veto"})
     assert await here.settle() == []
     run = await here.look(run)
+    assert run.copy(deleted.key) is None  # data that it is not made of is no reason to make it
     brought = run.copy(CopyKey("veto", "chicago"))
     assert brought is not None
     assert (brought.status, brought.size) == (TRANSFERRED, 4)
