@@ -8,7 +8,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from attrs import evolve, frozen
+from attrs import astuple, evolve, frozen
 from bson import ObjectId
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from caxev.core.ledger import (
     FIRST_DELAY,
     INTERRUPTIONS,
     LONGEST_DELAY,
+    LONGEST_NOTE,
     PATIENCE,
     SHORTEST_DELAY,
     SURPRISES,
@@ -392,3 +393,11 @@ def test_what_waits_for_a_disk_says_for_which() -> None:
     for outcome, root in ((Interrupted(), "/data"), (Done(), ""), (Postponed("y"), "")):
         after = settle(claim(away, 1), outcome, make.EPOCH, allowed=ALLOWED, jitter=0.5)
         assert (after.root, after.hindered is None) == (root, not root)
+
+
+@pytest.mark.parametrize("kind", [Done, Postponed, Surprise, Failed, Interrupted, Hindered])
+def test_a_reason_of_any_length_is_brief(kind: Any) -> None:
+    """It is searched, logged and kept, by the loop that serves all runs."""
+    text = "".join(str(part) for part in astuple(kind("x" * 1_000_000)) if isinstance(part, str))
+    assert text == "x" * LONGEST_NOTE + " ..."
+    assert astuple(kind("\udcff"))[0] == "\\udcff"

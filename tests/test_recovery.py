@@ -41,7 +41,7 @@ from caxev import (
 from caxev.alarms.health import HealthMonitor
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import SURPRISES, Reaction
+from caxev.core.ledger import LONGEST_NOTE, SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run
 from caxev.database import (
     Batch,
@@ -1039,6 +1039,7 @@ async def _is_settled(db: Database) -> bool:
         (5, "failed", "the handler returned a int, not a RunUpdate, a Skip or None"),
         (ExceptionGroup("two", [GiveUp("one"), Retry("two")]), "failed", "one"),
         (GiveUp("bad name \udcff\0"), "failed", "bad name \\udcff\0"),
+        (GiveUp("x" * 1_000_000), "failed", "x" * LONGEST_NOTE + " ..."),
     ],
 )
 async def test_outcomes(database: Named, result: Any, state: str, note: str) -> None:

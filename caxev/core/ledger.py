@@ -45,7 +45,7 @@ from functools import cached_property
 from json import dumps
 from typing import Final, TypeAlias
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from caxev.core.model import (
     Aspect,
@@ -76,6 +76,18 @@ INTERRUPTIONS: Final = 20
 """Deaths of the process during a reaction after which it is parked as their likely cause."""
 
 
+LONGEST_NOTE: Final = 2000
+"""Characters of a reason that are kept: an error's text may be of any length."""
+
+
+def _brief(text: object) -> str:
+    kept = str(text)
+    if len(kept) > LONGEST_NOTE:
+        kept = f"{kept[:LONGEST_NOTE]} ..."
+    # A file's name in it need not be valid text; the database takes only that.
+    return kept.encode(errors="backslashreplace").decode()
+
+
 class State(StrEnum):
     """The state of a reaction; see the module's theory."""
 
@@ -89,7 +101,7 @@ class State(StrEnum):
 class Done:
     """The handler returned. `idle`: it did nothing, and `note` says why."""
 
-    note: str = ""
+    note: str = field(default="", converter=_brief)
     idle: bool = False
 
 
@@ -97,7 +109,7 @@ class Done:
 class Postponed:
     """Try again after `after` seconds, or (None) with back-off. Only the latter is an attempt."""
 
-    why: str
+    why: str = field(converter=_brief)
     after: float | None = None
 
 
@@ -105,21 +117,21 @@ class Postponed:
 class Surprise:
     """An error that the handler did not foresee."""
 
-    why: str
+    why: str = field(converter=_brief)
 
 
 @frozen
 class Failed:
     """Do not try again until a person asks for it."""
 
-    why: str
+    why: str = field(converter=_brief)
 
 
 @frozen
 class Interrupted:
     """The process was asked to leave before the handler returned. Costs no attempt."""
 
-    why: str = "interrupted"
+    why: str = field(default="interrupted", converter=_brief)
 
 
 @frozen
@@ -132,7 +144,7 @@ class Hindered:
     the listener that watches that directory raises the alarm.
     """
 
-    why: str
+    why: str = field(converter=_brief)
     patience: float = PATIENCE
     root: str = ""
     host: str = ""
@@ -187,7 +199,7 @@ class Reaction:
     epoch: int | None = None
     attempts: int = 0
     interrupted: int = 0
-    note: str = ""
+    note: str = field(default="", converter=_brief)
     started: datetime | None = None
     priority: int = 0
     hindered: datetime | None = None

@@ -326,8 +326,7 @@ def _settlement(reaction: Reaction) -> Document:
     fields: Document = {
         "state": reaction.state.value,
         "attempts": reaction.attempts,
-        # A note may quote a file's name, which need not be valid text.
-        "note": reaction.note[:2000].encode(errors="backslashreplace").decode(),
+        "note": reaction.note,
     }
     if reaction.started is not None:
         fields["started"] = reaction.started
