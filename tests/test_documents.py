@@ -181,6 +181,9 @@ def test_files_are_there(name: str) -> None:
     assert [one for one in (*files, *scripts) if not list(ROOT.glob(one))] == []
 
 
+METRICS = ("port", "address", "certificate", "key", "push", "push-every")
+
+
 def test_every_option_of_a_command_is_there() -> None:
     """The table of commands leaves out no option but those that tune."""
     (commands,) = tables(section("deploy/README.md", "Commands"))
@@ -190,7 +193,7 @@ def test_every_option_of_a_command_is_there() -> None:
         named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     selects = {f"--{one}" for one in (*CONDITIONS, *COPY_PARTS)}
     general = {"--json", "--yes", "--lease", "--grace", "--limit", "--help", "--wide"}
-    general |= {f"--metrics-{name}" for name in ("port", "address", "certificate", "key")}
+    general |= {f"--metrics-{name}" for name in METRICS}
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)

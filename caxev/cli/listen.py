@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from caxev.database import Database, Request, Snapshots
+    from caxev.engine.metrics_push import PushAddress
     from caxev.engine.options import Options
     from caxev.metrics_server import MetricsAddress
 
@@ -82,6 +83,19 @@ if TYPE_CHECKING:
         type=click.Path(dir_okay=False, path_type=Path),
         help="...whose key is in this file.",
     ),
+    click.option(
+        "--metrics-push",
+        metavar="URL",
+        help="Push metrics to this collector by OTLP: https://otel.example.org/v1/metrics",
+    ),
+    click.option(
+        "--metrics-push-every",
+        type=Finite(1, 86400),
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="...so often.",
+    ),
 )
 def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> None:
     """Act for a site: follow the runs database and react to its changes.
@@ -124,6 +138,21 @@ def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
     return found
 
 
+def push_address(running: dict[str, Any]) -> PushAddress | None:
+    """Take the options about pushing out of these; return where to push, if anywhere.
+
+    Raises `ConfigError` if metrics cannot be pushed there.
+    """
+    from caxev.engine.metrics_push import PushAddress
+
+    url, every = running.pop("metrics_push"), running.pop("metrics_push_every")
+    if url is None:
+        return None
+    found = PushAddress(url, every)
+    found.check()
+    return found
+
+
 def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:
     """Return the listener's options, checked. Raises `ConfigError` if it could not run."""
     from caxev.batch.following import JobEnds
@@ -151,6 +180,7 @@ def _listening(given: GlobalOptions, site: str, registry: Registry, **running: A
         services=(RuleFiles, Messages, JobEnds),
         reread=partial(_reread, given, site),
         metrics=metrics_address(running),
+        metrics_push=push_address(running),
         **running,
     )
     _check(site, sites)

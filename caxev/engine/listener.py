@@ -25,6 +25,7 @@ from caxev.database import Database, LeaseLost, one_of, open_database
 from caxev.engine.indexes import make_indexes
 from caxev.engine.lease import RENEW, stand_by
 from caxev.engine.leaving import Leaving
+from caxev.engine.metrics_push import MetricsPush
 from caxev.engine.options import Options, Reloader
 from caxev.engine.presence import Presence
 from caxev.engine.session import LeaderSession
@@ -43,6 +44,8 @@ async def listen(options: Options) -> None:
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     if options.metrics is not None:
         MetricsServer(options.metrics).begin()
+    if options.metrics_push is not None:
+        MetricsPush(options.metrics_push).begin()
     tune_collector()
     leaving = Leaving()
     async with aio.loop(), open_database(options.settings) as database:

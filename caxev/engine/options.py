@@ -21,6 +21,7 @@ from caxev.core.clock import utcnow
 from caxev.core.history import Deed, HistoryRow, What
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError, Lease
+from caxev.engine.metrics_push import PushAddress
 from caxev.engine.root_markers import holdings
 from caxev.metrics_server import MetricsAddress
 
@@ -71,6 +72,7 @@ class Options:
     lease_time: float = LEASE
     grace: float = GRACE
     metrics: MetricsAddress | None = None
+    metrics_push: PushAddress | None = None
     caught_up: float = CAUGHT_UP
     reread: Callable[[], Sites] | None = None
     services: Sequence[Callable[[Database, Lease, Site, Sites], Service]] = ()
