@@ -128,7 +128,8 @@ def test_a_version_is_checked_before_it_is_switched_to(machine: Machine) -> None
     assert machine.current == version
     steps = [line.partition(" with")[0] for line in machine.log]
     assert "--require-hashes" in steps[0]
-    assert steps[2:] == [
+    assert steps[2] == f"caxev man {machine.home}/versions/{version}/share/man/man1"
+    assert steps[3:] == [
         "caxev sites check --site lngs",
         "caxev handlers --site lngs",
         "caxev sites check --site chicago",

@@ -71,6 +71,7 @@ GROUPS: Final = {
         "backup": ("caxev.cli.backup:backup", "Write what only caxev has to a file."),
         "restore": ("caxev.cli.backup:restore", "Write a back-up to the database again."),
         "completion": ("caxev.cli.completion:completion", "Switch on completion in your shell."),
+        "man": ("caxev.cli.man:man", "Write manual pages, made from the help of each command."),
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },
     "Started by other programs": {
