@@ -609,6 +609,20 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
 
 
 @pytest.mark.replicaset
+def test_stray_of_selected_runs(ground: Ground) -> None:
+    """Their entries, and files named as they are: what else is there is neither shown nor gone."""
+    littered(ground)
+    assert stray(ground, "--run", "1-2") == {f"{NAME}.root": "unknown", "gone": "raw of run 2"}
+    assert stray(ground, "--name", "str*", "--delete") == {"stray": "deleted"}
+    assert {*stray(ground)} == {".caxev-part-left", "other", "link"} | {
+        f"{NAME}.root",
+        "alien.root",
+        "gone",
+    }
+    assert_one_line(ground.caxev("stray", "--site", "lngs", "--run", "77"), 5, "no run 77")
+
+
+@pytest.mark.replicaset
 def test_what_stands_beside_a_stray_file_does_not_matter(ground: Ground) -> None:
     """A link of any name may lead anywhere."""
     littered(ground)

@@ -293,17 +293,25 @@ ASKING = (
     (("hold", "--run", "1", "--site", "depot"), "update", "runs_new"),
     (("verify", "--deep", *_AT), "update", "runs_new"),
     (("rm", *_AT), "update", "runs_new"),
-    (("replay", *_AT), "update", "caxev_ledger"),
+    (("tag", "add", "good", "--run", "1"), "update", "runs_new"),
+    (("replay", *_AT), "insert", "caxev_requests"),
+    (("replay", "--run", "1-5", "--site", "lngs"), "insert", "caxev_requests"),
 )
 """Commands that ask for something, with the first right that they need."""
+_X = {"x": 1}
 FORBIDDEN = tuple(
     pytest.param(deed, id=name)
     for name, deed in (
         ("add a run", lambda there: there["runs_new"].insert_one({})),
         ("delete a run", lambda there: there["runs_new"].delete_one({})),
         ("drop the runs", lambda there: there["runs_new"].drop()),
+        ("write a reaction", lambda there: there["caxev_ledger"].insert_one({})),
+        ("change a reaction", lambda there: there["caxev_ledger"].update_one({}, {"$set": _X})),
         ("delete a reaction", lambda there: there["caxev_ledger"].delete_one({})),
-        ("change a request", lambda there: there["caxev_requests"].update_one({}, {"$set": {}})),
+        ("delete a request", lambda there: there["caxev_requests"].delete_one({})),
+        ("change history", lambda there: there["caxev_history"].update_one({}, {"$set": _X})),
+        ("delete history", lambda there: there["caxev_history"].delete_one({})),
+        ("write a manifest", lambda there: there["caxev_manifests"].insert_one({})),
         ("delete a manifest", lambda there: there["caxev_manifests"].delete_one({})),
         ("write elsewhere", lambda there: there["another"].insert_one({})),
         ("read elsewhere", lambda there: there.client["admin"]["system.users"].find_one()),

@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 import trio
@@ -33,7 +33,7 @@ from caxev.cli.inventory import (
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, columns, fail_if, run_parts, show_rows, time
 from caxev.cli.register import found_at
-from caxev.cli.selection import named
+from caxev.cli.selection import RunChoice, named, selects_runs
 from caxev.cli.site_paths import at_disks, names_of, ours, run_called
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
@@ -58,7 +58,9 @@ _HOUR: Final = 3600.0
     "caxev stray --site lngs",
     "caxev stray --site lngs --delete --dry-run",
     "caxev stray --site lngs --register",
+    "caxev stray --site lngs --run 100-200",
 )
+@selects_runs(required=False, copies=())
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option("--delete", is_flag=True, help="Delete files without an entry.")
 @click.option("--register", is_flag=True, help="Register those that are a run's copy.")
@@ -71,13 +73,16 @@ _HOUR: Final = 3600.0
     help="Skip files that have changed in the last HOURS.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
-def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool) -> None:
+def stray(
+    *, runs: RunChoice, site: str, delete: bool, register: bool, age: float, dry_run: bool
+) -> None:
     """Find files without an entry, and entries without files.
 
     Run it on the site's own machine. It may run beside the listener: it has the lowest priority
     and needs little memory. A directory without any entry is one row. Abandoned partial files
     and files that were put aside are `leftover`. Entries without files are only listed: caxev
-    verify --deep has the site check them. Exit code 1 if something could not be read or done.
+    verify --deep has the site check them. If runs are selected, only their entries are listed, and
+    files that are named as these runs. Exit code 1 if something could not be read or done.
     """
     if delete and register:
         raise click.UsageError("give either --delete or --register, not both")
@@ -89,7 +94,8 @@ def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool)
         async with at_disks(database, here, options().sites()) as (there, known):
             # The earlier of both clocks: a file that is being written now must not look old.
             before = clock.safe_now().timestamp() - age * _HOUR
-            search = Search(there, known, act, before, dry_run)
+            only = await _selected(database, runs) if runs.selects else None
+            search = Search(there, known, act, before, dry_run, only)
             none = "every file has an entry, and every entry its files"
             await show_rows(_COLUMNS, search.rows(database), empty=none)
             return search.all_well
@@ -100,12 +106,29 @@ def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool)
 _COLUMNS = columns("what", "files", SIZE, "path", "state")
 
 
+class Selected(NamedTuple):
+    """The selected runs: their ids, as texts, and their names."""
+
+    ids: frozenset[str]
+    names: frozenset[str]
+
+    def means(self, find: Find) -> bool:
+        """Return whether files without an entry are named as one of these runs."""
+        name, _ = run_called(os.fsdecode(find.path))
+        return name in self.names
+
+
+async def _selected(database: Database, choice: RunChoice) -> Selected:
+    found = [(str(run.id), run.name) async for run in choice.each(database)]
+    return Selected(frozenset(one for one, _ in found), frozenset(name for _, name in found))
+
+
 @define
 class Search:
     """A search at one site; `act` is ``delete``, ``register`` or an empty text.
 
-    `before`: files that have changed since (seconds since 1970) are left alone. `all_well`: all
-    could be read and done so far.
+    `before`: files that have changed since (seconds since 1970) are left alone. `only`: the runs
+    about which it is; None: all. `all_well`: all could be read and done so far.
     """
 
     site: Site
@@ -113,6 +136,7 @@ class Search:
     act: str
     before: float
     dry_run: bool
+    only: Selected | None = None
     all_well: bool = field(init=False, default=True)
 
     @property
@@ -134,12 +158,14 @@ class Search:
                 await trio.to_thread.run_sync(check_root, root)
             self._sure(inventory.musts(), gone)
             async for finds in _paged(inventory.finds()):
-                for find in await self._unknown(database, finds):
+                wanted = [one for one in finds if self.only is None or self.only.means(one)]
+                for find in await self._unknown(database, wanted):
                     row = await self._done(database, find)
                     self.all_well = row.pop("ok") and self.all_well
                     yield row
             async for claims in _paged(inventory.gone()):
-                for claim in await self._still(database, claims):
+                due = [one for one in claims if self.only is None or one.run in self.only.ids]
+                for claim in await self._still(database, due):
                     yield _gone_row(claim)
 
     async def _claim(self, database: Database, inventory: Inventory) -> None:

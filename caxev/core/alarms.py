@@ -33,6 +33,7 @@ from attrs import Factory, evolve, field, frozen
 
 from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, delay
+from caxev.core.model import RunId
 
 CALM: Final = timedelta(minutes=5)
 """How long an alarm must be over before its end is delivered."""
@@ -75,7 +76,8 @@ class Alarm:
     """Something that needs a person.
 
     `key` is unique within the site. `summary` is one line, `run` the run's label if the alarm is
-    about a run, `details` are further lines by name. `once`: an event, which cannot be over.
+    about a run, and `run_id` its id; `details` are further lines by name. `once`: an event, which
+    cannot be over.
     """
 
     site: str
@@ -85,6 +87,7 @@ class Alarm:
     run: str = ""
     details: Mapping[str, str] = field(factory=dict, converter=_details)
     once: bool = False
+    run_id: RunId | None = None
 
     @property
     def id(self) -> str:
@@ -288,6 +291,7 @@ def parked(reaction: Reaction, run: str) -> Alarm:
         parked_key(reaction),
         f"{reaction.handler} has failed for {run} ({reaction.event})",
         run=run,
+        run_id=reaction.run,
         details={
             "why": reaction.note,
             "what to do": "see caxev explain, correct the cause, then run caxev retry",
@@ -343,6 +347,7 @@ def uncancellable(reaction: Reaction, why: str, run: str) -> Alarm:
         uncancellable_key(reaction),
         f"{reaction.handler} does not stop for {run} ({reaction.event})",
         run=run,
+        run_id=reaction.run,
         details={"why it should": why, "what to do": todo},
     )
 

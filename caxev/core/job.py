@@ -294,7 +294,9 @@ class Job:
         site = getattr(self.site, "name", "")
         key = self._alarm_key(name, about)
         level = Severity(severity)
-        await self.ports.alarm(Alarm(site, key, summary, level, str(self.run), details))
+        label, run_id = str(self.run), self.run.id
+        alarm = Alarm(site, key, summary, level, label, details, run_id=run_id)
+        await self.ports.alarm(alarm)
 
     async def all_clear(self, name: str, *, about: object = None) -> None:
         """End the alarm of that name, if it is active; else this costs nothing."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from attrs import asdict
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.alarms import AlarmState
 from caxev.core.history import Deed, HistoryRow, What
+from caxev.core.selection import MOST
 from caxev.database.client import Document
 from caxev.database.connection import operation
 from caxev.database.history import History
@@ -39,6 +40,7 @@ def alarm_row(state: AlarmState) -> Document:
         "severity": alarm.severity.value,
         "summary": alarm.summary,
         "run": alarm.run,
+        **({} if alarm.run_id is None else {"run_id": alarm.run_id}),
         "details": [[name, value] for name, value in alarm.details.items()],
         "once": alarm.once,
         "since": state.since,
@@ -52,9 +54,13 @@ def alarm_rows(state: AlarmState) -> list[HistoryRow]:
     alarm, since = state.alarm, state.since
     key = f"{alarm.site}:alarm:{alarm.id}:{since:%Y%m%dT%H%M%S}{since.microsecond // 1000:03d}"
 
+    word = alarm.run.removeprefix("run ")
+    number = int(word) if word.isdecimal() and int(word) <= MOST else None
+    of: Any = {"run": alarm.run_id, "number": number, "name": "" if number else word}
+
     def row(what: What, at: datetime, key: str) -> HistoryRow:
         deed = Deed(what=what, reason=alarm.summary)
-        return HistoryRow(at=at, site=alarm.site, deed=deed, id=key)
+        return HistoryRow(at=at, site=alarm.site, deed=deed, id=key, **of)
 
     rows = [row(What.ALARM_RAISED, since, key)]
     return (

@@ -204,6 +204,7 @@ def alarm_state_from(document: Mapping[str, Any]) -> AlarmState:
         row.text("run"),
         details,
         row.flag("once"),
+        row.run("run_id") if "run_id" in document else None,
     )
     if document.get("_id") != {"alarm": alarm.key, "s": alarm.site}:
         raise Malformed("its _id is that of another alarm")

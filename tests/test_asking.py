@@ -1,0 +1,207 @@
+"""What people ask of many runs: one request each for what listeners do, and its row of history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from pymongo import MongoClient
+
+from caxev import HERE, Job
+from caxev import copy as on_copy
+from caxev.asking.base import DONE, FAILED, DataChoice, RequestedAct, World
+from caxev.asking.copies import CopyData
+from caxev.asking.deletions import DeleteCopies
+from caxev.asking.readings import ReadCopies
+from caxev.core.clock import utcnow
+from caxev.core.model import Run
+from tests import engine
+from tests.conftest import Database as Named
+from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
+from tests.test_rm import SITES, entry
+
+Document = dict[str, Any]
+MANY = 30
+REQUEST = "3f9ac0d1"
+AT = ("--site", "lngs")
+
+
+# -- how far a run is -----------------------------------------------------------------------------
+
+
+def run_with(*entries: Document, **fields: Any) -> Run:
+    return Run.from_document({**engine.run_document(1), "data": list(entries), **fields})
+
+
+def going(**fields: Any) -> Document:
+    wish = {"by": "me", "why": "x", "keep": 1, "at": utcnow(), "was": "transferred"}
+    return entry("lngs", status="deleting", deletion={**wish, "bulk": REQUEST}, **fields)
+
+
+ASKED = {"check_asked": [{"id": REQUEST, "at": None}]}
+ANSWERED = {**ASKED, "check_answered": [REQUEST]}
+STATES: tuple[tuple[RequestedAct, Run, str | None], ...] = (
+    (CopyData(DataChoice("raw"), None, "lngs"), run_with(entry("lngs")), None),
+    (CopyData(DataChoice("raw"), None, "lngs"), run_with(entry("lngs", bulk=REQUEST)), DONE),
+    (
+        CopyData(DataChoice("raw"), None, "lngs"),
+        run_with(entry("lngs", bulk=REQUEST, status="verifying")),
+        "verifying",
+    ),
+    (
+        CopyData(DataChoice("raw"), None, "lngs"),
+        run_with(entry("lngs", bulk=REQUEST, status="error")),
+        FAILED,
+    ),
+    (DeleteCopies("lngs", DataChoice("raw")), run_with(going()), "deleting"),
+    (DeleteCopies("lngs", DataChoice("raw")), run_with(entry("lngs")), None),
+    (
+        DeleteCopies("lngs", DataChoice("raw")),
+        run_with(deleted_data=["odd", {"host": "lngs", "bulk": REQUEST}]),
+        DONE,
+    ),
+    (ReadCopies(), run_with(entry("lngs")), None),
+    (ReadCopies(), run_with(entry("lngs", **ASKED)), "asked"),
+    (ReadCopies(), run_with(entry("lngs", **ANSWERED), entry("chicago", **ASKED)), "asked"),
+    (ReadCopies(), run_with(entry("lngs", **ANSWERED)), DONE),
+    (ReadCopies(), run_with(entry("lngs", status="error", **ANSWERED)), FAILED),
+)
+
+
+@pytest.mark.parametrize(("act", "run", "state"), STATES)
+def test_how_far_a_run_is(act: RequestedAct, run: Run, state: str | None) -> None:
+    """Its entries show it, and what is neither there nor deleted is open again."""
+    assert act.state_of(run, REQUEST) == state
+
+
+def test_what_has_begun_is_not_taken_back() -> None:
+    """Nor what another request asked for."""
+    nobody: Any = None
+    world = World(nobody, nobody, "me@here", request=REQUEST)
+    act, moment = DeleteCopies("lngs", DataChoice("raw")), utcnow()
+    assert list(act.withdrawals(run_with(going(erasing=moment)), world)) == []
+    (step,) = act.withdrawals(run_with(going()), world)
+    assert step.row is not None
+    assert (step.row.deed.what, step.row.deed.by) == ("cancelled", "me@here")
+    copy = CopyData(DataChoice("raw"), None, "lngs")
+    begun = entry("lngs", bulk=REQUEST, status="transferring")
+    other = entry("lngs", bulk="another", status="requested")
+    assert [list(copy.withdrawals(run_with(one), world)) for one in (begun, other)] == [[], []]
+    read = run_with(entry("lngs", **ANSWERED), entry("chicago", **ASKED))
+    assert [one.what for one in ReadCopies().withdrawals(read, world)] == ["raw at chicago"]
+
+
+# -- in the database ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(online: Caxev, database: Named) -> Caxev:  # noqa: F811  # the fixture
+    """The command line, with runs at three sites."""
+    Path("sites.json").write_text(json.dumps(SITES))
+    documents = []
+    for number in range(1, MANY + 1):
+        data = [entry(one, location=f"/{one}/{number}") for one in ("lngs", "chicago", "stockholm")]
+        fields = {"data": data, "raw_size_byte": 10**9}
+        documents.append({**engine.run_document(number), **fields})
+    with MongoClient[Document](database.uri) as client:
+        client[database.name]["runs_new"].insert_many(documents)
+    return online
+
+
+def found(database: Named, collection: str, **query: Any) -> list[Document]:
+    with MongoClient[Document](database.uri, tz_aware=True) as client:
+        return list(client[database.name][collection].find(query))
+
+
+def figures(asking: Caxev) -> tuple[int, int, int]:
+    """How much of the only request is done, pending and withdrawn."""
+    answer = asking("requests", "--json")
+    (row,) = answer.rows
+    return row["done"], row["pending"], row["withdrawn"]
+
+
+BULK = (
+    ("rm", "--run", f"1-{MANY}", *AT, "--yes"),
+    ("verify", "--run", f"1-{MANY}", "--site", "chicago", "--deep", "--yes"),
+    ("replay", "--run", f"1-{MANY}", *AT, "--yes"),
+    ("copy", "--run", f"1-{MANY}", "--to", "depot", "--yes", "--no-wait"),
+)
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("args", BULK, ids=lambda args: str(args[0]))
+def test_one_request_that_can_be_cancelled_and_resumed(
+    asking: Caxev, database: Named, args: Sequence[str]
+) -> None:
+    """Whatever listeners do for it; nothing is left of what was cancelled."""
+    before = [run["data"] for run in found(database, "runs_new")]
+    answer = asking(*args)
+    assert answer.code == 0, answer
+    assert figures(asking) == (0, MANY, 0)
+    (request,) = found(database, "caxev_requests", terms={"$exists": True})
+    assert request["expires"] - request["at"] == timedelta(days=730)
+    name = request["_id"]
+    if args[0] != "copy":
+        assert f"caxev requests watch {name}" in answer.err
+    assert asking("requests", "cancel", name).code == 0
+    assert figures(asking) == (0, 0, MANY)
+    after = [run["data"] for run in found(database, "runs_new")]
+    if args[0] in {"copy", "replay"}:
+        assert after == before
+    assert not found(database, "caxev_requests", site="lngs")
+    assert asking("requests", "resume", name, "--no-wait").code == 0
+    assert figures(asking) == (0, MANY, 0)
+    assert found(database, "caxev_requests", terms={"$exists": True}) == [request]
+
+
+@pytest.mark.replicaset
+async def test_a_replay_is_done_when_the_listener_has_taken_it(
+    asking: Caxev, database: Named
+) -> None:
+    """It is found by renewing the lease, without a write to what the listener keeps."""
+    seen = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number)
+
+    one = engine.handler(see, on_copy("transferred", host=HERE), name="see")
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await engine.until(lambda: len(seen) == MANY)
+        run = trio.to_thread.run_sync
+        args = ("replay", "--run", f"1-{MANY}", *AT, "--yes", "--force")
+        answer = await run(lambda: asking(*args))
+        assert answer.code == 0, answer
+        await engine.until(lambda: len(seen) == 2 * MANY)
+        assert await run(figures, asking) == (MANY, 0, 0)
+
+
+@pytest.mark.replicaset
+def test_a_row_of_history_is_as_sure_as_its_change(asking: Caxev, database: Named) -> None:
+    """If the one cannot be written, the other is not; then there is one of each."""
+    acts = (
+        ("hold", "--run", "1-3", *AT),
+        ("tag", "add", "good", "--run", "1-3"),
+        ("rm", "--run", "1-3", *AT),
+        ("replay", "--run", "1", *AT),
+    )
+    before = found(database, "runs_new")
+    with MongoClient[Document](database.uri) as client:
+        client[database.name].command("create", "caxev_history", validator={"never": True})
+        for args in acts:
+            assert asking(*args).code == 4, args
+        assert found(database, "runs_new") == before
+        assert not found(database, "caxev_requests", site="lngs")
+        client[database.name].command("collMod", "caxev_history", validator={})
+    for args in acts[:2]:
+        for _ in range(2):  # given twice, it is done once
+            assert asking(*args).code == 0, args
+    rows = found(database, "caxev_history")
+    assert [row["what"] for row in rows].count("tagged") == 3
+    assert {row["number"] for row in rows if row["what"] == "held"} == {1, 2, 3}
+    assert all("@" in row["by"] for row in rows)
