@@ -38,6 +38,7 @@ from tests.faults import rucio
 from tests.faults.campaign import BIRTH, Born, End, Ground
 from tests.faults.deletion import harm, record
 from tests.faults.held import HOLD
+from tests.faults.people import all_runs, asked_for
 from tests.faults.tape import TEMPLATE, TapeGround, asked
 from tests.places import vouched
 from tests.rucio_server import missing
@@ -85,18 +86,6 @@ async def _changed(ground: Ground, born: Born, change: Callable[[Run], RunUpdate
         run = (await ground.database.runs([born.id]))[born.id]
         if await ground.database.update_run(change(run), utcnow()) is not None:
             return
-
-
-async def _all(
-    ground: Ground, runs: Sequence[Born], condition: Callable[[Run], bool], why: str
-) -> None:
-    """Wait until that holds of every run."""
-    ids = [born.id for born in runs]
-
-    async def holds() -> bool:
-        return all(map(condition, (await ground.database.runs(ids)).values()))
-
-    await ground.until(holds, why)
 
 
 async def _request(ground: Ground, site: str, runs: Sequence[Born], handler: str) -> None:
@@ -160,7 +149,7 @@ async def disputed(ground: Ground, runs: Sequence[Born]) -> End:
         kept = [_copy(run, host).fields.get("quarantine") for host in (CHICAGO, STOCKHOLM)]
         return all(isinstance(one, Mapping) and one.get("place") for one in kept)
 
-    await _all(ground, runs, aside, "what differs was not set aside")
+    await all_runs(ground, runs, aside, "what differs was not set aside")
     for born in runs:
         command = [sys.executable, "-m", "caxev", "vouch", "--run", str(born.number)]
         environment = {**ground.world.environment, "PATH": ""}
@@ -169,14 +158,14 @@ async def disputed(ground: Ground, runs: Sequence[Born]) -> End:
     def repaired(run: Run) -> bool:
         return all(_copy(run, host).status == TRANSFERRED for host in (CHICAGO, STOCKHOLM))
 
-    await _all(ground, runs, repaired, "what a person vouched for did not repair the others")
+    await all_runs(ground, runs, repaired, "what a person vouched for did not repair the others")
     for host in (CHICAGO, STOCKHOLM):
         await _request(ground, host, runs, "release")
 
     def released(run: Run) -> bool:
         return not any(_copy(run, host).fields.get("quarantine") for host in (CHICAGO, STOCKHOLM))
 
-    await _all(ground, runs, released, "what was set aside was not released")
+    await all_runs(ground, runs, released, "what was set aside was not released")
     return _again(ground, CHICAGO, STOCKHOLM)
 
 
@@ -227,8 +216,8 @@ async def aged(ground: Ground, runs: Sequence[Born]) -> End:
     def rotten(run: Run) -> bool:
         return bool(_copy(run, CHICAGO).fields.get("repairs"))
 
-    await _all(ground, runs, corrected, "the field was not computed from its table")
-    await _all(ground, runs, rotten, "what had rotted was not found out and repaired")
+    await all_runs(ground, runs, corrected, "the field was not computed from its table")
+    await all_runs(ground, runs, rotten, "what had rotted was not found out and repaired")
     return _again(ground, CHICAGO, CHICAGO, STOCKHOLM)
 
 
@@ -277,9 +266,9 @@ async def withdrawn(ground: Ground, runs: Sequence[Born]) -> End:
         entry = run.copy(made)
         return entry is not None and entry.fields["job"].get("submitted") is not None
 
-    await _all(ground, runs, runs_now, "it was not processed again")
+    await all_runs(ground, runs, runs_now, "it was not processed again")
     await _tagged(ground, runs, tagged=True)
-    await _all(ground, runs, lambda run: run.copy(made) is None, "it was not withdrawn")
+    await all_runs(ground, runs, lambda run: run.copy(made) is None, "it was not withdrawn")
     hold.unlink()
     await ground.heard()
     await _tagged(ground, runs, tagged=False)
@@ -325,6 +314,7 @@ SCENES: Final = {
         },
         aged,
     ),
+    "asked": Scene("people hold copies, delete many and have them back", {}, asked_for),
     "full": Scene(
         "the disk is full where runs are taken",
         {BIRTH: {"min_free": "1000000TB", "deletion": FULL}},
