@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 import trio
 from attrs import evolve
 from bson import ObjectId
+from pymongo import MongoClient
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
@@ -40,6 +41,22 @@ def sites_of(*names: str) -> Sites:
 
 def handler(function: Any, *triggers: Trigger, **options: Any) -> Handler:
     return Handler(function=function, name=function.__name__, triggers=triggers, **options)
+
+
+@contextmanager
+def short_transactions(database: Named) -> Iterator[None]:
+    """Have the server give up at once what a process has begun that was killed in it.
+
+    By itself it does so after a minute, for which the next process waits.
+    """
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        name = "transactionLifetimeLimitSeconds"
+        usual = client.admin.command({"getParameter": 1, name: 1})[name]
+        client.admin.command({"setParameter": 1, name: 1})
+        try:
+            yield
+        finally:
+            client.admin.command({"setParameter": 1, name: usual})
 
 
 def run_document(number: int, *copies: tuple[str, str, str], **fields: Any) -> dict[str, Any]:

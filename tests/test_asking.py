@@ -169,7 +169,7 @@ async def test_a_replay_is_done_when_the_listener_has_taken_it(
     async def see(job: Job) -> None:
         seen.append(job.run.number)
 
-    one = engine.handler(see, on_copy("transferred", host=HERE), name="see")
+    one = engine.handler(see, on_copy("transferred", host=HERE))
     options = engine.options_for(database, [one])
     async with engine.opened(database) as db, engine.listener(db, options):
         await engine.until(lambda: len(seen) == MANY)

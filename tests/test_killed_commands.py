@@ -27,7 +27,7 @@ from tests.test_tape import killed_at, points_of
 Document = dict[str, Any]
 OTHERS = ("chicago", "stockholm")
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
-ID = re.compile("[0-9a-f]{32}")
+ID = re.compile("[0-9a-f]{8}|[0-9a-f]{32}")
 
 
 @frozen
@@ -93,6 +93,9 @@ DEEDS: dict[str, tuple[str, Callable[[Place], list[Document] | None]]] = {
     "mv to another disk": (f"mv --run 1 {AT} --to {{far}}/2016", known),
     "rm": (f"rm --run 1 {AT}", known),
     "rm --cancel": (f"rm --run 1 {AT} --cancel", going),
+    "rm of several": (f"rm --run 1-2 {AT}", known),
+    "hold": (f"hold --run 1 {AT} --why talk", known),
+    "tag": ("tag add good --run 1", known),
     "register": (f"register {{root}}/raw/{NAME} {AT}", unknown),
     "register --create": (f"register {{root}}/raw/{NAME} {AT} --run 1 --create", unheard_of),
     "stray --delete": (f"stray {AT} --delete --age 0", strays),
@@ -128,7 +131,7 @@ def test_killed_at_each_point(deed: str, place: Place, database: Named, tmp_path
     def command() -> None:
         cli.main([*given, "--mongo-uri", database.uri, *options], prog_name="caxev")
 
-    with MongoClient[Document](database.uri) as client:
+    with MongoClient[Document](database.uri) as client, engine.short_transactions(database):
         runs = client[database.name]["runs_new"]
 
         def begin() -> None:

@@ -422,7 +422,7 @@ def test_killed_at_each_point_of_a_command(words: str, tmp_path: Path, database:
             await opened.store_manifest(manifest.digest, manifest.to_rows())
 
     trio.run(kept)
-    with MongoClient[dict[str, Any]](database.uri) as client:
+    with MongoClient[dict[str, Any]](database.uri) as client, engine.short_transactions(database):
         runs = client[database.name]["runs_new"]
 
         def begin() -> None:

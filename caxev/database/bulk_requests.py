@@ -25,6 +25,9 @@ from caxev.database.rows import Row
 from caxev.database.run_queries import Runs
 from caxev.failpoints import point
 
+_PATIENCE: Final = 90.0
+"""Seconds in which a write must be done. A command that was killed in a transaction locks its runs
+for a minute: the server only then gives it up."""
 _BULK: Final = {"terms": {"$exists": True}}
 """Finds these documents among the requests to listeners."""
 
@@ -60,11 +63,9 @@ class BulkRequests(Runs, History):
             done = [await self._apply(one, now, session) is not None for one, _ in writes]
             rows = [row for (_, row), fits in zip(writes, done, strict=True) if fits and row]
             await self._add_rows(rows, session)
-            point("database.asked.written")
             return done
 
-        point("database.asked.before")
-        done = await self._transaction(write)
+        done = await self._transaction(write, _PATIENCE)
         point("database.asked.after")
         return done
 
@@ -78,7 +79,6 @@ class BulkRequests(Runs, History):
         await self._requests.insert_one(
             {"_id": bulk.id, **fields, "by": bulk.by, "at": bulk.at, **expires}
         )
-        point("database.bulk.kept")
 
     @operation
     async def bulk(self, name: str) -> BulkRequest | None:

@@ -173,9 +173,13 @@ class Connection:
             server = self.settings.safe_uri
             logger.warning("the database at {} has not answered {!r} yet", server, name)
 
-    async def _transaction(self, function: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+    async def _transaction(
+        self,
+        function: Callable[[AsyncClientSession], Awaitable[T]],
+        limit: float = WRITES_LIMIT,
+    ) -> T:
         # pymongo alone would retry for two minutes, and meanwhile the lease could not be renewed.
-        async with self._transacting, asyncio.timeout(WRITES_LIMIT):
+        async with self._transacting, asyncio.timeout(limit):
             if self._session is None:
                 self._session = self._client.start_session()
             return await self._session.with_transaction(function)

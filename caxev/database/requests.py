@@ -97,7 +97,6 @@ class Requests(Sites, History):
             await self._add_rows([] if row is None else [row], session)
 
         await (add(None) if row is None else self._transaction(add))
-        point("database.request.added")
 
     @operation
     async def parts_of(self, bulk: str) -> tuple[list[Request], list[Request]]:
