@@ -22,7 +22,7 @@ from tests.page import Answer, Page, serving
 
 pytestmark = pytest.mark.replicaset
 PROXY = ("--auth", "proxy", "--user-header", "X-User", "--groups-header", "X-Groups")
-GROUPS = ("--operator-group", "xenon/operators", "--reader-group", "xenon")
+GROUPS = ("--operator", "--operator-group", "xenon/operators", "--reader-group", "xenon")
 EMPTY = "page_of_nothing"
 """A database without runs: who gets in does not depend on them."""
 PATHS = ("/", "/runs", "/failures", "/api/v1/now", "/events?view=now", "/metrics", "/no")
@@ -64,7 +64,9 @@ class Visitor:
 def proxied(mongod: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The page behind a proxy on this machine."""
     trusted = (*PROXY, *GROUPS, "--trust", "127.0.0.1/32")
-    with serving(tmp_path_factory.mktemp("proxied"), mongod.uri, EMPTY, *trusted) as page:
+    environ = {"CAXEV_MONGO_OPERATOR_URI": mongod.uri}
+    directory = tmp_path_factory.mktemp("proxied")
+    with serving(directory, mongod.uri, EMPTY, *trusted, environ=environ) as page:
         yield page
 
 
@@ -85,10 +87,13 @@ def test_a_proxy_names_people(proxied: Page) -> None:
 
 def test_nobody_else_names_people(mongod: Cluster, tmp_path: Path) -> None:
     """Headers from another address than the proxy's are refused."""
-    options = (*PROXY, "--trust", "127.0.0.2", "--trust", "::1", "--operator-group", "o")
-    with serving(tmp_path, mongod.uri, EMPTY, *options) as page:
+    options = (*PROXY, "--trust", "127.0.0.2", "--trust", "::1", *GROUPS)
+    environ = {"CAXEV_MONGO_OPERATOR_URI": mongod.uri}
+    with serving(tmp_path, mongod.uri, EMPTY, *options, environ=environ) as page:
         for path in PATHS:
-            answer = page.get(path, x_user="anna", x_groups="o", x_forwarded_for="127.0.0.2")
+            answer = page.get(
+                path, x_user="anna", x_groups="xenon/operators", x_forwarded_for="127.0.0.2"
+            )
             assert (answer.status, "anna" in answer.text) == (403, False), path
 
 
@@ -160,7 +165,7 @@ def served(
     directory = tmp_path_factory.mktemp("oidc")
     (directory / "caxev_oidc_client_secret").write_text(f"{SECRET}\n")
     options = ("--auth", "oidc", "--issuer", simulator.issuer, "--client-id", CLIENT, *GROUPS)
-    environ = {"CREDENTIALS_DIRECTORY": str(directory)}
+    environ = {"CREDENTIALS_DIRECTORY": str(directory), "CAXEV_MONGO_OPERATOR_URI": mongod.uri}
     with serving(directory, mongod.uri, EMPTY, *options, environ=environ) as made:
         yield made
     assert "Traceback" not in made.log.read_text()

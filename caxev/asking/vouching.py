@@ -27,6 +27,7 @@ class VouchFor(Act):
 
     site: str
     data: DataChoice
+    why: str | None = None
 
     @property
     def place(self) -> str:
@@ -47,7 +48,8 @@ class VouchFor(Act):
             raise NothingToDo(f"{copy.key} is bad or has no digest yet: it cannot be vouched for")
         mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": world.by, "at": now}})
         state = f"{copy.key} of {run} is now the reference; the other copies are compared with it"
-        row = world.row(run, copy.key, What.VOUCHED, "the others are compared with it")
+        reason = f"the others are compared with it{f': {self.why}' if self.why else ''}"
+        row = world.row(run, copy.key, What.VOUCHED, reason)
         yield Step(run, self.what, state, mark, row=row)
         # The mark first: the judgements that these writes trigger must find it.
         for update in again(run, copy, same, now):

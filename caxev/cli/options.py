@@ -73,6 +73,13 @@ class GlobalOptions:
             mongo_uri=self.mongo_uri, database=self.database, collection=self.collection
         )
 
+    def operator_settings(self) -> Settings:
+        """Return where the database is, with an operator's user. Raises `ConfigError`."""
+        self._use_environment_file()
+        return Settings.of_operators(
+            database=self.database, collection=self.collection, environ=os.environ
+        )
+
     def _use_environment_file(self) -> None:
         use_environment_file(own_database=self.mongo_uri is not None)
 

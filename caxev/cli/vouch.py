@@ -21,11 +21,12 @@ from caxev.cli.values import SITE
 @selects_run()
 @click.option("--site", type=SITE, required=True, help="The site whose copy is right.")
 @selects_data
-def vouch(*, run: RunChoice, site: str, data: DataChoice) -> None:
+@click.option("--why", metavar="TEXT", help="The reason; caxev history shows it.")
+def vouch(*, run: RunChoice, site: str, data: DataChoice, why: str | None) -> None:
     """Decide that a site's copy is the right one, if no majority of copies does.
 
     For copies that contradict each other. The others become bad, and are repaired from this
     one.
     """
-    act = VouchFor(options().sites().get(site).name, data)
+    act = VouchFor(options().sites().get(site).name, data, why)
     print_line(options().with_asker(one_step, run, act).state)

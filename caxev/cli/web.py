@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from caxev.cli import timeline
 from caxev.cli.command import command
-from caxev.cli.options import as_text, options
+from caxev.cli.options import GlobalOptions, as_text, options
 from caxev.cli.output import print_line
 from caxev.cli.web_login import LoginChoice, logs_in, public_address
 from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    from caxev.web.acts.pages import ActingOptions
 
 
 @command(
@@ -44,6 +49,11 @@ from caxev.config import ConfigError
     help="Where browsers find the page, if a proxy is before it: https://caxev.example.org",
 )
 @logs_in()
+@click.option(
+    "--operator",
+    is_flag=True,
+    help="Let those of --operator-group act, by the database user of CAXEV_MONGO_OPERATOR_URI.",
+)
 @click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS.")
 @click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key.")
 def web(
@@ -53,16 +63,18 @@ def web(
     names: Sequence[str],
     address: str | None,
     login: LoginChoice,
+    operator: bool,
     certificate: Path | None,
     key: Path | None,
 ) -> None:
     """Serve the page: all sites and runs, live, in a browser.
 
     It shows whether anybody has to do something, what moves, what failed and why. It reads the
-    database and writes nothing. Without options only this machine can reach it.
+    database, and writes nothing unless operators act. Without options only this machine reaches it.
 
     By --auth people log in: a proxy names them (--trust, --user-header), or a provider of OpenID
-    Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE).
+    Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE). With --operator those of
+    --operator-group retry, copy, hold, verify, delete and so on, in their own name.
 
     It needs `pip install 'caxev[web]'`.
     """
@@ -70,6 +82,8 @@ def web(
     given.log("info", lasting=True)
     if (certificate is None) != (key is None):
         raise click.UsageError("--certificate and --key go together")
+    if operator is not login.has_operators:
+        raise click.UsageError("--operator and --operator-group go together")
     from caxev import database
 
     try:
@@ -87,8 +101,19 @@ def web(
         names=names,
         address=address,
         login=login.options(),
+        acting=_acting(given) if operator else None,
         certificate=certificate,
         key=key,
         started=lambda address: print_line(f"the page is at {address}"),
     )
     database.run(server.serve, serving)
+
+
+def _acting(given: GlobalOptions) -> ActingOptions:
+    from caxev.web.acts.pages import ActingOptions
+
+    for site in given.sites().values():
+        # Loaded now: the first person who acts is not to wait for it, nor the others' pages.
+        with suppress(ConfigError):
+            given.registry(site.name)
+    return ActingOptions(given.operator_settings(), given.registry)

@@ -38,6 +38,10 @@ class LoginChoice:
     def is_needed(self) -> bool:
         return self.way != "none"
 
+    @property
+    def has_operators(self) -> bool:
+        return "operator_group" in self.given
+
     @classmethod
     def of(cls, *, auth: str, **given: Any) -> LoginChoice:
         """Take what was given. Raises click's error if it does not go together."""

@@ -19,6 +19,7 @@ from caxev.core.errors import ConfigError
 from caxev.limited import SECRET, read_limited
 
 URI: Final = "CAXEV_MONGO_URI"
+OPERATOR_URI: Final = "CAXEV_MONGO_OPERATOR_URI"
 EXAMPLE: Final = "mongodb://user@host1,host2:27017/run?replicaSet=runs"
 PASSWORDLESS: Final = ("mongodb-x509", "mongodb-aws", "mongodb-oidc", "gssapi")
 HISTORY_DAYS: Final = 730.0
@@ -27,7 +28,7 @@ LONGEST: Final = 36500
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]\s]+)(:(?P<port>[0-9]+))?")
 _SECRET: Final = re.compile(
     r"(.*_)?(PASSWORD|TOKEN|SECRET|KEY)(_FILE)?"
-    r"|CAXEV_(MONGO_URI|MONGO_USER|SLACK_URL(_FILE)?)|CREDENTIALS_DIRECTORY"
+    r"|CAXEV_(MONGO_URI|MONGO_OPERATOR_URI|MONGO_USER|SLACK_URL(_FILE)?)|CREDENTIALS_DIRECTORY"
 )
 """Names of variables that hold secrets, or the places of secrets."""
 # Anything else must be percent-encoded: the driver would split the address at another place.
@@ -199,10 +200,11 @@ class Settings:
         database: str | None = None,
         collection: str | None = None,
         environ: Mapping[str, str] | None = None,
+        password: str = "MONGO_PASSWORD",  # noqa: S107  # a variable's name
     ) -> Settings:
         """Make settings of arguments, or else environment variables, or else defaults.
 
-        A user without a password gets the one that `secret` finds for ``MONGO_PASSWORD``;
+        A user without a password gets the one that `secret` finds under the name `password`;
         ``CAXEV_MONGO_USER`` is the user if the address names none.
         """
         environ = os.environ if environ is None else environ
@@ -210,13 +212,32 @@ class Settings:
         if not uri:
             raise ConfigError(f"no database is named: set {URI} or give --mongo-uri {EXAMPLE}")
         return cls(
-            mongo_uri=str(_with_login(Address.of(uri), environ)),
+            mongo_uri=str(_with_login(Address.of(uri), environ, password)),
             database=database or environ.get("CAXEV_DATABASE") or "run",
             collection=collection or environ.get("CAXEV_COLLECTION") or "runs_new",
             history_days=_days(environ.get("CAXEV_HISTORY_DAYS")),
             source=lambda: cls.load(
-                mongo_uri=mongo_uri, database=database, collection=collection, environ=environ
+                mongo_uri=mongo_uri,
+                database=database,
+                collection=collection,
+                environ=environ,
+                password=password,
             ),
+        )
+
+    @classmethod
+    def of_operators(
+        cls, *, database: str | None, collection: str | None, environ: Mapping[str, str]
+    ) -> Settings:
+        """Make settings of the address with an operator's user, beside another's."""
+        if not environ.get(OPERATOR_URI):
+            raise ConfigError(f"no operator's user is named: set {OPERATOR_URI} to {EXAMPLE}")
+        return cls.load(
+            mongo_uri=environ[OPERATOR_URI],
+            database=database,
+            collection=collection,
+            environ={name: one for name, one in environ.items() if name != "CAXEV_MONGO_USER"},
+            password="MONGO_OPERATOR_PASSWORD",  # noqa: S106  # a variable's name
         )
 
     def again(self) -> Settings:
@@ -235,16 +256,16 @@ def _days(value: str | None) -> float:
         raise ConfigError(f"CAXEV_HISTORY_DAYS is {value!r}: it is a number of days") from None
 
 
-def _with_login(address: Address, environ: Mapping[str, str]) -> Address:
+def _with_login(address: Address, environ: Mapping[str, str], name: str) -> Address:
     user = environ.get("CAXEV_MONGO_USER")
     if address.user is None and user:
         address = address._replace(user=quote_plus(user))
     if not address.needs_password:
         return address
-    password = secret("MONGO_PASSWORD", environ)
+    password = secret(name, environ)
     if password is None:
         raise ConfigError(
-            f"there is no password for {address.safe}: set MONGO_PASSWORD, or MONGO_PASSWORD_FILE "
-            "to a file that holds it, or give systemd credential mongo_password"
+            f"there is no password for {address.safe}: set {name}, or {name}_FILE "
+            f"to a file that holds it, or give systemd credential {name.lower()}"
         )
     return address._replace(password=quote_plus(password))

@@ -28,6 +28,7 @@ from caxev.core.model import Run
 from caxev.core.selection import EVERY, source_of
 from caxev.database import Database, DatabaseError, HistorySearch
 from caxev.web import listing, views
+from caxev.web.acts.links import links, naming
 from caxev.web.api import Api
 from caxev.web.auth.sessions import LOGOUT_KEY, session_of
 from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
@@ -200,6 +201,7 @@ class Pages:
             "first": chosen.address("/runs") if before else None,
             "next": following and chosen.address("/runs", before=following),
             "export": chosen.address("/api/v1/runs"),
+            "acts": links(chosen.selection()) if chosen.given and not problem else [],
         }
         return self._page(
             request, "Runs", "runs.html", live="runs", status=400 if problem else 200, **values
@@ -263,7 +265,12 @@ class Pages:
             "run_part.html",
             run=run,
             source=source_of(run),
+<<<<<<< HEAD
             copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
+=======
+            acts=links(naming([run]), one=True),
+            copies=sorted(run.copies, key=lambda one: views.order_of(one.type)),
+>>>>>>> 9c30fb9 (web: links to acts, documents)
             open=[self._owed(*one) for one in reactions if one[0].state is not State.DONE],
             history=rows,
             raw=_lines(raw[:RAW_SHOWN] + cut),
@@ -324,6 +331,10 @@ class Pages:
         safe = {name: Markup(html) for name, html in parts.items()}  # noqa: S704  # of templates
         more = {"seen": digest(parts), **values}
         return self._page(request, title, template, live=live, parts=safe, **more)
+
+    def frame(self, request: Request, title: str, template: str, **values: Any) -> Response:
+        """Return a page with this content, which is as old as it was loaded."""
+        return self._page(request, title, template, **values)
 
     def _page(
         self,

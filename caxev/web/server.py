@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Callable, Collection
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -23,6 +24,7 @@ from caxev.engine.leaving import Leaving
 from caxev.engine.listener import tune_collector
 from caxev.server_certificate import ServerCertificate
 from caxev.web import listing
+from caxev.web.acts.pages import ActingOptions, ActPages
 from caxev.web.app import History, Pages
 from caxev.web.auth.forms import PublicAddress
 from caxev.web.auth.gate import Gate
@@ -46,7 +48,7 @@ class PageOptions:
     """How the page is served. `names`: the names by which it may be asked for, beside loopback's.
 
     `address` is that by which browsers reach it, if this is not the one that they ask it for.
-    `login`: how people get in; None: everybody reads.
+    `login`: how people get in; None: everybody reads. `acting`: operators act; None: nobody does.
     `history` makes rows of what happened to a run; `started` is called with the address.
     """
 
@@ -58,6 +60,7 @@ class PageOptions:
     names: Collection[str] = ()
     address: str | None = None
     login: LoginOptions | None = None
+    acting: ActingOptions | None = None
     certificate: Path | None = None
     key: Path | None = None
     started: Callable[[str], None] = print
@@ -77,20 +80,27 @@ async def serve(options: PageOptions) -> None:
     """
     tune_collector()
     leaving = Leaving()
-    async with aio.loop(), open_database(options.settings) as database:
+    async with aio.loop(), AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(options.settings))
         await database.check()
+        operators = None
+        if options.acting is not None:
+            operators = await stack.enter_async_context(open_database(options.acting.settings))
+            await operators.check()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
-            await serve_on(options, database, leaving.asked)
+            await serve_on(options, database, leaving.asked, operators)
             nursery.cancel_scope.cancel()
 
 
-async def serve_on(options: PageOptions, database: Database, leave: trio.Event) -> None:
-    """Serve from an open database until `leave` is set."""
+async def serve_on(
+    options: PageOptions, database: Database, leave: trio.Event, operators: Database | None = None
+) -> None:
+    """Serve from an open database until `leave` is set; `operators` is as their user reaches it."""
     state, hub = LiveState(), Hub()
     scene = Scene(state, options.sites)
     feeder = Feeder(database, state, partial(_heard, scene, hub))
-    app = _guarded(Pages(scene, database, hub, options.history), options)
+    app = _guarded(Pages(scene, database, hub, options.history), options, operators)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feeder.run)
         nursery.start_soon(hub.run)
@@ -99,14 +109,18 @@ async def serve_on(options: PageOptions, database: Database, leave: trio.Event) 
         nursery.cancel_scope.cancel()
 
 
-def _guarded(pages: Pages, options: PageOptions) -> Guard:
+def _guarded(pages: Pages, options: PageOptions, operators: Database | None) -> Guard:
     """Return all that is served, behind what lets people in. Raises `ConfigError`."""
     if options.login is None:
         return Guard(pages.app(), options.hosts)
     address = PublicAddress(options.address, tls=options.certificate is not None)
     sessions = Sessions.begin(secure=address.secure)
     way = way_of(options.login, sessions, address)
-    return Guard(Gate(pages.app(*way.routes()), way, sessions), options.hosts, WRITING)
+    routes = [*way.routes()]
+    if options.acting is not None and operators is not None:
+        acting = ActPages(operators, pages.scene, options.acting.registry, address, pages.frame)
+        routes += acting.routes()
+    return Guard(Gate(pages.app(*routes), way, sessions), options.hosts, WRITING)
 
 
 def _heard(scene: Scene, hub: Hub, heard: Heard) -> None:

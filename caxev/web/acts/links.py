@@ -1,0 +1,60 @@
+"""Where an operator goes to act on runs: addresses with what is selected. Pure.
+
+They stand in every page: readers' browsers hide them, and the gate refuses who follows them all the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+from urllib.parse import urlencode
+
+from caxev.core.model import Run
+from caxev.core.selection import NumberRange, Selection
+from caxev.web.acts.offers import OFFERS, without_copy
+from caxev.web.listing import BadFilter
+
+
+class ActLink(NamedTuple):
+    """A link to an act."""
+
+    title: str
+    address: str
+
+
+def links(selection: Selection, *, one: bool = False) -> list[ActLink]:
+    """Return the links to what can be done to these runs; to `one` run, more than to several."""
+    try:
+        texts = without_copy(selection).texts()
+    except BadFilter:
+        return []
+    query = urlencode(texts, doseq=True)
+    return [
+        ActLink(offer.title, f"/acts/{name}?{query}")
+        for name, offer in OFFERS.items()
+        if one or not offer.about_one
+    ]
+
+
+def naming(runs: Iterable[Run]) -> Selection:
+    """Return the selection that names these runs: by their numbers, or else by their names."""
+    found = list(runs)
+    detectors = tuple(dict.fromkeys(run.detector for run in found if run.detector))
+    numbers = [run.number for run in found if run.number is not None]
+    if len(numbers) < len(found):
+        return Selection(names=tuple(run.name for run in found if run.name), detectors=detectors)
+    return Selection(numbers=tuple(_ranges(sorted(set(numbers)))), detectors=detectors)
+
+
+def _ranges(numbers: Iterable[int]) -> Iterator[NumberRange]:
+    last: NumberRange | None = None
+    for number in numbers:
+        if last is not None and number == last.last + 1:
+            last = NumberRange(last.first, number)
+            continue
+        if last is not None:
+            yield last
+        last = NumberRange(number, number)
+    if last is not None:
+        yield last
