@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,13 +29,16 @@ def browser() -> Iterator[Browser]:
         pytest.skip("chromium is not installed")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        # Root, as in a container, has no sandbox.
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        try:
-            yield running
-        finally:
-            running.close()
+    with pytest.MonkeyPatch.context() as patched:
+        # Once a test has run a listener, asyncio's own maker makes loops that belong to trio.
+        patched.setattr(asyncio, "new_event_loop", asyncio.SelectorEventLoop)
+        with sync_playwright() as playwright:
+            # Root, as in a container, has no sandbox.
+            running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+            try:
+                yield running
+            finally:
+                running.close()
 
 
 def visit(browser: Browser, address: str, errors: list[str], **context: Any) -> Any:

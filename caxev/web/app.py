@@ -265,12 +265,8 @@ class Pages:
             "run_part.html",
             run=run,
             source=source_of(run),
-<<<<<<< HEAD
-            copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
-=======
             acts=links(naming([run]), one=True),
-            copies=sorted(run.copies, key=lambda one: views.order_of(one.type)),
->>>>>>> 9c30fb9 (web: links to acts, documents)
+            copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
             open=[self._owed(*one) for one in reactions if one[0].state is not State.DONE],
             history=rows,
             raw=_lines(raw[:RAW_SHOWN] + cut),
