@@ -40,7 +40,7 @@ def sites_of(*names: str) -> Sites:
 
 
 def handler(function: Any, *triggers: Trigger, **options: Any) -> Handler:
-    return Handler(function=function, name=function.__name__, triggers=triggers, **options)
+    return Handler(function, triggers, **options)
 
 
 @contextmanager

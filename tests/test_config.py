@@ -106,7 +106,7 @@ def sites_of(directory: Path, *entries: object) -> Sites:
 def handler(name: str, *aliases: str) -> Handler:
     async def react(_job: object) -> None: ...
 
-    return Handler(react, name, (copy("transferred"),), aliases=aliases)
+    return Handler(react, (copy("transferred"),), name, aliases=aliases)
 
 
 # --- sites.json ---

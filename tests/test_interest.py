@@ -34,9 +34,9 @@ async def react(job: Any) -> None:
 
 def registry() -> Registry:
     """As a site has it: with a host that it looks after, and one that is named."""
-    here = Handler(react, "here", (copy((VERIFYING, TRANSFERRED), host=(HERE, PASSIVE)),))
-    there = Handler(react, "there", (copy((TRANSFERRED, GONE), host=ELSEWHERE),))
-    named = Handler(react, "named", (copy(ERROR, host="stash"), copy_field("proof")))
+    here = Handler(react, (copy((VERIFYING, TRANSFERRED), host=(HERE, PASSIVE)),), "here")
+    there = Handler(react, (copy((TRANSFERRED, GONE), host=ELSEWHERE),), "there")
+    named = Handler(react, (copy(ERROR, host="stash"), copy_field("proof")), "named")
     sites = {name: Site(name=name) for name in ("lngs", "chicago", "stash")}
     sites["tape"] = Site(name="tape", listener=False)
     return Registry([here, there, named], Sites(Path("sites.json"), sites).here("lngs"))

@@ -46,7 +46,7 @@ async def react(job: Job) -> None:
 
 
 def maker(decide: Any = None, *, also: tuple[Handler, ...] = ()) -> Maker:
-    one = Handler(react, "react", (copy((TRANSFERRED, ERROR), host=HERE), tag("*")), decide=decide)
+    one = Handler(react, (copy((TRANSFERRED, ERROR), host=HERE), tag("*")), decide=decide)
     sites = engine.sites_of("lngs", "chicago")
     return Maker(Registry([one, *also], sites.here("lngs")), sites)
 
@@ -179,7 +179,7 @@ def test_a_replay_fires_what_has_something_to_do(
 
 
 def test_a_replay_of_one_handler() -> None:
-    other = Handler(react, "other", (copy(TRANSFERRED),))
+    other = Handler(react, (copy(TRANSFERRED),), "other")
     one = maker(also=(other,))
     found = again(one, RUN, SNAPSHOT, {}, NOW, handler="other")
     assert [reaction.handler for reaction, _ in found] == ["other"]

@@ -37,7 +37,7 @@ async def react(job: Job) -> None:
 
 
 def handler(*triggers: Trigger, name: str = "react", aliases: tuple[str, ...] = ()) -> Handler:
-    return Handler(react, name, triggers, aliases=aliases)
+    return Handler(react, triggers, name, aliases=aliases)
 
 
 def fires(trigger: Trigger, aspect: Aspect, value: str | None) -> bool:

@@ -368,7 +368,7 @@ def in_words(trigger: Trigger) -> str:
             which = "any tag" if "*" in name else f"tag {_either(name)}"
             return f"{which} is {'removed' if gone else 'added'}"
         case _:
-            return "the run is deleted" if trigger.gone else "the run is new"
+            return "the run is new"
 
 
 def _copy(kinds: Iterable[str], hosts: Iterable[str]) -> str:

@@ -146,8 +146,13 @@ def _made(
     for event in events:
         for handler, decision in maker.decisions(event, run, at):
             # Of a run that was never seen no reaction can stand: most of a first scan ends here.
-            if not (is_new and isinstance(decision, Skip)):
-                yield maker.reaction(event, handler, at, priority), decision
+            if is_new and isinstance(decision, Skip):
+                continue
+            reaction = maker.reaction(event, handler, at, priority)
+            if is_new and isinstance(decision, Wait):
+                yield later(reaction, decision), None
+            else:
+                yield reaction, decision
 
 
 def compare(
@@ -175,21 +180,18 @@ def compare(
         # Most runs of a scan are as they were.
         if seen == there:
             continue
-        events = diff(run, seen, there)
         document = whole.get(run)
         if document is not None and len(document.copies) > MOST_COPIES:
             oversized[run] = len(document.copies)
             continue
-        if document is not None and (alarmed is None or (alarmed and str(document) in alarmed)):
+        if alarmed is None or (alarmed and str(document) in alarmed):
             document = None
-        priority = maker.priority(there)
+        events, priority = diff(run, seen, there), maker.priority(there)
         for reaction, decision in _made(maker, events, document, at, priority, is_new=not seen):
             if decision is None:
                 reactions.append(reaction)
-            elif seen or isinstance(decision, Skip):
-                doubtful[reaction.id] = (reaction, decision)
             else:
-                reactions.append(later(reaction, decision))
+                doubtful[reaction.id] = (reaction, decision)
         # None for a run that is gone, so that its snapshot is deleted.
         snapshots[run] = now.get(run)
         # The reactions that stand already must follow; see `Database.ingest`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypedDict, TypeVar, Unpack
 from zlib import crc32
 
 import attrs
@@ -81,6 +81,10 @@ def _set(value: str | Iterable[str] | None) -> frozenset[str]:
     return frozenset(() if value is None else (value,) if isinstance(value, str) else value)
 
 
+def _tuple(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(names)
+
+
 def _other_copy(
     aspect: CopyKey | CopyField, types: frozenset[str], hosts: frozenset[str], here: Here
 ) -> str | None:
@@ -136,18 +140,14 @@ class TagTrigger:
 
 @frozen
 class RunTrigger:
-    """A run appeared in the database, or, with `gone`, was deleted from it."""
-
-    gone: bool = False
+    """A run appeared in the database."""
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why this aspect in this status does not trigger; None if it does."""
         del here
         if not isinstance(aspect, Existence):
             return "not about the run itself"
-        if (status is None) != self.gone:
-            return "the run is gone" if status is None else "the run is still there"
-        return None
+        return "the run is gone" if status is None else None
 
 
 @frozen
@@ -282,25 +282,26 @@ def _host_is(host: str, wanted: str, here: Here) -> bool:
 class Handler:
     """One registered reaction: a function, what triggers it, and how it is run.
 
-    `lane` names the group of workers it shares; sites.json sizes it. `timeout` bounds one attempt
-    and `stall` the time without `job.progress()`, both in seconds, None: unbounded. `attempts`
-    is how often it is tried before it is parked as failed. `aliases` are other names by which
-    ``task_list`` may enable it. An `exclusive` one deletes or replaces the copy: nothing else
-    runs on that copy meanwhile. `needs` are keys of sites.json: only sites that give one of them
-    enable it. `decide` is its decision, if it has one: a pure function of the job, which returns a
-    `Skip`, a `Wait`, or None to run the handler. It is asked before a reaction is recorded.
+    `name` is by default the function's. `lane` names the group of workers it shares; sites.json
+    sizes it. `timeout` bounds one attempt and `stall` the time without `job.progress()`, both in
+    seconds, None: unbounded. `attempts` is how often it is tried before it is parked as failed.
+    `aliases` are other names by which ``task_list`` may enable it. An `exclusive` one deletes or
+    replaces the copy: nothing else runs on that copy meanwhile. `needs` are keys of sites.json:
+    only sites that give one of them enable it. `decide` is its decision, if it has one: a pure
+    function of the job, which returns a `Skip`, a `Wait`, or None to run the handler. It is asked
+    before a reaction is recorded.
     """
 
     function: HandlerFunction = attrs.field(repr=False)
-    name: str
     triggers: tuple[Trigger, ...]
+    name: str = attrs.Factory(lambda self: self.function.__name__, takes_self=True)
     lane: str = "default"
     timeout: float | None = 3600.0
     stall: float | None = None
     attempts: int = 24
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=())
     exclusive: bool = False
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = attrs.field(converter=_tuple, default=())
     decide: DecisionFunction | None = attrs.field(default=None, repr=False)
 
     @property
@@ -325,6 +326,20 @@ class Handler:
             if reason is None:
                 return None
         return reason
+
+
+class HandlerOptions(TypedDict, total=False):
+    """The options of `on`: fields of `Handler`, which has their defaults."""
+
+    name: str
+    lane: str
+    timeout: float | None
+    stall: float | None
+    attempts: int
+    aliases: Collection[str]
+    exclusive: bool
+    needs: Collection[str]
+    decide: DecisionFunction | None
 
 
 def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
@@ -371,28 +386,17 @@ recorded: list[Handler] = []
 """Every handler recorded by `on` in this process, in the order of recording."""
 
 
-def on(
-    *triggers: Trigger,
-    name: str | None = None,
-    lane: str = "default",
-    timeout: float | None = 3600.0,
-    stall: float | None = None,
-    attempts: int = 24,
-    aliases: Collection[str] = (),
-    exclusive: bool = False,
-    needs: Collection[str] = (),
-    decide: DecisionFunction | None = None,
-) -> Callable[[F], F]:
+def on(*triggers: Trigger, **options: Unpack[HandlerOptions]) -> Callable[[F], F]:
     """Record the decorated coroutine function as a handler and return it untouched.
 
-    See `Handler` for the arguments. The name defaults to the function's own. Raises TypeError if
-    there is no trigger, or if the function is not a coroutine function: calling it would block the
-    listener or do nothing. Raises it also if `decide` is one.
+    See `Handler` for the options. Raises TypeError if there is no trigger, or if the function is
+    not a coroutine function: calling it would block the listener or do nothing. Raises it also if
+    `decide` is one.
     """
     # A handler without a trigger would be listed and never run.
     if not triggers:
         raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
-
+    decide = options.get("decide")
     if decide is not None and inspect.iscoroutinefunction(decide):
         raise TypeError(
             f"the decision in {place_of(decide)} is async: write `def`, it must be pure"
@@ -401,21 +405,7 @@ def on(
     def record(function: F) -> F:
         if (why := _not_async(function)) is not None:
             raise TypeError(why)
-        recorded.append(
-            Handler(
-                function=function,
-                name=name or function.__name__,
-                triggers=triggers,
-                lane=lane,
-                timeout=timeout,
-                stall=stall,
-                attempts=attempts,
-                aliases=tuple(aliases),
-                exclusive=exclusive,
-                needs=tuple(needs),
-                decide=decide,
-            )
-        )
+        recorded.append(Handler(function, triggers, **options))
         return function
 
     return record
