@@ -47,7 +47,6 @@ from caxev.core.alarms import (
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import one_line
-from caxev.core.ledger import State
 from caxev.database import Database, DatabaseError, Lease, concerns_one, is_fatal
 
 GATHER: Final = 2.0
@@ -200,14 +199,13 @@ class AlarmManager(Alarms):
             awaited = {refused_key(one) for one in await self.database.hindered(site)}
             for key in refusals - awaited:
                 self.clear(key)
-        reactions = await self.database.standing([key.removeprefix(PARKED) for key in about])
+        standing = await self.database.standing_keys(key.removeprefix(PARKED) for key in about)
         failures = [reaction for reaction in failures if not self._is_active(parked_key(reaction))]
         runs = await self.database.runs([reaction.run for reaction in failures]) if failures else {}
         for reaction in failures:
             self.raise_(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
         for key in about:  # last: it may now stand for others of its cause, which have failed
-            found = reactions.get(key.removeprefix(PARKED))
-            if found is None or found.state is State.DONE:
+            if key.removeprefix(PARKED) not in standing:
                 self.clear(key)
 
     def _active_keys(self, prefix: str) -> set[str]:

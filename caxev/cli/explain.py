@@ -113,8 +113,7 @@ async def _read(
     ]
     known: Container[str] = ()
     if site is not None:
-        by = (await database.snapshot(site, [run.id])).handlers.get(run.id, 0)
-        known = (await database.handler_sets(site)).get(by, ())
+        known = (await database.known_to(site, [run.id])).get(run.id, ())
     history = await database.history(HistorySearch(site=site, runs=[run.id]), limit=_LATEST)
     active = any(one.active and one.site == site for one in records)
     return run, reactions, active, known, history

@@ -130,11 +130,10 @@ async def _plan_page(
     site = registry.here.name
     seen = await database.snapshot(site, ids, watched=registry.watched)
     standing = await database.standing(possible_keys(registry, seen.now))
-    sets, runs = await database.handler_sets(site), await database.runs(seen.now)
+    knows, runs = await database.known_to(site, ids), await database.runs(seen.now)
     planned: list[Planned] = []
     for run in runs.values():
-        known = sets.get(seen.handlers.get(run.id, 0), frozenset())
-        before = seen.before.get(run.id, {})
+        before, known = seen.before.get(run.id, {}), knows.get(run.id, ())
         planned += plan(registry, run, before, standing, act, known=known)
     return planned
 

@@ -159,8 +159,12 @@ def aspect_row(aspect: Aspect) -> list[str | None]:
     return list(aspect)
 
 
-def aspect_from(row: Sequence[str | None]) -> Aspect:
-    """Return the aspect of a row that `aspect_row` made."""
+def aspect_from(row: object) -> Aspect:
+    """Return the aspect of a row that `aspect_row` made. Raises ValueError for any other."""
+    if not isinstance(row, list) or len(row) not in _ASPECTS:
+        raise ValueError(f"{str(row)[:100]} is no aspect")
+    if not all(part is None or type(part) is str for part in row):
+        raise ValueError(f"{str(row)[:100]} is no aspect: not all of it is text")
     return _ASPECTS[len(row)](*row)
 
 

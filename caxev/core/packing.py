@@ -24,7 +24,6 @@ _WINDOW: Final = -10
 _MEMORY: Final = 4
 _MOST: Final = 1 << 26
 """Bytes of JSON in one snapshot: beyond that it is not one of ours."""
-_MOST_IN_ASPECT: Final = 4
 
 
 def pack(snapshot: Snapshot) -> bytes:
@@ -48,9 +47,6 @@ def unpack(packed: bytes) -> dict[Aspect, str]:
 
 
 def _aspect_and_value(row: Any) -> tuple[Aspect, str]:
-    if not isinstance(row, list) or not 1 <= len(row) <= _MOST_IN_ASPECT + 1:
+    if not isinstance(row, list) or not row or type(row[-1]) is not str:
         raise ValueError(f"{row!r} is no aspect with its value")
-    *aspect, value = row
-    if type(value) is not str or not all(one is None or type(one) is str for one in aspect):
-        raise ValueError(f"{row!r} is no aspect with its value")
-    return aspect_from(aspect), value
+    return aspect_from(row[:-1]), row[-1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from bson import CodecOptions
 from bson.raw_bson import RawBSONDocument
@@ -48,7 +48,7 @@ class Backup(Connection):
             for name in OWN:
                 collection = self._own(name).with_options(codec_options=raw)
                 async for document in collection.find({}, session=session):
-                    keep(name, document.raw)
+                    keep(name, bytes(document.raw))
 
     @within(LONG_LIMIT)
     async def restore(
@@ -98,9 +98,6 @@ class Backup(Connection):
             if any(one.get("code") != DUPLICATE for one in failed):
                 raise
         return len(documents)
-
-    def _own(self, name: str) -> Any:
-        return self._client[self.settings.database][f"{self.settings.prefix}{name}"]
 
 
 def _is_of_now(name: str, document: Document) -> bool:

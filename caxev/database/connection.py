@@ -124,14 +124,17 @@ class Connection:
         self._client = connect(settings)
         # Only once that has succeeded: a file that could not be read is tried again.
         self.settings, self._credentials = settings, found
-        database = self._client[settings.database]
-        self._runs = database[settings.collection]
+        self._runs = self._client[settings.database][settings.collection]
         # A snapshot of a write that is rolled back later would hide the change that follows.
         self._confirmed = self._runs.with_options(read_concern=ReadConcern("majority"))
-        self._ledger = database[f"{settings.prefix}ledger"]
-        self._requests = database[f"{settings.prefix}requests"]
-        self._manifests = database[f"{settings.prefix}manifests"]
-        self._history = database[f"{settings.prefix}history"]
+        self._ledger = self._own("ledger")
+        self._requests = self._own("requests")
+        self._manifests = self._own("manifests")
+        self._history = self._own("history")
+
+    def _own(self, name: str) -> Collection:
+        """Return one of caxev's own collections."""
+        return self._client[self.settings.database][f"{self.settings.prefix}{name}"]
 
     async def _call(
         self,

@@ -254,11 +254,6 @@ class Feeds(Requests):
         return found[:PAGE], found[PAGE]["_id"] if len(found) > PAGE else None
 
     @operation
-    async def estimated_runs(self) -> int:
-        """Return about how many runs there are, without reading them."""
-        return await self._runs.estimated_document_count()
-
-    @operation
     async def newest_runs(
         self, selection: Selection, now: datetime, before: RunId | None, limit: int
     ) -> list[Document]:

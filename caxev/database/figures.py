@@ -65,7 +65,7 @@ class Figures(Connection):
         return [await self._size(name) for name in OWN]
 
     async def _size(self, name: str) -> Size:
-        collection = self._client[self.settings.database][f"{self.settings.prefix}{name}"]
+        collection = self._own(name)
         documents = await collection.estimated_document_count()
         try:
             stats: list[Document] = [

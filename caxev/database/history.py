@@ -17,12 +17,12 @@ from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import OperationFailure
 
 from caxev.core.history import Deed, HistoryRow
-from caxev.core.ledger import aspect_row
+from caxev.core.ledger import aspect_from, aspect_row
 from caxev.core.model import RunId, new_id
 from caxev.database.client import Document
 from caxev.database.connection import Session, operation
 from caxev.database.quarantine import Quarantine
-from caxev.database.rows import Row, aspect_of, texts
+from caxev.database.rows import Row, texts
 from caxev.database.writes import AT_ONCE, check_reply
 
 Rows: TypeAlias = Mapping[str, HistoryRow]
@@ -229,7 +229,7 @@ def history_row_from(document: Mapping[str, Any]) -> HistoryRow:
         run=row.run("run") if "run" in document else None,
         number=row.whole("number", None),
         name=row.text("name", ""),
-        aspect=aspect_of(document["aspect"]) if "aspect" in document else None,
+        aspect=aspect_from(document["aspect"]) if "aspect" in document else None,
         before=row.text("before", None),
         after=row.text("after", None),
         seconds=row.number("seconds", None),

@@ -99,8 +99,8 @@ class Leases(Sites, Reactions, History):
 
         For a site whose document was lost: its generations must be new all the same.
         """
-        top = {"$max": _whole_up_to("generation", _GENERATIONS)}
-        claimed = {"$max": _whole_up_to("epoch", _EPOCHS - 2)}
+        top = {"$max": {"$toLong": number("generation", 0, _GENERATIONS)}}
+        claimed = {"$max": {"$toLong": number("epoch", 0, _EPOCHS - 2)}}
         match = {"$match": {"site": site, "handler": {"$exists": True}}}
         group = {"$group": {"_id": None, "generation": top, "epoch": claimed}}
         cursor = await self._ledger.aggregate([match, group])
@@ -187,14 +187,6 @@ def _prolonged(lease_time: float, state: Document) -> Document:
 def _is_epoch(value: object) -> bool:
     # A bool is an int to Python.
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _EPOCHS
-
-
-def _whole_up_to(name: str, most: int) -> Document:
-    """Return an expression for a field's whole number; 0 if it is none within these bounds."""
-    is_binary = {"$in": [{"$type": f"${name}"}, ["int", "long", "double"]]}
-    # NaN compares as less than any number, and infinity as more.
-    within_bounds = {"$and": [is_binary, {"$gte": [f"${name}", 0]}, {"$lte": [f"${name}", most]}]}
-    return {"$cond": [within_bounds, {"$toLong": f"${name}"}, 0]}
 
 
 def _interruption(reaction: Reaction, now: datetime) -> Document:

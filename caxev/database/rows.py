@@ -26,7 +26,6 @@ T = TypeVar("T")
 _YEARS: Final = range(1970, 3000)
 _LARGEST: Final = 2**62
 _LONGEST: Final = 60  # characters of a value that are shown
-_MOST_IN_ASPECT: Final = 4
 
 
 class Malformed(ValueError):
@@ -137,22 +136,13 @@ def texts(values: object) -> list[str]:
     return values
 
 
-def aspect_of(values: object) -> Aspect:
-    """Return the aspect that is stored as this list of texts and nulls."""
-    if not isinstance(values, list) or len(values) > _MOST_IN_ASPECT:
-        raise Malformed(f"aspect is {_shown(values)}, not a list of {_MOST_IN_ASPECT} or fewer")
-    if not all(part is None or type(part) is str for part in values):
-        raise Malformed(f"aspect is {_shown(values)}, not a list of texts")
-    return aspect_from(values)
-
-
 def reaction_from(document: Mapping[str, Any]) -> Reaction:
     """Return the reaction that a ledger document holds."""
     row = Row.of(document)
     reaction = Reaction(
         site=row.text("site"),
         run=row.run("run"),
-        aspect=aspect_of(document.get("aspect")),
+        aspect=aspect_from(document.get("aspect")),
         handler=row.text("handler"),
         lane=row.text("lane"),
         before=row.text("before", None),
@@ -183,13 +173,6 @@ def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
     if not isinstance(packed, bytes):
         raise Malformed(f"seen is {_shown(packed)}, not packed")
     return unpack(packed)
-
-
-def handlers_of(document: Mapping[str, Any]) -> int:
-    """Return the id of the set of handlers that a snapshot was taken with; 0 if it names none."""
-    by = document.get("by")
-    # A number of 64 bits is read as a class of its own.
-    return int(by) if isinstance(by, int) and not isinstance(by, bool) else 0
 
 
 def alarm_state_from(document: Mapping[str, Any]) -> AlarmState:

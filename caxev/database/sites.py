@@ -293,23 +293,21 @@ class Sites(Connection):
     async def note_handlers(self, lease: Lease, number: int, names: Sequence[str]) -> None:
         """Note which handlers a set has, by the id that snapshots name. Raises `LeaseLost`."""
         point("database.handlers.before")
-        kept = [one for one in await self._handler_sets(lease.site) if one["id"] != number]
-        sets = [*kept, {"id": number, "names": list(names)}]
+        known = await self._handler_sets(lease.site)
+        known.pop(number, None)
+        known[number] = frozenset(names)
+        sets = [{"id": one, "names": sorted(those)} for one, those in known.items()]
         await guard(self._ledger, lease, fields={"handlers": sets[-SETS_KEPT:]})
 
-    @operation
-    async def handler_sets(self, site: str) -> dict[int, frozenset[str]]:
+    async def _handler_sets(self, site: str) -> dict[Any, frozenset[str]]:
         """Return the sets of handlers with which a site has taken snapshots, by their ids."""
-        return {one["id"]: frozenset(one["names"]) for one in await self._handler_sets(site)}
-
-    async def _handler_sets(self, site: str) -> list[Document]:
         found = await self._ledger.find_one({"_id": site}, {"handlers": 1}) or {}
         try:
             rows = [Row.of(one) for one in Row.of(found).many("handlers", [])]
-            return [{"id": one.whole("id"), "names": texts(one.many("names"))} for one in rows]
+            return {one.whole("id"): frozenset(texts(one.many("names"))) for one in rows}
         except Malformed as error:  # then a replay runs all handlers, as if they had seen nothing
             _warn_once(f"the sets of handlers of {site} are malformed: {error}")
-            return []
+            return {}
 
     @operation
     async def note_marker(self, site: str, root: str, marker: str) -> None:

@@ -7,7 +7,7 @@ the new snapshots and the stream's position in one transaction.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final
@@ -17,7 +17,7 @@ from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from caxev.core.ledger import Reaction, State
+from caxev.core.ledger import Reaction
 from caxev.core.model import (
     NO_FIELDS,
     Aspect,
@@ -33,9 +33,9 @@ from caxev.database.client import Document
 from caxev.database.connection import LIMIT, PAGE, operation, within
 from caxev.database.quarantine import Quarantine
 from caxev.database.reactions import reaction_document, run_keys
-from caxev.database.rows import handlers_of, is_plain, snapshot_from
+from caxev.database.rows import is_plain, snapshot_from
 from caxev.database.runs import snapshot_projection
-from caxev.database.sites import Position
+from caxev.database.sites import Position, Sites
 from caxev.database.stream import AWAIT, Batch, Stream, is_usable
 from caxev.database.writes import Lease, lease_lost, upsert, write_all
 from caxev.failpoints import point
@@ -49,14 +49,12 @@ class Snapshots:
     """Runs as they are now, and as the site saw them last.
 
     `now` and `before` have the runs that exist, and that were seen. `whole` are those of `now`
-    that were read whole. `handlers` are the ids of the sets of handlers that snapshots of `before`
-    were taken with; see `Ingest`.
+    that were read whole.
     """
 
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
     whole: dict[RunId, Run]
-    handlers: dict[RunId, int] = Factory(dict)
 
 
 @define
@@ -64,9 +62,9 @@ class Ingest:
     """What one batch of changes leads to; written in one transaction.
 
     `handlers` is the id of the set of handlers that has seen all of a run whose snapshot is new;
-    with `replayed` they have seen all of each. A reaction that is done leaves the ledger. `runs`
-    are those that were read whole; they are not written but passed on with the reactions.
-    `priorities` are those of runs whose tags changed them, for the reactions that stand already.
+    with `replayed` they have seen all of each. `runs` are those that were read whole; they are not
+    written but passed on with the reactions. `priorities` are those of runs whose tags changed
+    them, for the reactions that stand already. `over` are the keys of reactions to remove.
     """
 
     snapshots: Mapping[RunId, Snapshot | None]
@@ -76,9 +74,10 @@ class Ingest:
     replayed: bool = False
     runs: Mapping[RunId, Run] = Factory(dict)
     priorities: Mapping[RunId, int] = Factory(dict)
+    over: Collection[str] = ()
 
 
-class Recording(Quarantine):
+class Recording(Sites, Quarantine):
     """Reading snapshots, and recording what follows from their difference."""
 
     @operation
@@ -125,13 +124,12 @@ class Recording(Quarantine):
         # Copied, because the caller may change `known` meanwhile.
         last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
-        handlers: dict[RunId, int] = {}
         if changed:
             documents, found = await asyncio.gather(
-                self._whole(runs), self._last_snapshots(site, unknown, handlers)
+                self._whole(runs), self._last_snapshots(site, unknown)
             )
         else:
-            found = await self._last_snapshots(site, unknown, handlers)
+            found = await self._last_snapshots(site, unknown)
             seen = [run for run in runs if run in last or run in found]
             documents = await self._projected(seen, watched) if seen else []
         last.update(found)
@@ -142,7 +140,7 @@ class Recording(Quarantine):
             documents = await self._whole(differing) if differing else []
             now |= {document["_id"]: snapshot_of(document, watched) for document in documents}
         whole = {document["_id"]: Run.from_document(document) for document in documents}
-        return Snapshots(now, last, whole, handlers)
+        return Snapshots(now, last, whole)
 
     async def _whole(self, runs: Sequence[RunId]) -> list[Document]:
         # Of a run with too many copies to serve, one more than that many shows it.
@@ -154,21 +152,21 @@ class Recording(Quarantine):
         return await self._confirmed.find(query, snapshot_projection(watched)).to_list(None)
 
     async def _last_snapshots(
-        self, site: str, runs: Sequence[RunId], handlers: dict[RunId, int]
+        self, site: str, runs: Sequence[RunId]
     ) -> dict[RunId, dict[Aspect, str]]:
         if not runs:
             return {}
-        cursor = self._ledger.find({"_id": {"$in": [_key(site, run) for run in runs]}})
+        cursor = self._ledger.find(_of_runs(site, runs))
         found = self._read(self._ledger, await cursor.to_list(None), snapshot_from)
-        handlers |= {row["_id"]["r"]: handlers_of(row) for row, _ in found}
         return {row["_id"]["r"]: snapshot for row, snapshot in found}
 
     @operation
-    async def seen_by(self, site: str, runs: Sequence[RunId]) -> dict[RunId, int]:
-        """Return the ids of the sets of handlers that the site's snapshots were taken with."""
-        found: dict[RunId, int] = {}
-        await self._last_snapshots(site, runs, found)
-        return found
+    async def known_to(self, site: str, runs: Sequence[RunId]) -> dict[RunId, frozenset[str]]:
+        """Return the handlers with which a site's snapshots of runs were taken, for each run."""
+        sets = await self._handler_sets(site)
+        cursor = self._ledger.find(_of_runs(site, runs), {"by": 1})
+        rows = [row async for row in cursor if is_plain(row.get("by"))]
+        return {row["_id"]["r"]: sets.get(row.get("by"), frozenset()) for row in rows}
 
     @operation
     async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
@@ -219,7 +217,7 @@ class Recording(Quarantine):
                 raise lease_lost(lease.site)
             # Otherwise each scan would find the runs again that are gone.
             gone: list[Any] = [_key(lease.site, run) for run in _gone(ingest)]
-            gone += [one.id for one in ingest.reactions if one.state is State.DONE]
+            gone += ingest.over
             if gone:
                 await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
             for run, priority in ingest.priorities.items():
@@ -235,6 +233,10 @@ def _key(site: str, run: RunId) -> Document:
     return {"s": site, "r": run}
 
 
+def _of_runs(site: str, runs: Sequence[RunId]) -> Document:
+    return {"_id": {"$in": [_key(site, run) for run in runs]}}
+
+
 def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
     # A handler that came later has not seen all of a run whose snapshot was there already.
     when = "$set" if ingest.replayed else "$setOnInsert"
@@ -248,7 +250,6 @@ def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
     renewals = (
         upsert(one.id, {"$set": reaction_document(one), "$unset": stale})
         for one in ingest.reactions
-        if one.state is not State.DONE
     )
     return [*snapshots, *renewals]
 

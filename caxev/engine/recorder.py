@@ -281,11 +281,11 @@ class Recorder:
     async def _write(self, ingest: Ingest) -> None:
         reactions = self.intake.reserve(ingest.reactions)
         readable = self.unreadable.among(ingest.snapshots)
-        shown = self.unreadable.ended(readable, "it can be recorded again")
         recorded = False
         try:
             # In the same transaction: a crash leaves either both or none.
-            everything = evolve(ingest, reactions=[*reactions, *shown])
+            over = [self.unreadable.key(run) for run in readable]
+            everything = evolve(ingest, reactions=reactions, over=over)
             await self.context.database.ingest(self.context.lease, everything, utcnow())
             recorded = True
         finally:
@@ -299,7 +299,7 @@ class Recorder:
         # One that is not set yet stays: `record_deferred` may be waiting for it.
         if not self._deferred and self._has_deferred.is_set():
             self._has_deferred = trio.Event()
-        self.unreadable.forget(shown)
+        self.unreadable.forget(readable)
         for handler, number in Counter(reaction.handler for reaction in reactions).items():
             metrics.reactions.labels(self.context.lease.site, handler).inc(number)
         self.intake.start(reactions, ingest.runs)

@@ -105,15 +105,13 @@ class Requests:
         not fire it once more.
         """
         context, recorder, made = self.context, self.recorder, 0
-        sets = await context.database.handler_sets(context.lease.site)
         for start in range(0, len(ids), AT_ONCE):
             some = list(ids[start : start + AT_ONCE])
             async with recorder.beside_stream():
                 snapshots = await recorder.read(some)
                 ingest = await recorder.compare(dict.fromkeys(some, utcnow()), snapshots)
                 # From the database: what is in memory does not have it.
-                by = await context.database.seen_by(context.lease.site, some)
-                known = {run: sets.get(one, frozenset()) for run, one in by.items()}
+                known = await context.database.known_to(context.lease.site, some)
                 again = await self._again(snapshots.now, known, request, but=ingest.reactions)
                 seen = snapshots.now if request.handler is None else {}
                 every = {**seen, **ingest.snapshots}

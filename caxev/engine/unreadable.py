@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from attrs import define, field
+from attrs import define, evolve, field
 from loguru import logger
 
-from caxev.core.alarms import parked, parked_key
+from caxev.core.alarms import PARKED, parked
 from caxev.core.clock import utcnow
-from caxev.core.ledger import (
-    UNREADABLE,
-    Done,
-    Failed,
-    Outcome,
-    Reaction,
-    claim,
-    new_reaction,
-    settle,
-)
+from caxev.core.ledger import UNREADABLE, Reaction, State, new_reaction, reaction_key
 from caxev.core.model import YES, Event, Existence, RunId
 from caxev.core.recording import MOST_COPIES
 from caxev.database import (
@@ -64,7 +55,7 @@ class UnreadableRuns:
         """Park a run that the database refuses to record, and go on behind it."""
         context = self.context
         label = await self._label(run)
-        reaction = self._shown(run, Failed(str(error)))
+        reaction = self._shown(run, str(error))
         try:
             await context.database.ingest(context.lease, Ingest({}, [reaction], position), utcnow())
         except DatabaseError as refused:
@@ -88,12 +79,12 @@ class UnreadableRuns:
         found = await self.context.database.runs([run])
         return str(found[run]) if run in found else f"run {run}"
 
-    def ended(self, runs: Iterable[RunId], why: str) -> list[Reaction]:
-        """Return the reactions that show that these runs are no longer parked, to be recorded."""
-        return [self._shown(run, Done(why)) for run in runs]
+    def key(self, run: RunId) -> str:
+        """Return the key of the reaction that shows that a run cannot be recorded."""
+        return reaction_key(self.context.lease.site, run, Existence(), UNREADABLE)
 
-    def _shown(self, run: RunId, outcome: Outcome) -> Reaction:
-        """Return the reaction that shows whether a run can be recorded."""
+    def _shown(self, run: RunId, why: str) -> Reaction:
+        """Return that reaction."""
         reaction = new_reaction(
             self.context.lease.site,
             Event(run, Existence(), None, YES),
@@ -102,20 +93,19 @@ class UnreadableRuns:
             generation=next(self.generations),
             at=utcnow(),
         )
-        claimed = claim(reaction, self.context.lease.epoch)
-        return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
+        return evolve(reaction, state=State.FAILED, note=why)
 
-    def forget(self, shown: Iterable[Reaction]) -> None:
-        """Forget runs, and end their alarms: these reactions are recorded."""
-        for reaction in shown:
-            self.runs.discard(reaction.run)
-            self.context.alarms.clear(parked_key(reaction))
+    def forget(self, runs: Iterable[RunId]) -> None:
+        """Forget runs whose reactions were removed, and end their alarms."""
+        for run in runs:
+            self.runs.discard(run)
+            self.context.alarms.clear(PARKED + self.key(run))
 
     async def forget_deleted(self, runs: Iterable[RunId]) -> None:
         """Forget which of these runs no longer exist."""
         context, parked_runs = self.context, self.among(runs)
         gone = parked_runs - (await context.database.runs(parked_runs)).keys()
         if gone:
-            shown = self.ended(gone, "the run no longer exists")
-            await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
-            self.forget(shown)
+            over = [self.key(run) for run in gone]
+            await context.database.ingest(context.lease, Ingest({}, over=over), utcnow())
+            self.forget(gone)
