@@ -19,7 +19,7 @@ from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State, new_reaction
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.core.update import RunUpdate
-from caxev.database import Database, HistorySearch, open_database
+from caxev.database import Batch, Database, HistorySearch, Stream, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import prepare, serve_leases
 from caxev.engine.options import Options
@@ -37,6 +37,11 @@ def settings_for(database: Named) -> Settings:
 def sites_of(*names: str) -> Sites:
     sites = {name: Site(name=name, method="sftp", hostname="localhost") for name in names}
     return Sites(Path("sites.json"), sites)
+
+
+async def next_batch(db: Database, stream: Stream, wait: float) -> Batch:
+    """Wait for a stream's next batch, which is empty after so many seconds."""
+    return (await db.next_look(stream, "lngs", {}, wait=wait))[0]
 
 
 def handler(function: Any, *triggers: Trigger, **options: Any) -> Handler:

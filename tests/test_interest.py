@@ -74,7 +74,7 @@ async def test_a_status_that_concerns_nobody_here(
         last = await db.insert_run(document(2))
         found: list[RunId] = []
         while last not in found:
-            found += (await db.next_batch(stream, 1.0)).runs
+            found += (await engine.next_batch(db, stream, 1.0)).runs
         await db.close_stream(stream)
         assert found == ([run, last] if comes else [last])
 
@@ -108,7 +108,7 @@ async def test_any_other_change_comes(database: Named, change: dict[str, Any]) -
                 Position(start=await db.cluster_time()), registry().interest
             )
             runs.update_one({"_id": run}, change)
-            assert list((await db.next_batch(stream, 30.0)).runs) == [run]
+            assert list((await engine.next_batch(db, stream, 30.0)).runs) == [run]
             await db.close_stream(stream)
 
 
@@ -131,7 +131,7 @@ async def test_what_is_left_out_makes_no_event_that_is_wanted(database: Named) -
                 runs.delete_one({"_id": "mark"})
                 seen: set[RunId] = set()
                 while "mark" not in seen:
-                    seen |= set((await db.next_batch(stream, 1.0)).runs)
+                    seen |= set((await engine.next_batch(db, stream, 1.0)).runs)
                 assert run in seen or not wanted
                 left_out += bool(events) and run not in seen
                 # As the site would: it compares with what it saw last.

@@ -868,7 +868,7 @@ async def follow(db: Database, stream: Stream, last: Any) -> tuple[list[Any], Po
     seen: list[Any] = []
     with trio.fail_after(engine.PATIENCE):
         while last not in seen:
-            batch = await db.next_batch(stream, 1.0)
+            batch = await engine.next_batch(db, stream, 1.0)
             seen += batch.runs
     return seen, batch.position
 
@@ -967,7 +967,7 @@ async def test_a_batch_holds_each_run_once(database: Named, runs: Runs) -> None:
 
 
 async def _full(db: Database, stream: Stream, changes: int) -> Any:
-    batch = await db.next_batch(stream, 1.0)
+    batch = await engine.next_batch(db, stream, 1.0)
     assert batch.changes in (0, changes)
     return batch if batch.changes else None
 
@@ -978,7 +978,7 @@ async def test_a_position_goes_on_where_it_was(database: Named) -> None:
         stream = await db.open_stream(Position(start=await db.cluster_time()))
         first = (await added(db)).id
         seen, position = await follow(db, stream, first)
-        idle = await db.next_batch(stream, 0.1)
+        idle = await engine.next_batch(db, stream, 0.1)
         assert (idle.changes, seen) == (0, [first])
         await db.close_stream(stream)
         second = (await added(db)).id
@@ -1001,7 +1001,7 @@ async def test_a_start_is_after_what_is_known(database: Named) -> None:
 
 
 async def first_batch(db: Database, position: Position) -> None:
-    await db.next_batch(await db.open_stream(position), 0.1)
+    await engine.next_batch(db, await db.open_stream(position), 0.1)
 
 
 @pytest.mark.parametrize("where", ["long ago", "garbage", "cut short", "no hex", "no token"])

@@ -283,7 +283,7 @@ def test_how_far_a_scan_is() -> None:
 @pytest.mark.parametrize(
     "error", [Unreachable("stepped down"), NotAuthorized("not allowed")], ids=type
 )
-@pytest.mark.parametrize("call", ["next_batch", "pending"])
+@pytest.mark.parametrize("call", ["next_look", "pending"])
 async def test_once_waits_out_trouble_that_passes(
     database: Named, monkeypatch: pytest.MonkeyPatch, call: str, error: DatabaseError
 ) -> None:

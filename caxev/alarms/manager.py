@@ -47,7 +47,7 @@ from caxev.core.alarms import (
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import one_line
-from caxev.database import Database, DatabaseError, Lease, concerns_one, is_fatal
+from caxev.database import Database, DatabaseError, Lease, concerns_one, unless_fatal
 
 GATHER: Final = 2.0
 """Seconds from the first alarm that is due to the delivery, so that others can join it."""
@@ -253,15 +253,11 @@ class AlarmManager(Alarms):
 
     async def _keep_all(self) -> None:
         while True:
-            changed, wait = self._changed, SWEEP
+            changed, wait = self._changed, AGAIN
             self._forget()
-            try:
+            with unless_fatal("alarms cannot be stored"):
                 await self.keep()
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                logger.debug("alarms cannot be stored yet: {}", error)
-                wait = AGAIN
+                wait = SWEEP
             with trio.move_on_after(wait):
                 await changed.wait()
 

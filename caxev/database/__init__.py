@@ -42,6 +42,7 @@ from caxev.database.client import (
     is_fatal,
     is_transient,
     of_the_site,
+    unless_fatal,
 )
 from caxev.database.database import Database
 from caxev.database.feed import Changed, FeedStream, News
@@ -53,10 +54,11 @@ from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
 from caxev.database.sites import Disk, Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
-from caxev.database.stream import Batch, Stream
+from caxev.database.stream import AWAIT, Batch, Stream
 from caxev.database.writes import Lease
 
 __all__ = [
+    "AWAIT",
     "OLDEST_FIRST",
     "URGENT_FIRST",
     "Batch",
@@ -97,4 +99,5 @@ __all__ = [
     "one_of",
     "open_database",
     "run",
+    "unless_fatal",
 ]

@@ -130,6 +130,20 @@ def is_fatal(error: DatabaseError) -> bool:
     return not (is_transient(error) or concerns_one(error))
 
 
+@contextmanager
+def unless_fatal(trouble: str) -> Iterator[None]:
+    """Log an error of the database and go on behind the block, which is tried again later.
+
+    Raises one that is fatal.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        if is_fatal(error):
+            raise
+        logger.debug("{} yet: {}", trouble, error)
+
+
 def of_the_site(error: DatabaseError) -> DatabaseError:
     """Name the site's own document, whose write failed: without it the site does nothing."""
     if not concerns_one(error):

@@ -102,12 +102,14 @@ class Recording(Sites, Quarantine):
         site: str,
         known: Mapping[RunId, Mapping[Aspect, str]],
         watched: Watched = NO_FIELDS,
+        wait: float = AWAIT,
     ) -> tuple[Batch, Snapshots]:
         """Wait for the stream's next batch and read its snapshots, in one crossing.
 
-        As `next_batch` and `snapshot`.
+        The batch is empty after `wait` seconds (`AWAIT` at most) without a change. Cancelling this
+        ends the stream. Raises `HistoryLost`.
         """
-        batch = await stream.next(AWAIT)
+        batch = await stream.next(wait)
         return batch, await self._snapshot(site, list(batch.runs), known, watched, changed=True)
 
     async def _snapshot(

@@ -260,14 +260,6 @@ class Streams(Connection):
         await stream.open(position)
         return stream
 
-    async def next_batch(self, stream: Stream, wait: float | None = None) -> Batch:
-        """Wait for the stream's next batch; empty after `wait` (`AWAIT`) seconds without a change.
-
-        Cancelling this ends the stream. Raises `HistoryLost`.
-        """
-        wait = AWAIT if wait is None else wait
-        return await self._call(stream.next, wait, held=wait)
-
     @operation
     async def close_stream(self, stream: Stream) -> None:
         """Close the stream."""

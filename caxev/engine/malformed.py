@@ -16,7 +16,7 @@ from loguru import logger
 from caxev.alarms.manager import AlarmManager
 from caxev.core.alarms import MALFORMED, malformed
 from caxev.core.clock import utcnow
-from caxev.database import DatabaseError, Odd, Request, concerns_one, is_fatal
+from caxev.database import DatabaseError, Odd, Request, concerns_one, unless_fatal
 from caxev.engine.context import Context
 
 AUDIT_EVERY: Final = 86400.0
@@ -38,7 +38,7 @@ class Quarantine:
         """Report malformed documents of this site, and set them aside, for ever."""
         audited, site = -AUDIT_EVERY, self.context.lease.site
         while True:
-            try:
+            with unless_fatal("malformed documents cannot be set aside"):
                 if trio.current_time() >= audited + AUDIT_EVERY:
                     await self.context.database.audit(site)
                     await self._forget_aside()
@@ -48,10 +48,6 @@ class Quarantine:
                     if odd.site in (None, site) and odd.key not in self._reported:
                         await self._set_aside(odd)
                         self.look_again()
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                logger.debug("malformed documents cannot be set aside yet: {}", error)
             await trio.sleep(TEND_EVERY)
 
     async def _forget_aside(self) -> None:

@@ -31,6 +31,7 @@ from caxev.core.model import (
     Snapshot,
 )
 from caxev.database import (
+    AWAIT,
     Batch,
     DatabaseError,
     Ingest,
@@ -121,11 +122,11 @@ class Recorder:
 
     # -- from the stream ----------------------------------------------------------------------
 
-    async def read_ahead(self, stream: Stream) -> Ahead:
-        """Wait for the stream's next batch, and read the snapshots of its runs."""
+    async def read_ahead(self, stream: Stream, wait: float = AWAIT) -> Ahead:
+        """Wait up to `wait` seconds for the stream's next batch, and read its runs' snapshots."""
         context, turn = self.context, self._turn
         found = await context.database.next_look(
-            stream, context.lease.site, self._known, context.registry.watched
+            stream, context.lease.site, self._known, context.registry.watched, wait
         )
         return Ahead(*found, turn)
 
@@ -188,14 +189,12 @@ class Recorder:
 
     # -- beside the stream --------------------------------------------------------------------
 
-    async def snapshot(
-        self, runs: Mapping[RunId, datetime], *, position: Position | None = None
-    ) -> None:
+    async def snapshot(self, runs: Mapping[RunId, datetime]) -> None:
         """Record what is new of runs, each given with the time of its change."""
         async with self.beside_stream():
             ingest = await self.compare(runs, await self.read(runs))
-            if ingest.snapshots or position is not None:
-                await self.record(evolve(ingest, position=position))
+            if ingest.snapshots:
+                await self.record(ingest)
 
     @asynccontextmanager
     async def beside_stream(self) -> AsyncIterator[None]:

@@ -17,7 +17,7 @@ from caxev.core import recording
 from caxev.core.clock import utcnow
 from caxev.core.ledger import UNREADABLE, Reaction
 from caxev.core.model import RunId, Snapshot
-from caxev.database import DatabaseError, Request, SiteRecord, concerns_one, is_fatal
+from caxev.database import DatabaseError, Request, SiteRecord, concerns_one, unless_fatal
 from caxev.engine.context import Context
 from caxev.engine.recorder import Recorder
 
@@ -44,13 +44,9 @@ class Requests:
         while True:
             self._added = trio.Event()
             wait = 1.0
-            try:
+            with unless_fatal("requests cannot be read"):
                 await self.serve()
                 wait = inf
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                logger.debug("requests cannot be read yet: {}", error)
             with trio.move_on_after(wait):
                 await self._added.wait()
 

@@ -18,7 +18,7 @@ from caxev.config import Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import UNKNOWN, Root
-from caxev.database import DatabaseError, Disk, SiteRecord, is_fatal
+from caxev.database import DatabaseError, Disk, SiteRecord, unless_fatal
 from caxev.engine.context import Context
 from caxev.engine.root_markers import Holding, adopt, holdings, with_markers
 from caxev.engine.workers import Workers
@@ -181,18 +181,15 @@ class RootWatch:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lose_patience, held.root)
             try:
-                return await self._probed(held)
+                with unless_fatal(f"{held.root} cannot be probed"):
+                    return await self._probed(held)
             except RootAway as away:
                 return Probe(away=away.why)
             except Retry as error:  # the worker died
                 logger.debug("{} cannot be probed: {}", held.root, error)
-                return None
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                return None
             finally:
                 nursery.cancel_scope.cancel()
+        return None
 
     async def _lose_patience(self, root: str) -> None:
         await trio.sleep(ANSWERS)
@@ -226,13 +223,9 @@ class RootWatch:
         self._see(root, seen)
         if self._seen.keys() >= self._nudge.keys():
             self.looked.set()
-        try:
+        with unless_fatal(f"the state of {root} cannot be stored"):
             await self._write(root, seen)
             await self._write_disks()
-        except DatabaseError as error:
-            if is_fatal(error):
-                raise
-            logger.debug("the state of {} cannot be stored yet: {}", root, error)
 
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}

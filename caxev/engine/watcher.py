@@ -7,7 +7,7 @@ goes on beside the stream, so that new changes are served meanwhile, and after a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
 
@@ -98,28 +98,29 @@ class Watcher:
         """Read the stream to its end, once; return the number of changes. For ``--once``."""
         if self._position is None:
             await self._locate()
-        assert self._position is not None
         try:
             await self.continue_scan()
-            return await self._read_to_end(self._position)
+            return await self._read_to_end()
         except HistoryLost as lost:
             await self._make_up_for(lost)
             await self.continue_scan()
             return 1
 
-    async def _read_to_end(self, position: Position) -> int:
-        database, options = self.context.database, self.context.options
-        stream = await database.open_stream(position, options.registry.interest)
-        changes = 0
+    async def _read_to_end(self) -> int:
+        assert self._position is not None
+        context, recorder, changes = self.context, self.recorder, 0
+        stream = await context.database.open_stream(self._position, context.registry.interest)
         try:
             while True:
-                batch = await database.next_batch(stream, options.caught_up)
-                if not batch.changes:
-                    await self._save(batch.position)
+                ahead = await recorder.read_ahead(stream, context.options.caught_up)
+                if not ahead.batch.changes:
+                    await self._save(ahead.batch.position)
                     return changes
-                await self.recorder.snapshot(batch.runs, position=batch.position)
-                changes += batch.changes
+                await self._take_in(ahead)
+                await recorder.flush()
+                changes += ahead.batch.changes
         finally:
+            recorder.forget()
             await self._close(stream)
 
     async def _locate(self) -> None:
@@ -324,12 +325,11 @@ class ScanMeter:
 
 def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
     """Return the error of several that decides what to do."""
-    leaves: list[DatabaseError] = []
-    stack: list[BaseException] = [group]
-    while stack:
-        error = stack.pop()
-        if isinstance(error, BaseExceptionGroup):
-            stack.extend(error.exceptions)
-        elif isinstance(error, DatabaseError):
-            leaves.append(error)
-    return min(leaves, key=lambda error: (is_transient(error), isinstance(error, HistoryLost)))
+    return min(
+        _leaves(group), key=lambda error: (is_transient(error), isinstance(error, HistoryLost))
+    )
+
+
+def _leaves(group: BaseExceptionGroup[DatabaseError]) -> Iterator[DatabaseError]:
+    for error in group.exceptions:
+        yield from _leaves(error) if isinstance(error, BaseExceptionGroup) else (error,)

@@ -26,7 +26,7 @@ from caxev.database import (
     Lease,
     Request,
     concerns_one,
-    is_fatal,
+    unless_fatal,
 )
 from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio.rules import load_rules
@@ -57,12 +57,8 @@ class RuleFiles:
         """Check the files for ever. Raises `LeaseLost`."""
         while True:
             self._asked = trio.Event()
-            try:
+            with unless_fatal("rule files cannot be applied"):
                 await self.catch_up()
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                logger.debug("rule files wait for the database: {}", error)
             with trio.move_on_after(EVERY):
                 await self._asked.wait()
 
