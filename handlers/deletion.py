@@ -243,11 +243,9 @@ async def _prove(job: Job, key: CopyKey) -> Wait | None:
         job.did(What.WITHDRAWN, reason=found.why)
         await write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
-        there, proof = job.sites.get(key.host), found.proof
-        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, clocks=job.clocks())
-        hosts = [str(row["host"]) for row in proof]
+        hosts = [str(row["host"]) for row in found.proof]
         job.did(What.PROVEN, **{**why_of(mine, wanted), "proof": hosts})
-        await write(job, update)
+        await write(job, proven(job.run, mine, job.sites, proof=found.proof, clocks=job.clocks()))
     return None
 
 
@@ -255,7 +253,7 @@ def _weighed(job: Job, key: CopyKey) -> Ask | Step:
     mine = job.run.copy(key)
     if mine is None:
         return Skip("the copy is gone")
-    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.clocks())
+    return weigh(job.run, mine, job.sites, job.clocks())
 
 
 # -- erasing --------------------------------------------------------------------------------------
@@ -278,34 +276,12 @@ async def erase(job: Job) -> Result:
     wanted = None if mine is None else Intent.of(mine, job.site.types)
     if mine is None or wanted is None or mine.proof is None:
         return plan_erase(mine)
-    if mine.location is None:
-        return _kept(job, mine, wanted, "it has no location")
-    if mine.is_erasing:
-        sure = go_on(job.run, mine)
-    elif not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
-        raise Retry("it is being read", after=READ_AGAIN)
-    else:
-        found = weigh(job.run, mine, job.site, job.sites, job.clocks())
-        if not isinstance(found, Proven):
-            # The proof is out of date, as when a counted copy went bad meanwhile or a hold came.
-            why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
-            job.log.warning(f"{mine.key} of {job.run} is not deleted: {why}")
-            return _kept(job, mine, wanted, why)
-        # All that can fail or refuse comes before `begin`, after which nothing is withdrawn.
-        try:
-            shape = await _shape(job, mine, wanted)
-            # The mark identifies these very files, for a successor that erases them after a crash.
-            mark = await job.work(standing, mine.location, job.site.roots, shape)
-            marks = {"mark": mark, **await _mark_moved(job, mine)}
-        except GiveUp as no:
-            return _kept(job, mine, wanted, no.why)
-        if others := await sharing(job, mine):
-            why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
-            return _kept(job, mine, wanted, why)
-        if (few := await _too_few(job, mine, wanted, found)) is not None:
-            return _kept(job, mine, wanted, few)
-        those, clocks = (job.site, job.sites), job.clocks()
-        sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, marks=marks)
+    try:
+        sure = await _sure(job, mine, wanted)
+    except GiveUp as no:
+        job.log.warning(f"{mine.key} of {job.run} is not deleted: {no.why}")
+        job.did(What.WITHDRAWN, reason=no.why, by=wanted.by or "")
+        return withdraw(job.run, mine, wanted, no.why, job.now())
     # Bytes before entry: a crash in between leaves an entry that is erased again. The other order
     # would leave files that no entry names.
     mine = (await write(job, sure)).copy(mine.key) or mine
@@ -316,9 +292,28 @@ async def erase(job: Job) -> Result:
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
 
 
-def _kept(job: Job, mine: Copy, wanted: Intent, why: str) -> RunUpdate:
-    job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
-    return withdraw(job.run, mine, wanted, why, job.now())
+async def _sure(job: Job, mine: Copy, wanted: Intent) -> RunUpdate:
+    """Return the update after which nothing is withdrawn. Raises `GiveUp` if the copy must stay.
+
+    All that can fail or refuse comes before that update.
+    """
+    if mine.location is None:
+        raise GiveUp("it has no location")
+    if mine.is_erasing:
+        return go_on(job.run, mine)
+    if not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
+        raise Retry("it is being read", after=READ_AGAIN)
+    found = weigh(job.run, mine, job.sites, job.clocks())
+    if not isinstance(found, Proven):  # a counted copy went bad meanwhile, or a hold came
+        raise GiveUp(found.why if isinstance(found, Withdraw) else "its proof is out of date")
+    shape = await _shape(job, mine, wanted)
+    # The mark identifies these very files, for a successor that erases them after a crash.
+    mark = await job.work(standing, mine.location, job.site.roots, shape)
+    marks = {"mark": mark, **await _mark_moved(job, mine)}
+    if others := await sharing(job, mine):
+        raise GiveUp(f"its files are at, above or below those of {', '.join(others[:3])}, too")
+    await _check_others(job, mine, wanted, found)
+    return begin(job.run, mine, job.sites, proof=found.proof, clocks=job.clocks(), marks=marks)
 
 
 def plan_erase(mine: Copy | None) -> Skip | None:
@@ -385,20 +380,20 @@ async def _alarm_replaced(job: Job, mine: Copy, places: str) -> None:
     )
 
 
-async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:
-    """Return why the counted copies are too few: two paths of the same files are one copy."""
+async def _check_others(job: Job, mine: Copy, wanted: Intent, found: Proven) -> None:
+    """Raise `GiveUp` if the counted copies are too few: two paths of the same files are one."""
     hosts, near = [row["host"] for row in found.proof], sites_sharing_storage(job.site, job.sites)
     those = [one for name in hosts if (one := job.run.copy(mine.key._replace(host=name)))]
     here = [one for one in those if one.host in near and one.location]
     if not (wanted.keep and here and mine.location):
-        return None
+        return
     places = [one.location for one in here]
     # Links and bind mounts make one directory look like two: only the disk shows it.
     groups = await job.work(distinct, mine.location, job.site.roots, places)
-    if len(those) - len(here) + len({*groups} - {0}) >= wanted.keep:
-        return None
-    names = ", ".join(one.host for one in here)
-    return f"the same files have several names: not all copies at {names} are copies of their own"
+    if len(those) - len(here) + len({*groups} - {0}) < wanted.keep:
+        names = ", ".join(one.host for one in here)
+        why = f"not all copies at {names} are copies of their own"
+        raise GiveUp(f"the same files have several names: {why}")
 
 
 # -- a full disk ----------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ from caxev.copies.lifecycle import (
     unfit,
     written,
 )
+from caxev.copies.readings import suspecting
 from caxev.copies.retention import to_be_purged, unwanted, was_deleted
 from caxev.rucio import client
 from caxev.rucio.errors import OverQuota
@@ -140,7 +141,7 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
         metadata=metadata_of(job.run, plan, job.sites.get(plan.key.host)),
     )
     try:
-        async with job.suspecting(plan.source):
+        async with suspecting(job, plan.source):
             read, found = await job.work(client.upload, order)
     except Retry as error:
         status = QUOTA if isinstance(error, OverQuota) else REUPLOAD

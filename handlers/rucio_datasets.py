@@ -348,7 +348,7 @@ async def rucio_rm(job: Job) -> Result:
         return Skip(f"it is {entry.status}, without a proof that it may go")
     dataset = Did.of(entry.location)
     # With `erasing` an earlier attempt has passed the point of no return: continue it.
-    found = None if entry.is_erasing else weigh(job.run, entry, there, job.sites, job.clocks())
+    found = None if entry.is_erasing else weigh(job.run, entry, job.sites, job.clocks())
     if not isinstance(found, Proven | None):
         why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
         job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")
@@ -360,8 +360,7 @@ async def rucio_rm(job: Job) -> Result:
     if found is None:
         sure = go_on(job.run, entry)
     else:
-        proof, clocks = found.proof, job.clocks()
-        sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
+        sure = begin(job.run, entry, job.sites, proof=found.proof, clocks=job.clocks())
     entry = await written(job, sure, entry.key)
     # Rules before entry: a crash in between leaves an entry that is removed again. The other order
     # would leave data in the catalogue that no entry names.

@@ -73,6 +73,7 @@ from caxev.copies.lifecycle import (
     withdrawal,
     written,
 )
+from caxev.copies.readings import suspecting
 from caxev.copies.retention import unwanted
 from caxev.files import safe_name
 from caxev.tape.base import Reach, archive, folder_of, methods
@@ -168,7 +169,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     # After a mismatch the client would skip these files, as unchanged since the last backup.
     again = bool(mine.resends)
     reach = Reach(job.site, job.sites.get(plan.tape))
-    async with job.suspecting(source):
+    async with suspecting(job, source):
         manifest = await _step(job, back_up, reach, source.location, data, again)
     await job.store_manifest(manifest.digest, manifest.to_rows())
     update = arrived(

@@ -141,7 +141,7 @@ def test_no_time_in_a_document_is_out_of_range(run: Run, *, full: bool) -> None:
     decided(run, full=full)
     mine = run.copy(RAW)
     assert mine is not None
-    assert isinstance(weigh(run, mine, ALL.get("lngs"), ALL, Clocks.at(NOW)), Ask | Skip)
+    assert isinstance(weigh(run, mine, ALL, Clocks.at(NOW)), Ask | Skip)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def mine(run: Run) -> Copy:
 
 
 def weighed(run: Run, sites: Sites = ALL, now: datetime = NOW) -> Any:
-    return weigh(run, mine(run), sites.get("lngs"), sites, Clocks.at(now))
+    return weigh(run, mine(run), sites, Clocks.at(now))
 
 
 def changed(run: Run, host: str, **fields: Any) -> Run:
@@ -511,12 +511,8 @@ def test_the_others_are_asked_then_waited_for_then_believed() -> None:
         ("chicago", NOW),
         ("stockholm", NOW),
     ]
-    wanted = Intent.of(mine(run))
-    assert wanted is not None
-    here, proof = ALL.get("lngs"), proven.proof
-    after = applied(
-        run, prove(run, mine(run), wanted, here, ALL, proof=proof, clocks=Clocks.at(NOW))
-    )
+    clocks = Clocks.at(NOW)
+    after = applied(run, prove(run, mine(run), ALL, proof=proven.proof, clocks=clocks))
     assert mine(after).fields["proof"] == proven.proof
     assert mine(after).status == DELETING
 
@@ -600,15 +596,14 @@ def test_a_late_reading_is_late_by_both_clocks() -> None:
     sites = sites_with(copies=1, proof_days=10)
     lately = entry("chicago", verified_at=NOW - 9 * DAY)
     run = wanted_gone(run_of(entry("lngs"), lately), sites, keep=1)
-    here = sites.get("lngs")
     for clocks, counts in (
         (Clocks.at(NOW), True),
         (Clocks(NOW, NOW, NOW + 40 * DAY), False),  # the intent's clock may have been behind
         (Clocks(NOW, NOW - 20 * DAY, NOW), False),
     ):
-        found = weigh(run, mine(run), here, sites, clocks)
+        found = weigh(run, mine(run), sites, clocks)
         assert isinstance(found, Proven if counts else Ask)
-        assert isinstance(weigh(read(run, "chicago"), mine(run), here, sites, clocks), Proven)
+        assert isinstance(weigh(read(run, "chicago"), mine(run), sites, clocks), Proven)
 
 
 def test_a_copy_on_tape_needs_no_reading() -> None:
@@ -701,11 +696,9 @@ def test_a_tag_that_comes_last_of_all_protects() -> None:
     """Set between the snapshot and the write: neither the proof nor the start of it fits."""
     sites = sites_with(copies=2, protect=("keep",))
     run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("stockholm")), sites)
-    wanted, here = Intent.of(mine(run)), sites.get("lngs")
-    assert wanted is not None
     for update in (
-        prove(run, mine(run), wanted, here, sites, proof=[], clocks=Clocks.at(NOW)),
-        begin(run, mine(run), wanted, here, sites, proof=[], clocks=Clocks.at(NOW)),
+        prove(run, mine(run), sites, proof=[], clocks=Clocks.at(NOW)),
+        begin(run, mine(run), sites, proof=[], clocks=Clocks.at(NOW)),
     ):
         assert TagAbsent("keep") in update.expect
 

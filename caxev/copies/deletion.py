@@ -120,12 +120,11 @@ class Intent:
         begun = max(self.at, clocks.latest - timedelta(days=rules.patience))
         return Fresh(self.request, begun - timedelta(days=rules.proof_days), clocks.earliest)
 
-    def enough(
-        self, run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks
-    ) -> tuple[CopiesAtLeast, ...]:
+    def enough(self, run: Run, sites: Sites, clocks: Clocks) -> tuple[CopiesAtLeast, ...]:
         """Return the expectations on the other copies, with their readings."""
-        fresh = self.fresh(site, clocks)
-        return enough(run, copy.key, self.keep, self.like, sites, fresh=fresh)
+        key = self.like.key
+        fresh = self.fresh(sites.get(key.host), clocks)
+        return enough(run, key, self.keep, self.like, sites, fresh=fresh)
 
 
 @frozen
@@ -145,8 +144,9 @@ class Withdraw:
 Step: TypeAlias = Proven | Wait | Withdraw | Skip
 
 
-def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask | Step:
+def weigh(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> Ask | Step:
     """Decide the next step for a copy that is to go."""
+    site = sites.get(copy.host)
     wanted = Intent.of(copy, site.types)
     if wanted is None:
         return Skip(f"it is {copy.status}, and does not say by whose wish")
@@ -155,7 +155,7 @@ def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask
     # Until the third step, even if a proof exists.
     if (why := _protected(run, copy, site, clocks.earliest)) is not None:
         return Withdraw(why)
-    needed = wanted.enough(run, copy, site, sites, clocks)
+    needed = wanted.enough(run, sites, clocks)
     if all(one.holds(run) for one in needed):
         return Proven(_proof(run, needed))
     by_entry = enough(run, copy.key, wanted.keep, wanted.like, sites)
@@ -199,34 +199,28 @@ def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _unprotected(copy: Copy, site: Site) -> list[Expectation]:
-    """Return the expectations that no protecting tag and no hold has come."""
-    return [as_seen(copy), *(TagAbsent(tag) for tag in site.deletion.protect)]
-
-
 def still(copy: Copy) -> CopyIs:
     """Return the expectation that this intent stands and nothing has been erased."""
     # The whole intent is compared: a process that was stopped for long may find a later one.
     return CopyIs(copy.key, {"erasing": None, "status": DELETING, **copy.having("deletion").fields})
 
 
-def prove(
-    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, clocks: Clocks
-) -> RunUpdate:
+def _proven(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> list[Expectation]:
+    """Return the expectations that the intent stands, is proven, and that nothing protects it."""
+    wanted = Intent.of(copy)
+    assert wanted is not None
+    tags = (TagAbsent(tag) for tag in sites.get(copy.host).deletion.protect)
+    return [still(copy), *wanted.enough(run, sites, clocks), as_seen(copy), *tags]
+
+
+def prove(run: Run, copy: Copy, sites: Sites, *, proof: Any, clocks: Clocks) -> RunUpdate:
     """Return the second step: record the proof, if it still holds."""
-    expect = [
-        still(copy),
-        *wanted.enough(run, copy, site, sites, clocks),
-        *_unprotected(copy, site),
-    ]
-    return RunUpdate.note(run, copy, *expect, proof=proof)
+    return RunUpdate.note(run, copy, *_proven(run, copy, sites, clocks), proof=proof)
 
 
 def begin(
     run: Run,
     copy: Copy,
-    wanted: Intent,
-    site: Site,
     sites: Sites,
     *,
     proof: Any,
@@ -239,11 +233,7 @@ def begin(
     """
     # Marks are recorded here, once: a successor could not know whether the files that it finds at
     # the location are still this copy.
-    expect = [
-        still(copy),
-        *wanted.enough(run, copy, site, sites, clocks),
-        *_unprotected(copy, site),
-    ]
+    expect = _proven(run, copy, sites, clocks)
     expect += [copy.having("location"), unread(copy.key, sites, clocks.earliest)]
     return RunUpdate.note(run, copy, *expect, erasing=clocks.now, proof=proof, **(marks or {}))
 

@@ -48,10 +48,11 @@ async def decided(job: Job, decide: Callable[[], T | Ask]) -> T:
 
 @asynccontextmanager
 async def suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
-    """As `Job.suspecting`, also for a source that no listener can read again.
+    """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
 
-    The first time such a source is only marked, since the damage may have happened on the way; a
-    good transfer removes the mark. The second time the error is final.
+    By the next attempt its own site has found it good, or it is ``error`` and no source. One that
+    no listener can read again is only marked the first time, since the damage may have happened on
+    the way; a good transfer removes the mark. The second time the error is final.
     """
     is_marked = source.checksumproblem
     try:

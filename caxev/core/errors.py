@@ -56,7 +56,7 @@ class GiveUp(Exception):
 class Damaged(GiveUp):
     """The source of a copy is not what its manifest says, and nothing of that has been accepted.
 
-    The source may be a bad copy: have it read again (`Job.suspecting`).
+    The source may be a bad copy: have it read again (`caxev.copies.readings.suspecting`).
     """
 
 

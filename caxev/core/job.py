@@ -7,8 +7,8 @@ through ``from caxev import ...`` and need nothing else. The job's abilities are
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from caxev.core.alarms import Alarm, Severity
 from caxev.core.clock import Clocks, clock, utcnow
-from caxev.core.errors import Damaged, Retry, Superseded
+from caxev.core.errors import Retry, Superseded
 from caxev.core.history import Deed, joined
 from caxev.core.model import (
     Copy,
@@ -61,13 +61,6 @@ class Wait:
     def retry(self, now: datetime) -> Retry:
         """Return the error that a handler raises, so that its reaction is due at `until`."""
         return Retry(self.why, after=max((self.until - now).total_seconds(), 1.0))
-
-
-class SiteLike(Protocol):
-    """A site of sites.json as a handler sees it; the whole of it is `caxev.config.Site`."""
-
-    @property
-    def name(self) -> str: ...
 
 
 class Ports(Protocol):
@@ -184,19 +177,6 @@ class Job:
     async def update_other(self, update: RunUpdate) -> bool:
         """Write to another run's document; return False if it is not what `update` expects."""
         return await self.ports.update(update, now=self.now()) is not None
-
-    @asynccontextmanager
-    async def suspecting(self, source: Copy) -> AsyncIterator[None]:
-        """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
-
-        By the next attempt its own site has found it good, or it is ``error`` and no source.
-        """
-        try:
-            yield
-        # Not a failure of this reaction: the source must be read again first, by its own site.
-        except Damaged as error:
-            await self.suspect(source)
-            raise Retry(error.why) from error
 
     async def suspect(self, copy: Copy) -> None:
         """Ask for a fresh reading of a copy that gave other bytes than it should.
