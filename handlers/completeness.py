@@ -34,6 +34,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site
+from caxev.core.entry import count
 from caxev.core.model import field_of
 from caxev.files import confine, scan
 
@@ -104,21 +105,13 @@ def plan_size(run: Run, site: Site) -> SizePlan | Skip:
         return Skip("the run has raw_size_byte")
     if field_of(run.document, "end") is None:
         return Unmet("the run has no end yet")
-    events = whole(field_of(run.document, "trigger.events_built"))
-    if events is None:
+    events = count(field_of(run.document, "trigger.events_built"))
+    if not events:
         return Unmet("the run has no events_built")
     raw = run.copy(CopyKey("raw", site.name))
     if raw is None:
         return Skip("there is no raw copy here")
     if raw.status != TRANSFERRED or raw.location is None:
         return Unmet(f"the raw copy here is {raw.status}")
-    per_file = whole(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
+    per_file = count(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
     return SizePlan(raw, -(-events // per_file))
-
-
-def whole(value: object) -> int | None:
-    """Return a whole number above 0, or None for anything else. Pure."""
-    # mongosh writes 5000 as a double, so the type does not distinguish a count.
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return int(value) if value > 0 and value % 1 == 0 else None

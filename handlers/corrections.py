@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from attrs import frozen
 
@@ -188,7 +188,7 @@ def _is_range(one: Mapping[str, Any]) -> bool:
     return one.get("value") is not None and all(_is_number(one.get(k)) for k in ("min", "max"))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -235,7 +235,7 @@ def _named(correction: Correction, row: Row) -> str:
 
 
 def _evaluated(function: object, names: Mapping[str, float]) -> float:
-    if isinstance(function, int | float) and not isinstance(function, bool):
+    if _is_number(function):
         return float(function)
     if not isinstance(function, str):
         raise ExpressionError(f"{function!r} is neither a number nor a text")
@@ -249,7 +249,7 @@ def inputs(run: Run, correction: Correction) -> dict[str, float]:
         value = field_of(run.document, path)
         if (moment := as_utc(value)) is not None:
             value = moment.timestamp()
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_number(value):
             names[path.rpartition(".")[2]] = float(value)
     if run.start is not None:
         names["t"] = run.start.timestamp()

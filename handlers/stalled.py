@@ -38,7 +38,6 @@ from caxev import (
     Copy,
     CopyField,
     CopyKey,
-    Decision,
     Job,
     Result,
     Retry,
@@ -82,26 +81,23 @@ class TooLate:
     hours: float
 
 
+Plan = Wait | Late | Undated | TooLate | Skip
+
+
 @on(
     copy((TRANSFERRING, VERIFYING, MOVING), host=(HERE, PASSIVE)),
     copy((TRANSFERRED, ERROR, GONE), host=(HERE, PASSIVE)),  # so that the waiting has an end
     aliases=("RetryStalledTransfer",),
-    decide=lambda job: _decision(job, job.copy),
+    decide=lambda job: plan if isinstance(plan := _plan(job), Skip | Wait) else None,
 )
 async def stalled(job: Job) -> Result:
     """Raise an alarm for a copy that makes no progress, and later have it made again."""
-    seen, now = job.copy, job.now()
-    if seen is None:
+    seen, plan, now = job.copy, _plan(job), job.now()
+    if seen is None or isinstance(plan, Skip):
         await job.all_clear(ALARM)
-        return Skip("the copy is gone")
-    # An entry without a source has no responsible site: every site that sees it looks after it.
-    if seen.host != job.site.name and seen.source not in (None, job.site.name):
-        return Skip(f"{seen.source} put it there, and looks after it")
+        return plan if isinstance(plan, Skip) else None
     rules = job.sites.get(seen.host).stalled
-    match plan_stalled(seen, rules, now, job.at, stays=_stays(job, seen)):
-        case Skip() as nothing:
-            await job.all_clear(ALARM)
-            return nothing
+    match plan:
         case Undated():
             return RunUpdate.change_copy(job.run, seen, seen.status)  # which dates it anew
         case Wait() as early:
@@ -127,15 +123,16 @@ async def stalled(job: Job) -> Result:
             return gone if seen.trigger else gone.remembered(seen)
 
 
-def _decision(job: Job, seen: Copy | None) -> Decision:
-    """Decide whether an unfinished copy must be looked after now. Pure."""
+def _plan(job: Job) -> Plan:
+    """Decide what happens to an unfinished copy now. Pure."""
+    seen = job.copy
     if seen is None:
         return Skip("the copy is gone")
+    # An entry without a source has no responsible site: every site that sees it looks after it.
     if seen.host != job.site.name and seen.source not in (None, job.site.name):
         return Skip(f"{seen.source} put it there, and looks after it")
     rules = job.sites.get(seen.host).stalled
-    plan = plan_stalled(seen, rules, job.now(), job.at, stays=_stays(job, seen))
-    return plan if isinstance(plan, Skip | Wait) else None
+    return plan_stalled(seen, rules, job.now(), job.at, stays=_stays(job, seen))
 
 
 def _stays(job: Job, seen: Copy) -> bool:
@@ -184,7 +181,7 @@ def _begun(seen: Copy, now: datetime) -> datetime | None:
 
 def plan_stalled(
     seen: Copy, rules: Stalled, now: datetime, at: datetime, *, stays: bool = False
-) -> Wait | Late | Undated | TooLate | Skip:
+) -> Plan:
     """Decide by its age what happens to an unfinished copy. Pure.
 
     `at` is when this site first saw its status, UTC, used if the entry has no usable date. With

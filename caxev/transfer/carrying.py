@@ -9,8 +9,6 @@ at lngs``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import evolve, frozen
 
 from caxev import (
@@ -24,6 +22,7 @@ from caxev import (
     RunUpdate,
     What,
 )
+from caxev.config import Site
 from caxev.copies.lifecycle import (
     CopyPlan,
     asked_by,
@@ -33,7 +32,7 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.readings import suspecting
 from caxev.copies.sharing import sharing, sharing_there
-from caxev.files import Moved, printable
+from caxev.files import printable
 from caxev.transfer import Route, links
 from caxev.transfer import pull as pull_bytes
 from caxev.transfer import push as push_bytes
@@ -61,13 +60,12 @@ async def fetch(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()
     the error of the last one, or `Retry` if any source may work later. If only closed links are
     left, the retry is due when the first one opens. `others` are as in `bring`.
     """
-    sources = {source.key.host: source for source in (plan.source, *plan.others)}
+    sources = {source.host: source for source in (plan.source, *plan.others)}
     failed: list[Retry | GiveUp] = []
     closed: list[Retry | GiveUp] = []
     for name in links.traffic.order([*sources]):
         try:
-            one = evolve(plan, source=sources[name])
-            return await _move(job, one, name, pull_bytes, others)
+            return await bring(job, evolve(plan, source=sources[name]), others)
         except links.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
@@ -83,48 +81,21 @@ async def fetch(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()
 
 
 async def bring(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
-    """Bring the copy from here to its host; returns its entry.
-
-    `others` are written as well if this reaction is parked. Raises `Retry` if the link is closed.
-    """
-    return await _move(job, plan, plan.key.host, push_bytes, others)
-
-
-async def _move(
-    job: Job,
-    plan: TransferPlan,
-    name: str,
-    move: Callable[..., Moved],
-    others: tuple[RunUpdate, ...] = (),
-) -> Copy:
     """Claim the copy and move its bytes once the link has a free slot; returns its entry.
 
     Waiting for a slot leaves the run unchanged. If the link closes meanwhile, the transfer stops,
-    and continues when it opens again.
+    and continues when it opens again. `others` are written as well if this reaction is parked.
+    Raises `Retry` if the link is closed.
     """
-    here, there = job.site, job.sites.get(name)
-    pulling = plan.key.host == here.name
-    source = plan.source.location
-    assert source is not None
+    pulling = plan.key.host == job.site.name
+    name = plan.source.host if pulling else plan.key.host
     # The claim comes after the slot: a site that waits in a queue must not block the others, which
     # may be able to make the same copy at once.
     async with links.place(job, name) as rate:
         mine = await _claim(job, plan, others)
-        route = Route(
-            here,
-            there,
-            local_path=plan.location if pulling else source,
-            remote_path=source if pulling else plan.location,
-            expected=await manifest_of(job, plan.source.manifest),
-            max_rate=rate,
-            min_free=(here if pulling else there).min_free,
-            again=plan.again,
-            found=await manifest_of(job, plan.resume.manifest)
-            if plan.again and plan.resume
-            else None,
-            checksum=plan.source.checksum,
-        )
+        route = await _route(job, plan, job.sites.get(name), rate)
         async with suspecting(job, plan.source):
+            move = pull_bytes if pulling else push_bytes
             moved = await links.while_open(job, name, move, route)
     links.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
@@ -138,6 +109,24 @@ async def _move(
         by=asked_by(mine),
     )
     return mine
+
+
+async def _route(job: Job, plan: TransferPlan, there: Site, rate: float | None) -> Route:
+    here, source, bad = job.site, plan.source, plan.resume if plan.again else None
+    assert source.location is not None
+    pulling = plan.key.host == here.name
+    return Route(
+        here,
+        there,
+        local_path=plan.location if pulling else source.location,
+        remote_path=source.location if pulling else plan.location,
+        expected=await manifest_of(job, source.manifest),
+        max_rate=rate,
+        min_free=(here if pulling else there).min_free,
+        again=plan.again,
+        found=await manifest_of(job, None if bad is None else bad.manifest),
+        checksum=source.checksum,
+    )
 
 
 def _wrong(route: Route) -> list[str]:
