@@ -27,7 +27,7 @@ import trio
 from pymongo import MongoClient
 
 from caxev.config import ConfigError, Settings
-from caxev.database.setup import privileges, role_name
+from caxev.database.setup import site_role
 from caxev.testing.mongod import find_mongod
 from tests.mongod import Cluster
 from tests.slurm import slurm  # noqa: F401  # a fixture
@@ -120,6 +120,7 @@ def database(mongod: Cluster, site_uri: str) -> Iterator[Database]:
     name = f"test_{secrets.token_hex(6)}"
     granted = Settings(mongo_uri=site_uri, database=name)
     with MongoClient[dict[str, Any]](mongod.uri) as client:
-        client.admin.command("updateRole", role_name(granted), privileges=privileges(granted))
+        role = site_role(granted)
+        client.admin.command("updateRole", role.name, privileges=role.privileges)
         yield Database(mongod.uri, name, site_uri)
         client.drop_database(name)

@@ -8,6 +8,7 @@ for each kind of thing that is stored:
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `history`: what happened, once it is settled;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
+- `schema`: the form of the ledger, as a number;
 - `feed`: what the page shows, and its changes;
 - `requests`, `bulk_requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
 - `processes`: the processes that listen; `figures`: figures for metrics;
@@ -38,6 +39,7 @@ from caxev.database.client import (
     NotAuthorized,
     NotReplicaSet,
     Unreachable,
+    WrongSchema,
     concerns_one,
     is_fatal,
     is_transient,
@@ -89,6 +91,7 @@ __all__ = [
     "Snapshots",
     "Stream",
     "Unreachable",
+    "WrongSchema",
     "amend",
     "concerns_one",
     "id_from",

@@ -19,6 +19,7 @@ from pymongo.errors import BulkWriteError
 from caxev.database.client import DatabaseError, Document
 from caxev.database.connection import LONG_LIMIT, Connection, within
 from caxev.database.processes import KIND as PROCESS
+from caxev.database.schema import KIND as SCHEMA
 from caxev.database.setup import OWN
 from caxev.database.sites import ACTIVE, SITE
 
@@ -80,7 +81,9 @@ class Backup(Connection):
         if names:
             listening = f"a listener is active for {', '.join(names)}"
             raise DatabaseError(f"{listening}: stop all listeners of all sites first")
-        if not force and await self._ledger.find_one({"kind": {"$ne": PROCESS}}, {"_id": 1}):
+        if not force and await self._ledger.find_one(
+            {"kind": {"$nin": [PROCESS, SCHEMA]}}, {"_id": 1}
+        ):
             raise DatabaseError(
                 f"{self._ledger.full_name} is not empty: what it holds would be replaced; if that "
                 "is meant, give --force"

@@ -94,6 +94,10 @@ class NotReplicaSet(DatabaseError):
     """The server is not a replica set, so it has no change streams."""
 
 
+class WrongSchema(DatabaseError):
+    """The ledger is another caxev's: this one does not know its form, or must wait to change it."""
+
+
 class HistoryLost(DatabaseError):
     """The stream cannot be continued from that position: scan, then start anew."""
 
@@ -111,7 +115,8 @@ def is_transient(error: DatabaseError) -> bool:
     if isinstance(error, LoginFailed):
         return True
     return not isinstance(
-        error, LeaseLost | HistoryLost | NotReplicaSet | NotAuthorized | InvalidDocument
+        error,
+        LeaseLost | HistoryLost | NotReplicaSet | WrongSchema | NotAuthorized | InvalidDocument,
     )
 
 
@@ -121,7 +126,7 @@ def concerns_one(error: DatabaseError) -> bool:
     True for unknown codes, too: if one concerned the whole database, the next write would show it.
     """
     return not isinstance(
-        error, LeaseLost | HistoryLost | NotReplicaSet | NotAuthorized | Unreachable
+        error, LeaseLost | HistoryLost | NotReplicaSet | WrongSchema | NotAuthorized | Unreachable
     )
 
 

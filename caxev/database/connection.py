@@ -217,8 +217,7 @@ class Connection:
 
     # -- the server -------------------------------------------------------------------------
 
-    @operation
-    async def check(self) -> None:
+    async def _check_server(self) -> None:
         """Raise unless the server can be reached, lets us in and is a replica set."""
         hello = await self._client.admin.command("hello")
         if "setName" not in hello and hello.get("msg") != "isdbgrid":

@@ -6,11 +6,10 @@ from datetime import datetime
 from typing import Any, Final
 
 from attrs import frozen
-from pymongo.errors import OperationFailure
 
 from caxev.core.ledger import State
 from caxev.core.model import TRANSFERRING
-from caxev.database.client import AUTH_CODES, Document
+from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Connection, operation, within
 from caxev.database.setup import OWN
 
@@ -30,11 +29,11 @@ class Owed:
 
 @frozen
 class Size:
-    """The documents of a collection, and their size in bytes; None: we may not see it."""
+    """The documents of a collection, and their size in bytes."""
 
     collection: str
     documents: int
-    bytes: int | None
+    bytes: int
 
 
 class Figures(Connection):
@@ -67,16 +66,11 @@ class Figures(Connection):
     async def _size(self, name: str) -> Size:
         collection = self._own(name)
         documents = await collection.estimated_document_count()
-        try:
-            stats: list[Document] = [
-                {"$collStats": {"storageStats": {}}},
-                {"$project": {"storageStats.size": 1}},
-            ]
-            rows = await (await collection.aggregate(stats)).to_list(None)
-        except OperationFailure as error:
-            if error.code not in AUTH_CODES:
-                raise
-            return Size(name, documents, None)  # a role from before this right was in it
+        stats: list[Document] = [
+            {"$collStats": {"storageStats": {}}},
+            {"$project": {"storageStats.size": 1}},
+        ]
+        rows = await (await collection.aggregate(stats)).to_list(None)
         return Size(name, documents, sum(int(row["storageStats"]["size"]) for row in rows))
 
     @within(LONG_LIMIT)

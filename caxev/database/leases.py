@@ -19,10 +19,12 @@ from pymongo.errors import OperationFailure
 
 from caxev.core.clock import clock
 from caxev.core.ledger import Reaction, State, interrupt
+from caxev.database import schema
 from caxev.database.client import AUTH_CODES, DOCUMENT_CODES, Document
 from caxev.database.connection import WRITES_LIMIT, operation, within
 from caxev.database.history import History
 from caxev.database.reactions import Reactions
+from caxev.database.schema import Schema
 from caxev.database.sites import ACTIVE, SITE, SiteRecord, Sites, number
 from caxev.database.writes import Lease, lease_lost, write_each
 from caxev.failpoints import point
@@ -36,7 +38,7 @@ _GENERATIONS: Final = ((_EPOCHS - 1) << 40) - 1
 _EPOCH: Final = {"$toLong": {"$floor": number("epoch", 0, _EPOCHS - 1)}}
 
 
-class Leases(Sites, Reactions, History):
+class Leases(Sites, Reactions, History, Schema):
     """Taking, renewing and releasing the lease of a site."""
 
     @within(WRITES_LIMIT)
@@ -48,7 +50,8 @@ class Leases(Sites, Reactions, History):
         `configuration` is the digest of our sites.json: others compare it with theirs.
 
         Returns None while another process's lease is valid. From the new epoch on the former
-        process can begin nothing, and once its claims are opened it can settle nothing.
+        process can begin nothing, and once its claims are opened it can settle nothing. Raises
+        `WrongSchema`.
         """
         # A new site has no document yet, and nothing below makes one.
         await self._register(site)
@@ -63,7 +66,12 @@ class Leases(Sites, Reactions, History):
         self._session = self._client.start_session()
         # No transaction: if we were killed in one, it would lock the site's document for a minute,
         # and the next process could not know whose session it has to end.
-        state = {"owner": owner, "lsid": self._session.session_id, "configuration": configuration}
+        state = {
+            "owner": owner,
+            "lsid": self._session.session_id,
+            "configuration": configuration,
+            "schema": schema.SCHEMA,
+        }
         # A ledger that was restored from a back-up is older than the history: a generation that
         # was used before would have a row there already.
         least = await self._last_generation(site, _GENERATIONS) >> 40
@@ -74,6 +82,7 @@ class Leases(Sites, Reactions, History):
         if epoch is None:
             return None
         point("database.takeover.epoch")
+        await self._require_schema()
         claims = await self._interrupt_claims(site, epoch, now)
         point("database.takeover.claims")
         return Lease(site, epoch, owner), claims

@@ -108,15 +108,28 @@ class Role:
 
 
 def site_role(settings: Settings) -> Role:
-    """Return the role that every site's user has."""
-    return Role(role_name(settings), privileges(settings))
+    """Return the role that every site's user has.
+
+    Reading and following are for the whole database: a run and its reactions are followed together,
+    by one stream.
+    """
+    own = (f"{settings.prefix}{name}" for name in OWN if name != HISTORY)
+    allowed = [
+        _looking(settings),
+        _on(settings, settings.collection, "update"),
+        *(_on(settings, name, "insert", "update", "remove", "collStats") for name in own),
+        # What happened is only ever added to.
+        _on(settings, f"{settings.prefix}{HISTORY}", "insert", "collStats"),
+    ]
+    return Role(f"{settings.prefix}site", allowed)
 
 
 def init_role(settings: Settings) -> Role:
-    """Return the role that suffices for `caxev db init`. It can read no run but to connect."""
+    """Return the role that suffices for `caxev db init`. It reads no run but to connect."""
     own = [f"{settings.prefix}{name}" for name in OWN]
     allowed = [
         _on(settings, settings.collection, "find", "listIndexes", "createIndex"),
+        _on(settings, f"{settings.prefix}ledger", "find"),
         *(_on(settings, name, "createCollection", "listIndexes", "createIndex") for name in own),
     ]
     return Role(f"{settings.prefix}init", allowed)
@@ -138,27 +151,6 @@ def operator_role(settings: Settings) -> Role:
         _on(settings, f"{settings.prefix}{HISTORY}", "insert"),
     ]
     return Role(f"{settings.prefix}operator", [_looking(settings), *asking])
-
-
-def role_name(settings: Settings) -> str:
-    """Return the name of the role that every site's user has."""
-    return f"{settings.prefix}site"
-
-
-def privileges(settings: Settings) -> list[Document]:
-    """Return what the role allows, as MongoDB's createRole takes it. Pure.
-
-    Reading and following are for the whole database: a run and its reactions are followed together,
-    by one stream.
-    """
-    own = (f"{settings.prefix}{name}" for name in OWN if name != HISTORY)
-    return [
-        _looking(settings),
-        _on(settings, settings.collection, "update"),
-        *(_on(settings, name, "insert", "update", "remove", "collStats") for name in own),
-        # What happened is only ever added to.
-        _on(settings, f"{settings.prefix}{HISTORY}", "insert", "collStats"),
-    ]
 
 
 def _looking(settings: Settings) -> Document:

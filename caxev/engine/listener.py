@@ -67,8 +67,9 @@ def tune_collector() -> None:
 
 
 async def prepare(database: Database) -> None:
-    """Check the database, and make the indexes if we may."""
+    """Check the database, bring its ledger to our schema, and make the indexes if we may."""
     await database.check()
+    await database.migrate()
     await make_indexes(database)
 
 

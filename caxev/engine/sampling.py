@@ -168,9 +168,7 @@ class Sampler:
                 if one.since is not None
             },
             "caxev_collection_documents": {(site, one.collection): one.documents for one in sizes},
-            "caxev_collection_bytes": {
-                (site, one.collection): one.bytes for one in sizes if one.bytes is not None
-            },
+            "caxev_collection_bytes": {(site, one.collection): one.bytes for one in sizes},
         }
         # A lane that owes nothing has 0 and is not missing, so that alerts on it can end.
         for lane in self.dispatcher.lanes:
