@@ -46,11 +46,11 @@ async def test_result_and_reuse() -> None:
 
 
 async def test_one_job_at_a_time() -> None:
-    """Jobs side by side run in processes of their own, and no more of them than the limit."""
-    async with Workers(limit=2) as workers:
+    """Jobs side by side run in processes of their own."""
+    async with Workers() as workers:
         async with trio.open_nursery() as nursery:
-            for number in range(6):
-                nursery.start_soon(workers.run, jobs.echo, number)
+            for _ in range(2):
+                nursery.start_soon(workers.run, jobs.process_id)
         assert workers.alive == 2
 
 
@@ -292,9 +292,10 @@ async def test_the_blocks_own_error() -> None:
         await fail()
 
 
-async def test_idle_workers_are_let_go() -> None:
+async def test_idle_workers_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that has had nothing to do for long enough is gone."""
-    async with Workers(idle=0.05) as workers:
+    monkeypatch.setattr("caxev.engine.workers.IDLE", 0.05)
+    async with Workers() as workers:
         first = await workers.run(jobs.process_id)
         await becomes(lambda: workers.alive == 0)
         assert not psutil.pid_exists(first)
@@ -316,10 +317,11 @@ async def test_nothing_leaks() -> None:
         await workers.run(jobs.add, 1, 1)
     me = psutil.Process()
     before = me.num_fds(), len(me.children())
-    async with Workers(limit=4) as workers:
-        async with trio.open_nursery() as nursery:
-            for number in range(40):
-                nursery.start_soon(workers.run, jobs.add, number, 1)
+    async with Workers() as workers:
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(workers.run, jobs.add, number, 1)
         for _ in range(5):
             with pytest.raises(Retry):
                 await workers.run(jobs.leave, 1)

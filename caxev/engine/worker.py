@@ -34,15 +34,11 @@ PROGRESS_EVERY: Final = 0.25
 
 
 class Setup(NamedTuple):
-    """The first frame to a worker: its parent, its niceness, the handler files to load.
-
-    `kin`: processes above `parent` that a campaign's crash takes along.
-    """
+    """The first frame to a worker: its parent, its niceness, the handler files to load."""
 
     parent: int
     niceness: int
     files: tuple[str, ...]
-    kin: tuple[int, ...] = ()
 
 
 class Task(NamedTuple):
@@ -119,7 +115,7 @@ def _settle(message: bytes) -> tuple[str, ...]:
     os.nice(setup.niceness)
     if os.getppid() != setup.parent:
         _die()
-    failpoints.die_with[:] = [*setup.kin, setup.parent]
+    failpoints.die_with[:] = [setup.parent]
     return setup.files
 
 

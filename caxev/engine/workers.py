@@ -12,7 +12,7 @@ import pickle
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -45,23 +45,14 @@ def _ignore(_done: int, _total: int) -> None:
 class Workers:
     """A pool of worker processes; use it as an async context manager.
 
-    At most `limit` work at once (None: as many as are asked for). `files` are handler files that
-    every worker loads, so that functions in them are found. Leaving the block kills every worker,
-    idle or not, and waits until it is gone; a `run` that still waits for one raises `Retry`. A
-    worker that does not die within `DEATH` is left behind, and logged.
+    As many work at once as are asked for. `files` are handler files that every worker loads, so
+    that functions in them are found. Leaving the block kills every worker, idle or not, and waits
+    until it is gone; a `run` that still waits for one raises `Retry`. A worker that does not die
+    within `DEATH` is left behind, and logged.
     """
 
-    def __init__(
-        self,
-        limit: int | None = None,
-        files: Sequence[str] = (),
-        *,
-        idle: float = IDLE,
-        niceness: int = NICENESS,
-    ) -> None:
+    def __init__(self, files: Sequence[str] = (), *, niceness: int = NICENESS) -> None:
         self._setup = Setup(os.getpid(), niceness, tuple(files))
-        self._idle_seconds = idle
-        self._turn = nullcontext() if limit is None else trio.Semaphore(limit)
         self._resting: list[_Worker] = []
         self._alive: set[_Worker] = set()
         self._open = False
@@ -114,20 +105,19 @@ class Workers:
         name = _name(function)
         # Pickled before a worker is taken: what cannot be pickled must not cost one.
         task = frame(Task(function.__module__, name, args, failpoints.scope.get(), clock))
-        async with self._turn:
-            worker = await self._take()
-            worker.doing = f"{function.__module__}.{name}"
-            worker.relay.context = copy_context()
-            try:
-                outcome = await worker.work(task, on_progress)
-            except BaseException:
-                # Its state is unknown now, so it is not used again.
-                with trio.CancelScope(shield=True):
-                    await self._end(worker)
-                raise
-            if outcome is None:
-                raise await self._obituary(worker)
-            self._rest(worker)
+        worker = await self._take()
+        worker.doing = f"{function.__module__}.{name}"
+        worker.relay.context = copy_context()
+        try:
+            outcome = await worker.work(task, on_progress)
+        except BaseException:
+            # Its state is unknown now, so it is not used again.
+            with trio.CancelScope(shield=True):
+                await self._end(worker)
+            raise
+        if outcome is None:
+            raise await self._obituary(worker)
+        self._rest(worker)
         result: T = _unwrapped(outcome)
         return result
 
@@ -152,7 +142,7 @@ class Workers:
 
     def _rest(self, worker: _Worker) -> None:
         if worker in self._alive:
-            worker.rest = trio.CancelScope(deadline=trio.current_time() + self._idle_seconds)
+            worker.rest = trio.CancelScope(deadline=trio.current_time() + IDLE)
             self._resting.append(worker)
             self._nursery.start_soon(self._resting_until_due, worker, worker.rest)
 
