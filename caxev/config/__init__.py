@@ -11,7 +11,6 @@ from caxev.config.archive import ArchiveOptions
 from caxev.config.corrections import Correction
 from caxev.config.data_types import DataType, DataTypes
 from caxev.config.directories import jobs_directory, private_directories, state_directory
-from caxev.config.errors import nearest
 from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
 from caxev.config.loading import find_sites, load_sites
@@ -52,7 +51,6 @@ __all__ = [
     "load_file",
     "load_handlers",
     "load_sites",
-    "nearest",
     "private_directories",
     "secret",
     "state_directory",

@@ -72,12 +72,7 @@ class Leases(Sites, Reactions, History, Schema):
             "configuration": configuration,
             "schema": schema.SCHEMA,
         }
-        # A ledger that was restored from a back-up is older than the history: a generation that
-        # was used before would have a row there already.
-        least = await self._last_generation(site, _GENERATIONS) >> 40
-        if not _is_epoch(former.get("epoch")):
-            least = max(least, await self._last_epoch(site))
-        least = min(least, _EPOCHS - 2)
+        least = await self._least_epoch(site, former.get("epoch"))
         epoch = await self._take_over(site, lease_time, state, least)
         if epoch is None:
             return None
@@ -103,11 +98,17 @@ class Leases(Sites, Reactions, History, Schema):
             if error.code not in AUTH_CODES | DOCUMENT_CODES:
                 raise
 
-    async def _last_epoch(self, site: str) -> int:
-        """Return an epoch that none of the site's generations and claims is above.
+    async def _least_epoch(self, site: str, known: object) -> int:
+        """Return an epoch that none of the site's was above; its document says `known`."""
+        # A ledger that was restored from a back-up is older than the history: a generation that
+        # was used before would have a row there already.
+        least = await self._last_generation(site, _GENERATIONS) >> 40
+        if not _is_epoch(known):  # its document was lost
+            least = max(least, await self._last_epoch(site))
+        return min(least, _EPOCHS - 2)
 
-        For a site whose document was lost: its generations must be new all the same.
-        """
+    async def _last_epoch(self, site: str) -> int:
+        """Return an epoch that none of the site's generations and claims is above."""
         top = {"$max": {"$toLong": number("generation", 0, _GENERATIONS)}}
         claimed = {"$max": {"$toLong": number("epoch", 0, _EPOCHS - 2)}}
         match = {"$match": {"site": site, "handler": {"$exists": True}}}

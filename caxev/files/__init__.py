@@ -32,7 +32,7 @@ from caxev.files.incoming import (
     pinned,
     place_file,
 )
-from caxev.files.manifest import PART, Difference, Item, Kind, Manifest, Range, item_digest
+from caxev.files.manifest import PART, Item, Kind, Manifest, Range, item_digest
 from caxev.files.meter import Meter, Moved, Report, to_nobody
 from caxev.files.part_digest import PartDigest
 from caxev.files.paths import (
@@ -46,7 +46,6 @@ from caxev.files.paths import (
     inside,
     link_problem,
     origin_path,
-    own_name,
     partial_path,
     printable,
     safe_name,
@@ -57,7 +56,7 @@ from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, second, to_the_second
 from caxev.files.private import is_bare, lies_in, make_private, not_private
 from caxev.files.process_lock import process_lock
-from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
+from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, writing
 from caxev.files.resolved import open_resolved, opened, read_file
 from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
@@ -100,7 +99,6 @@ __all__ = [
     "QUARANTINE",
     "RESERVED",
     "Confined",
-    "Difference",
     "FarPath",
     "Item",
     "Kind",
@@ -167,7 +165,6 @@ __all__ = [
     "opened",
     "origin_path",
     "overlapping",
-    "own_name",
     "parent",
     "partial_path",
     "pinned",
@@ -189,7 +186,6 @@ __all__ = [
     "shown",
     "standing",
     "steady",
-    "sync_tree",
     "to_nobody",
     "to_the_second",
     "within_tree",

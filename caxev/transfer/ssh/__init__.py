@@ -5,7 +5,6 @@ Its functions run in a worker process, and raise `caxev.core.errors.Retry` and `
 
 from caxev.transfer.ssh.endpoint import Endpoint, endpoint_of
 from caxev.transfer.ssh.landing import (
-    Landing,
     in_session,
     land,
     only_pusher,
@@ -17,7 +16,6 @@ from caxev.transfer.ssh.remote import Remote
 
 __all__ = [
     "Endpoint",
-    "Landing",
     "Remote",
     "SshMover",
     "check",
