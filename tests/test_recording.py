@@ -27,7 +27,7 @@ from caxev.core.ledger import Failed as FailedOutcome
 from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
 from caxev.core.model import Aspect, Event, Run
 from caxev.core.packing import pack, unpack
-from caxev.core.recording import Maker, Recording, again, compare
+from caxev.core.recording import Maker, Recording, again, compare, outlook
 from caxev.core.registry import Handler, Registry
 from tests import engine
 from tests import strategies as make
@@ -173,15 +173,15 @@ def test_a_replay_fires_what_has_something_to_do(
 ) -> None:
     """What failed, what a decision wants, what a handler never saw; with force, everything."""
     keys = standing(stands) if stands else {}
-    found = again(maker(decide), RUN, SNAPSHOT, keys, NOW, known=known)
-    assert bool(found) == fires
-    assert len(again(maker(decide), RUN, SNAPSHOT, keys, NOW, known=known, force=True)) == 1
+    found = [*outlook(maker(decide), RUN, SNAPSHOT, keys, NOW, known=known)]
+    assert bool(again(found)) == fires
+    assert len(again(found, force=True)) == 1
 
 
 def test_a_replay_of_one_handler() -> None:
     other = Handler(react, (copy(TRANSFERRED),), "other")
     one = maker(also=(other,))
-    found = again(one, RUN, SNAPSHOT, {}, NOW, handler="other")
+    found = again(outlook(one, RUN, SNAPSHOT, {}, NOW), handler="other")
     assert [reaction.handler for reaction, _ in found] == ["other"]
 
 

@@ -21,7 +21,7 @@ from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.model import Aspect, Event, Run, RunId
-from caxev.core.recording import Maker, again, compare, possible_keys
+from caxev.core.recording import Maker, again, compare, outlook, possible_keys
 from caxev.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -157,15 +157,7 @@ def plan(
     for reaction in new.standing(standing):
         fired.add(reaction.id)
         yield Planned(reaction.event, reaction.handler, "new since the last snapshot")
-    for reaction, why in again(
-        maker,
-        run,
-        snapshot,
-        standing,
-        now,
-        known=known,
-        handler=act.handler,
-        force=act.force,
-    ):
+    outlooks = outlook(maker, run, snapshot, standing, now, known=known)
+    for reaction, why in again(outlooks, handler=act.handler, force=act.force):
         if reaction.id not in fired:
             yield Planned(reaction.event, reaction.handler, why)

@@ -253,23 +253,15 @@ def outlook(
 
 
 def again(
-    maker: Maker,
-    run: Run,
-    snapshot: Snapshot,
-    standing: Mapping[str, Reaction],
-    at: datetime,
-    *,
-    known: Container[str] = (),
-    handler: str | None = None,
-    force: bool = False,
+    outlooks: Iterable[Outlook], *, handler: str | None = None, force: bool = False
 ) -> list[tuple[Reaction, str]]:
-    """Return the reactions that a replay of a run makes, in its present state, and why.
+    """Return the reactions that a replay makes of these outlooks, and why.
 
-    With `force` all that this state triggers, else those that have something to do: see `outlook`.
-    `handler` names the only one to consider.
+    With `force` all that the state triggers, else those that have something to do. `handler` names
+    the only one to consider.
     """
     return [
         (one.reaction, "forced" if isinstance(one.decision, Skip) else one.why)
-        for one in outlook(maker, run, snapshot, standing, at, known=known)
+        for one in outlooks
         if handler in (None, one.reaction.handler) and (force or not isinstance(one.decision, Skip))
     ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from math import inf
 from typing import Final
 
@@ -127,24 +128,19 @@ class Requests:
         but: Iterable[Reaction],
     ) -> list[Reaction]:
         """Return the reactions that a replay makes of runs, without those that are made already."""
-        database, now = self.context.database, utcnow()
+        database, maker, now = self.context.database, self.recorder.maker, utcnow()
         standing = await database.standing(
             recording.possible_keys(self.context.registry, snapshots)
         )
         runs = await database.runs(snapshots)
-        made = {reaction.id for reaction in but}
-        return [
-            reaction
-            for run in runs.values()
-            for reaction, _ in recording.again(
-                self.recorder.maker,
-                run,
-                snapshots[run.id],
-                standing,
-                now,
-                known=known.get(run.id, ()),
-                handler=request.handler,
-                force=request.force,
+        outlooks = (
+            recording.outlook(
+                maker, run, snapshots[run.id], standing, now, known=known.get(run.id, ())
             )
-            if reaction.id not in made
-        ]
+            for run in runs.values()
+        )
+        made = {reaction.id for reaction in but}
+        again = recording.again(
+            chain.from_iterable(outlooks), handler=request.handler, force=request.force
+        )
+        return [reaction for reaction, _ in again if reaction.id not in made]
