@@ -30,7 +30,7 @@ Exit codes:
   1    something failed, or there was nothing of what was asked for
   2    the command line is wrong
   3    the configuration is wrong: sites.json, a site's or handler's name, an address
-  4    the database: unreachable, denies access, or is not a replica set
+  4    the database: unreachable, denies access, is not a replica set, or of a newer caxev
   5    no such run
   130  interrupted
   143  ended by SIGTERM; a listener only by the second one
