@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
 
 LEASE = 6.0
 # What the holder of a lease goes on writing while nothing happens.
-_ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed")
+_ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed", "disks")
 
 
 @pytest.fixture(scope="module")
