@@ -63,6 +63,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "vouch": {"site": "lngs", "why": "it was read by hand"},
     "rm": {"site": "lngs", "why": "too much"},
     "keep": {"site": "lngs"},
+    "cancel": {"request": "3f9ac0d1"},
+    "resume": {"request": "3f9ac0d1"},
 }
 """Each act that is offered, with what its form must hold."""
 
@@ -287,6 +289,21 @@ def test_acts_are_done_in_the_person_s_name(anna: Operator, server: Any) -> None
     assert request["by"] == "anna"
 
 
+def test_a_request_is_cancelled_and_resumed(anna: Operator, server: Any) -> None:
+    """By its id; what is withdrawn can be asked for again."""
+    assert anna.act("copy", "1-2").status == 200
+    requested = {"data": {"$elemMatch": {"host": "chicago", "status": "requested"}}}
+    (bulk,) = server.caxev_requests.find({"kind": "copy"})
+    for name, left in (("cancel", 0), ("resume", 2)):
+        fields = {"request": bulk["_id"]}
+        form = Form(anna.get(address(name, fields)).text)
+        assert form.command.startswith(f"caxev requests {name}")
+        assert anna.post(name, form.fields).status == 200
+        assert server.runs_new.count_documents(requested) == left
+        assert not Form(anna.get(address(name, fields)).text).fields, "there is nothing to do"
+    assert "no request" in anna.get(address("cancel", {"request": "x"})).text
+
+
 def test_what_was_shown_is_what_is_done(anna: Operator, server: Any) -> None:
     """A plan that has changed since is shown again instead."""
     form = anna.plan("tag", "1-9")
@@ -393,6 +410,8 @@ def parsed(line: str, sites: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
                 found["act"] = one
             if isinstance(one, RunChoice):
                 found["runs"] = one.selection
+        if function.__name__ == "request_called":
+            found["act"] = given[0]
         if "act" in found or function.__name__ == "_planned":
             raise Captured
         return []
@@ -433,12 +452,16 @@ def test_a_command_means_what_its_form_means(
     """The line that is shown, read by a shell and the command line, asks for the same."""
     offer = OFFERS[name]
     chosen = SELECTIONS[:1] if offer.about_one else SELECTIONS
+    chosen = ({},) if "request" in FIELDS[name] else chosen
     for texts, values in product(chosen, (FIELDS[name], {**FIELDS[name], **hostile(name)})):
         selection = without_copy(Selection.read(texts))
         wish = Wish(offer, values, selection)
         assert wish.command.isprintable()
         with monkeypatch.context() as patched:
             act, runs = parsed(wish.command, sites, patched)
+        if "request" in values:
+            assert act == values["request"], wish.command
+            continue
         # Of one run that is named, the command finds the copy itself.
         found_there = name == "verify" or not RunChoice(selection).names_one
         assert runs == (wish.runs if found_there else selection), wish.command
@@ -453,7 +476,7 @@ def test_a_command_means_what_its_form_means(
 
 def hostile(name: str) -> dict[str, str]:
     mine = {one.name for one in OFFERS[name].fields}
-    more = {"force": "yes", "site": "lngs", "version": "v'1 2"}
+    more = {"request": "-x'y", "force": "yes", "site": "lngs", "version": "v'1 2"}
     return {key: value for key, value in {**HOSTILE, **more}.items() if key in mine}
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -26,6 +27,7 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.model import RunId
 from caxev.core.selection import EVERY, Selection
+from caxev.database import BulkRequest
 from caxev.web.acts.command_line import typed
 from caxev.web.acts.offers import Offer, Values
 
@@ -52,18 +54,48 @@ class Wish:
         return self.offer.runs(self.selection, self.values)
 
 
+@define
+class Outcome:
+    """What has been done: how many steps came out how, and those that went wrong."""
+
+    states: Counter[str] = field(factory=Counter)
+    wrong: list[Step] = field(factory=list)
+    request: str | None = None
+
+    async def add(self, steps: AsyncGenerator[Step, None]) -> None:
+        """Count steps as they are made."""
+        async with aclosing(steps) as found:
+            async for step in found:
+                self.states[step.why] += 1
+                if step.ok is False and len(self.wrong) < SHOWN:
+                    self.wrong.append(step)
+
+    def add_sites(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Count sites whose listeners were asked."""
+        for row in rows:
+            waits = "" if row["listening"] else "; no listener is active there: it waits"
+            self.states[f"asked of {row['site']}{waits}"] += 1
+
+
+Carry: TypeAlias = Callable[[Asker], Awaitable[Outcome]]
+
+
 @frozen
 class PlannedWish:
-    """A wish, and what would come of it now. `runs`: None: all, as listeners find them."""
+    """A wish, and what would come of it now; `carry` does it.
+
+    `runs` are those that something is done to; None: it is about what `noun` names instead.
+    """
 
     wish: Wish
-    act: Act | ListenerAct
     plan: Plan
-    runs: Sequence[RunId] | None
+    carry: Carry
+    runs: Sequence[RunId] | None = None
+    noun: str = "run"
 
     @property
     def number(self) -> int:
-        """How many runs it is about; without runs of its own, how many failed reactions."""
+        """How many runs it is about, or what else it counts."""
         if not self.plan.done:
             return 0
         return self.plan.number if self.runs is None else len(self.runs)
@@ -71,7 +103,7 @@ class PlannedWish:
     @property
     def amount(self) -> str:
         """The number in words."""
-        return counted(self.number, "reaction" if self.runs is None else "run")
+        return counted(self.number, self.noun)
 
     @property
     def digest(self) -> str:
@@ -81,64 +113,73 @@ class PlannedWish:
         return blake2b(repr(parts).encode(), digest_size=12).hexdigest()
 
 
-@define
-class Outcome:
-    """What has been done: how many steps came out how, and those that went wrong."""
-
-    states: Counter[str] = field(factory=Counter)
-    wrong: list[Step] = field(factory=list)
-    request: str | None = None
-
-    def add(self, step: Step) -> None:
-        """Count a step."""
-        self.states[step.why] += 1
-        if step.ok is False and len(self.wrong) < SHOWN:
-            self.wrong.append(step)
-
-
 async def planned(asker: Asker, wish: Wish) -> PlannedWish:
     """Plan it; nothing is written. Raises `NothingToDo`, `ConfigError`."""
-    if wish.offer.make is None:
-        return await _planned_for_listeners(asker, wish)
+    return await _PLANNERS.get(wish.offer.name, _planned_act)(asker, wish)
+
+
+# -- acts on runs ---------------------------------------------------------------------------------
+
+
+async def _planned_act(asker: Asker, wish: Wish) -> PlannedWish:
+    assert wish.offer.make is not None
     act = wish.offer.make(wish.values)
     plan = await asker.plan(act, wish.runs)
     if wish.offer.about_one and len(plan.runs) > 1:
         raise NothingToDo(f"{counted(len(plan.runs))} match: this is done to one at a time")
-    return PlannedWish(wish, act, plan, plan.runs)
+    return PlannedWish(wish, plan, partial(_carry_act, act, plan.runs), plan.runs)
 
 
-async def _planned_for_listeners(asker: Asker, wish: Wish) -> PlannedWish:
-    sites = listening_sites(asker.sites, wish.values.get("site") or None)
-    registries = {site: asker.registry(site) for site in sites}
-    handler = wish.values.get("handler") or None
-    named = None if handler is None else handler_called(handler, registries.values())
+async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> Outcome:
+    outcome = Outcome()
+    if isinstance(act, RequestedAct) and act.kind and len(runs) > 1:
+        request = await requests.keep(asker, act, runs)
+        outcome.request = request.id
+        await outcome.add(requests.carry_out(asker, request))
+    else:
+        await outcome.add(asker.carry_out(act, runs))
+    return outcome
+
+
+# -- what listeners are asked for -----------------------------------------------------------------
+
+
+async def _planned_retry(asker: Asker, wish: Wish) -> PlannedWish:
+    sites, handler = _addressed(asker, wish)
     runs = None if wish.selection == EVERY else await _ids(asker, wish.selection)
-    if wish.offer.name == "retry":
-        return await _planned_retry(asker, wish, Retry(sites, named), runs)
-    if runs is None:
-        raise NothingToDo("choose runs: not all of them are replayed from here")
-    enabled = tuple(
-        site
-        for site, registry in registries.items()
-        if named is None or any(one.name == named for one in registry.enabled)
-    )
-    act = Replay(enabled, named, force=bool(wish.values.get("force")))
-    return PlannedWish(wish, act, act.plan(runs), runs)
-
-
-async def _planned_retry(
-    asker: Asker, wish: Wish, act: Retry, runs: Sequence[RunId] | None
-) -> PlannedWish:
-    plan = Plan()
-    for site in act.sites:
-        found = await failures(asker.database, site, runs, act.handler)
+    plan, failed = Plan(), []
+    for site in sites:
+        found = await failures(asker.database, site, runs, handler)
         if found:
             plan.done[f"failed at {site}"] = found
+            failed.append(site)
         else:
             plan.kept[f"nothing has failed at {site}"] = 1
-    failed = tuple(site for site in act.sites if plan.done[f"failed at {site}"])
-    plan.done = +plan.done
-    return PlannedWish(wish, evolve(act, sites=failed), plan, runs)
+    carry = partial(_carry_asking, Retry(tuple(failed), handler), runs)
+    return PlannedWish(wish, plan, carry, runs, "run" if runs else "reaction")
+
+
+async def _planned_replay(asker: Asker, wish: Wish) -> PlannedWish:
+    sites, handler = _addressed(asker, wish)
+    if wish.selection == EVERY:
+        raise NothingToDo("choose runs: all of them are not replayed from here")
+    act = Replay(sites, handler)
+    if handler is not None:
+        act = evolve(act, sites=tuple(site for site in sites if _enables(asker, site, handler)))
+    act = evolve(act, force=bool(wish.values.get("force")))
+    runs = await _ids(asker, wish.selection)
+    return PlannedWish(wish, act.plan(runs), partial(_carry_asking, act, runs), runs)
+
+
+def _addressed(asker: Asker, wish: Wish) -> tuple[tuple[str, ...], str | None]:
+    """Return the sites to ask, and the handler's own name if one is given."""
+    sites = listening_sites(asker.sites, wish.values.get("site"))
+    handler = wish.values.get("handler")
+    return sites, handler and handler_called(handler, map(asker.registry, sites))
+
+
+def _enables(asker: Asker, site: str, handler: str) -> bool:
+    return any(one.name == handler for one in asker.registry(site).enabled)
 
 
 async def _ids(asker: Asker, selection: Selection) -> list[RunId]:
@@ -146,34 +187,46 @@ async def _ids(asker: Asker, selection: Selection) -> list[RunId]:
         return [run.id async for page in pages for run in page]
 
 
-async def do(asker: Asker, wanted: PlannedWish) -> Outcome:
-    """Do what was planned. What listeners do to several runs is one request, as for commands."""
-    outcome, act = Outcome(), wanted.act
-    if isinstance(act, ListenerAct | RequestedAct) and act.kind and wanted.number > 1:
-        request = await requests.keep(asker, act, wanted.runs)
-        outcome.request = request.id
-        if isinstance(act, ListenerAct):
-            rows = await leave_all(asker, act, wanted.runs, request.id)
-            _add_rows(outcome, rows)
-            return outcome
-        steps = requests.carry_out(asker, request)
-    elif isinstance(act, ListenerAct):
-        _add_rows(outcome, await leave_all(asker, act, wanted.runs))
-        return outcome
-    else:
-        steps = asker.carry_out(act, wanted.runs or ())
-    await _count(outcome, steps)
+async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: Asker) -> Outcome:
+    outcome = Outcome()
+    if runs is None or len(runs) > 1:
+        outcome.request = (await requests.keep(asker, act, runs)).id
+    outcome.add_sites(await leave_all(asker, act, runs, outcome.request))
     return outcome
 
 
-def _add_rows(outcome: Outcome, rows: Sequence[Mapping[str, Any]]) -> None:
-    for row in rows:
-        waits = "" if row["listening"] else "; no listener is active there: it waits"
-        outcome.states[f"asked of {row['site']}{waits}"] += 1
+# -- requests that were made ----------------------------------------------------------------------
 
 
-async def _count(outcome: Outcome, steps: Any) -> None:
-    async with aclosing(steps) as found:
-        each: AsyncIterator[Step] = found
-        async for step in each:
-            outcome.add(step)
+async def _planned_cancel(asker: Asker, wish: Wish) -> PlannedWish:
+    request = await requests.request_called(asker, wish.values["request"])
+    now, plan = await requests.progress(asker, request), Plan()
+    if now.waiting:
+        plan.done[f"withdrawn of {requests.described(request)}, unless it is begun"] = now.waiting
+    return PlannedWish(wish, plan, partial(_carry_cancel, request))
+
+
+async def _carry_cancel(request: BulkRequest, asker: Asker) -> Outcome:
+    return Outcome(Counter(withdrawn=await requests.cancel(asker, request)), request=request.id)
+
+
+async def _planned_resume(asker: Asker, wish: Wish) -> PlannedWish:
+    request = await requests.request_called(asker, wish.values["request"])
+    now, plan = await requests.progress(asker, request), Plan()
+    if missing := now.failed + now.withdrawn:
+        plan.done[f"asked for again of {requests.described(request)}"] = missing
+    return PlannedWish(wish, plan, partial(_carry_resume, request))
+
+
+async def _carry_resume(request: BulkRequest, asker: Asker) -> Outcome:
+    outcome = Outcome(request=request.id)
+    await outcome.add(requests.carry_out(asker, request))
+    return outcome
+
+
+_PLANNERS: Final[Mapping[str, Callable[[Asker, Wish], Awaitable[PlannedWish]]]] = {
+    "retry": _planned_retry,
+    "replay": _planned_replay,
+    "cancel": _planned_cancel,
+    "resume": _planned_resume,
+}

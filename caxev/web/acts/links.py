@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from caxev.core.model import Run
 from caxev.core.selection import NumberRange, Selection
-from caxev.web.acts.offers import OFFERS, without_copy
+from caxev.web.acts.offers import RUN_OFFERS, without_copy
 from caxev.web.listing import BadFilter
 
 
@@ -31,8 +31,8 @@ def links(selection: Selection, *, one: bool = False) -> list[ActLink]:
         return []
     query = urlencode(texts, doseq=True)
     return [
-        ActLink(offer.title, f"/acts/{name}?{query}")
-        for name, offer in OFFERS.items()
+        ActLink(offer.title, f"/acts/{offer.name}?{query}")
+        for offer in RUN_OFFERS
         if one or not offer.about_one
     ]
 

@@ -279,7 +279,26 @@ LISTENER_ACTS: Final = (
         ),
     ),
 )
-OFFERS: Final[Mapping[str, Offer]] = {one.name: one for one in (*LISTENER_ACTS, *ACTS)}
+REQUEST: Final = ActField("request", "Request", needed=True, is_argument=True)
+REQUEST_ACTS: Final = (
+    Offer(
+        "cancel",
+        "Cancel a request",
+        "Withdraw of a request what no listener has begun. The rest is finished.",
+        ("requests", "cancel"),
+        (REQUEST,),
+    ),
+    Offer(
+        "resume",
+        "Resume a request",
+        "Ask again for what was withdrawn of a request, or has failed.",
+        ("requests", "resume"),
+        (REQUEST,),
+        always=("--no-wait",),
+    ),
+)
+RUN_OFFERS: Final = (*LISTENER_ACTS, *ACTS)
+OFFERS: Final[Mapping[str, Offer]] = {one.name: one for one in (*RUN_OFFERS, *REQUEST_ACTS)}
 
 
 def without_copy(selection: Selection) -> Selection:

@@ -21,7 +21,7 @@ from caxev.core.ledger import State
 from caxev.core.registry import Registry
 from caxev.database import Database
 from caxev.tape.base import methods
-from caxev.web.acts.doing import Wish, do, planned
+from caxev.web.acts.doing import Wish, planned
 from caxev.web.acts.links import naming
 from caxev.web.acts.offers import OFFERS, ActField, without_copy
 from caxev.web.auth.forms import TOKEN, PublicAddress, read_form
@@ -107,7 +107,7 @@ class ActPages:
                 why = f"Type {wanted.number} to confirm: it is about that many."
                 return await self._shown(request, wish, why, 400)
             logger.info("{} asks: {}", person.name, wish.command)
-            outcome = await do(asker, wanted)
+            outcome = await wanted.carry(asker)
         except (NothingToDo, NoSuchRun, ConfigError, BadFilter) as why:
             return await self._shown(request, wish, str(why), 400)
         return self.frame(request, wish.offer.title, "act_done.html", wish=wish, outcome=outcome)
