@@ -62,6 +62,29 @@ def test_an_act_by_keyboard_on_a_small_screen(page: Page, server: Any, browser: 
     assert errors == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_acts_fit_and_are_accessible(page: Page, server: Any, browser: Any, scheme: str) -> None:
+    """Nothing scrolls sideways, and axe-core finds no serious fault: a form, and plans."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    del server
+    shown = visit(
+        browser, page.address, [], color_scheme=scheme, bypass_csp=True, extra_http_headers=HEADERS
+    )
+    long = "x" * 300
+    for path in (
+        "copy?run=1-3", "tag?run=1-3&word=good", f"comment?run=1-3&text={long}",
+        "rm?run=1-3&site=lngs&why=x", "release?run=1&site=lngs&all=yes",
+    ):  # fmt: skip
+        shown.goto(f"{page.address}/acts/{path}")
+        for width in (360, 800, 1600):
+            shown.set_viewport_size({"width": width, "height": 900})
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+        faults = Axe().run(shown).response["violations"]
+        assert [one["id"] for one in faults if one["impact"] in ("serious", "critical")] == [], path
+    shown.context.close()
+
+
 def test_an_act_without_scripts(page: Page, server: Any, browser: Any) -> None:
     """From a filter of the runs, with plain forms."""
     shown = visit(

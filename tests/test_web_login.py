@@ -13,9 +13,15 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
+import trio
 from attrs import define, field
 from joserfc.jwk import RSAKey
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
+from caxev.web.auth.forms import PublicAddress, read_form
+from caxev.web.auth.sessions import SignedCookie
 from tests.mongod import Cluster
 from tests.oidc import CLIENT, SECRET, OidcSimulator, provider
 from tests.page import Answer, Page, serving
@@ -330,3 +336,48 @@ def test_a_provider_of_no_use(mongod: Cluster, idp: OidcSimulator, tmp_path: Pat
             assert Visitor(page).get("/login").status == 503
             idp.lies.clear()
             assert Visitor(page).get("/login").status == 302
+
+
+# -- without a server -----------------------------------------------------------------------------
+
+
+def connection(**headers: str) -> Request:
+    """A request with these headers."""
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+
+
+def test_a_session_ends_by_itself() -> None:
+    """A cookie is good for its time and no longer; under TLS no other host can have set it."""
+    for seconds, wanted in ((60, "value"), (-1, None)):
+        cookie, answer = SignedCookie("session", seconds, secure=True), Response()
+        cookie.write(answer, "value")
+        text = answer.headers["set-cookie"]
+        assert "; Secure" in text
+        assert text.startswith("__Host-caxev_session=")
+        assert cookie.read(connection(cookie=text.partition(";")[0])) == wanted
+        other = SignedCookie("session", seconds, secure=True)
+        assert other.read(connection(cookie=text.partition(";")[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "origin", "good"),
+    [
+        (PublicAddress(), "127.0.0.1:8765", "http://127.0.0.1:8765", True),
+        (PublicAddress(), "127.0.0.1:8765", "https://127.0.0.1:8765", False),
+        (PublicAddress(), "127.0.0.1:8765", "http://127.0.0.1:8766", False),
+        (PublicAddress(tls=True), "a.example", "https://a.example", True),
+        (PublicAddress("https://a.example"), "127.0.0.1:8765", "https://a.example", True),
+        (PublicAddress("https://a.example"), "a.example", "http://a.example", False),
+        (PublicAddress("https://a.example"), "a.example", "https://a.example.evil.example", False),
+        (PublicAddress("https://a.example"), "a.example", "null", False),
+    ],
+)
+def test_a_form_comes_from_the_page_s_own_address(
+    address: PublicAddress, host: str, origin: str, good: bool
+) -> None:
+    """Scheme, name and port, as browsers name them; behind a proxy by --address."""
+    with pytest.raises(HTTPException) as refused:
+        trio.run(read_form, connection(host=host, origin=origin), address)
+    # The next reason is that nobody is logged in.
+    assert ("Nothing can be changed" in refused.value.detail) is good
