@@ -88,13 +88,16 @@ class Page:
         """Wait until all runs have been read."""
         self.until(lambda: self.get("/healthz").status == 200, within)
 
-    def watch(self, view: str, last: str | None = None) -> Iterator[tuple[str, Any]]:
-        """Follow a view: the kinds of the events, and their data."""
+    def watch(
+        self, view: str = "", last: str | None = None, *, address: str = ""
+    ) -> Iterator[tuple[str, Any]]:
+        """Follow a view, or an address: the kinds of the events, and their data."""
         host, port = self.address.removeprefix("http://").split(":")
         connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
         self.events.append(connection)
         known = f"Last-Event-ID: {last}\r\n" if last else ""
-        ask = f"GET /events?view={view} HTTP/1.1\r\nHost: {host}\r\n{known}\r\n"
+        path = address or f"/events?view={view}"
+        ask = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{known}\r\n"
         connection.sendall(ask.encode())
         return _events(connection)
 

@@ -39,7 +39,7 @@ def main(target: Path) -> None:
         assert address is not None
         errors: list[str] = []
         page = visit(running, address, errors, viewport={"width": 1280, "height": 800})
-        page.wait_for_selector(f".card.good >> nth={len(world.listening) - 1}", timeout=120_000)
+        page.wait_for_selector(f".sites tr.good >> nth={len(world.listening) - 1}", timeout=120_000)
         for number in range(1, RUNS + 1):
             document = world.take_run(BIRTH, number, SIZE, number)
             runs.insert_one({**document, "tags": [{"name": PROTECTED}]})

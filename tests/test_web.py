@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import ssl
@@ -39,7 +40,8 @@ pytestmark = pytest.mark.replicaset
 Server = Any
 VIEWS = (
     *("/", "/runs", "/links", "/links?window=7d", "/failures", "/storage", "/alarms"),
-    *("/sites/lngs", "/sites/chicago"),
+    *("/sites/lngs", "/sites/chicago", "/sites/lngs/purge", "/sites", "/requests", "/holds"),
+    *("/handlers", "/failures?site=lngs&handler=pull&reason=x"),
 )
 
 
@@ -147,11 +149,95 @@ def test_a_run_s_page_follows_it(page: Page, server: Server) -> None:
     assert "error" in next(events)[1]["run"]
 
 
+def test_the_state_is_a_stream_of_events(page: Page, server: Server) -> None:
+    """A program gets what changes of the state as JSON, and each change of a copy."""
+    events = page.watch(address="/api/v1/events")
+    kind, first = next(events)
+    assert (kind, first["now"]["numbers"]["runs"]) == ("parts", 3)
+    assert {"alarms", "site lngs", "site chicago"} <= first.keys()
+    server.runs_new.update_one({"number": 2}, {"$set": {"data.1.status": "error"}})
+    found = dict(event for _, event in zip(range(2), events, strict=False))
+    assert found["parts"]["now"]["numbers"]["bad copies"] == 1
+    (change,) = found["changes"]["rows"]
+    assert (change["label"], change["before"], change["after"]) == ("run 2", "verifying", "error")
+    after = page.json(f"/api/v1/changes?after={change['number'] - 1}")
+    assert after["changes"] == [change]
+    assert page.json(after["next"])["changes"] == []
+
+
+def test_every_list_comes_in_pages(page: Page, server: Server) -> None:
+    """A row for a page, each list gives all of its rows, and says when it is the same as before."""
+    for number in (1, 2, 3):
+        run = server.runs_new.find_one({"number": number})["_id"]
+        server.caxev_ledger.insert_one(failed(run, f"reason {'abc'[number - 1]}"))
+        ask = {"site": "lngs", "kind": "scan", "by": "me@host", "at": datetime.now(UTC)}
+        server.caxev_requests.insert_one(ask)
+    page.until(lambda: len(page.json("/api/v1/requests")["requests"]) == 3)
+    page.until(lambda: numbers(page)["reactions failed"] == 3)
+    for name, most in (
+        ("sites", 3), ("failures", 3), ("reactions", 3), ("requests", 3), ("storage", 2),
+        ("runs", 3), ("alarms", 0), ("links", 0),
+    ):  # fmt: skip
+        address: str | None = f"/api/v1/{name}?limit=1"
+        rows: list[Any] = []
+        while address:
+            answer = page.get(address)
+            assert page.get(address, if_none_match=answer.headers["etag"]).status == 304
+            assert len(answer.json[name]) <= 1
+            rows += answer.json[name]
+            address = answer.json["next"]
+        assert len(rows) >= most, name
+        assert rows == [*{json.dumps(one): one for one in rows}.values()], name
+
+
+def test_what_people_asked_for_is_shown(page: Page, server: Server) -> None:
+    """Requests wait for a listener until they are carried out; a hold has a name and an end."""
+    assert "No listener has a request" in page.get("/requests").text
+    asked = {"site": "lngs", "kind": "replay", "by": "me@host", "at": datetime.now(UTC)}
+    request = server.caxev_requests.insert_one(asked).inserted_id
+    page.until(lambda: "me@host" in page.get("/requests").text)
+    server.caxev_requests.delete_one({"_id": request})
+    page.until(lambda: "No listener has a request" in page.get("/requests").text)
+    hold = {"by": "you@host", "why": "a talk", "at": datetime.now(UTC)}
+    server.runs_new.update_one({"number": 1}, {"$set": {"data.0.holds": [hold]}})
+    page.until(lambda: "you@host" in page.get("/holds").text)
+    assert "until it is released (a talk)" in page.get("/holds").text
+
+
+def test_sites_are_compared(page: Page, server: Server) -> None:
+    """A listener's version, its stand-by, its disk, and in which keys its sites.json differs."""
+    now = datetime.now(UTC)
+    lease = {"owner": "here:1", "expires": now + timedelta(hours=1), "streamed": now}
+    disks = [{"root": "/data", "free": 5 * 10**12, "size": 10**13}]
+    site = {"_id": "lngs", "kind": "site", "epoch": 1, **lease, "disks": disks}
+    server.caxev_ledger.insert_one(site)
+    for owner in ("here:1", "there:2"):
+        keys = [["lngs.purge", "1"]]
+        server.caxev_ledger.insert_one(
+            {"_id": {"process": owner, "s": "lngs"}, "kind": "process", "site": "lngs",
+             "owner": owner, "version": "9.9.9", "configuration": "other", "handlers": "h",
+             "keys": keys, "seen": now}
+        )  # fmt: skip
+    page.until(lambda: "+1 standing by" in page.get("/").text)
+    text = page.get("/").text
+    assert "9.9.9" in text
+    assert "5 TB of 10 TB free at /data" in text
+    for path in ("/sites", "/sites/lngs"):
+        assert "differs" in page.get(path).text
+        assert "chicago, lngs." in page.get(path).text
+    server.caxev_ledger.delete_many({"kind": "process"})
+    page.until(lambda: "standing by" not in page.get("/").text)
+
+
 def test_idle_viewers_cost_no_query(page: Page, mongod: Cluster, database: Named) -> None:
     """While nothing changes no document of a run is read, whoever watches."""
-    events = [page.watch(view) for view in ("now", "failures", "site:lngs", "links:1h", "alarms")]
+    views = ("now", "failures:", "site:lngs", "links:1h", "alarms", "storage", "requests")
+    events = [page.watch(view) for view in views]
     for one in events:
         next(one)
+    page.until(lambda: "were counted" in page.get("/storage").text)
+    page.get("/requests")
+    time.sleep(0.5)
     before = mongod.queries(f"{database.name}.runs_new")
     time.sleep(4)
     assert mongod.queries(f"{database.name}.runs_new") == before
@@ -293,8 +379,14 @@ def test_the_database_is_away_and_comes_back(tmp_path: Path) -> None:
         uri = f"{cluster.uri}&serverSelectionTimeoutMS=1000"
         with serving(tmp_path, uri, "run") as page:
             page.ready()
+            run = client.run.runs_new.find_one()
+            assert run is not None
+            # A run's page asks the database when something changes.
+            events = page.watch(f"run:{run['_id']}")
+            next(events)
             cluster.kill(0)
             page.until(lambda: page.get("/healthz").status == 503)
+            assert page.get(f"/events?view=run:{'0' * 24}").status == 503
             text = page.get("/").text
             assert "No answer since" in text
             assert page.json("/api/v1/now")["numbers"]["good copies"] == 1
@@ -304,6 +396,8 @@ def test_the_database_is_away_and_comes_back(tmp_path: Path) -> None:
             client.run.runs_new.insert_one(run_document(2, ("raw", "lngs", "transferred")))
             page.until(lambda: numbers(page)["good copies"] == 2)
             assert "No answer since" not in page.get("/").text
+            client.run.runs_new.update_one({"number": 1}, {"$set": {"data.0.status": "error"}})
+            assert any("error" in parts["run"] for _, parts in events)
 
 
 def test_a_lost_history_is_made_up_for(page: Page, server: Server) -> None:

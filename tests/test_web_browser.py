@@ -11,6 +11,8 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
+from caxev.core.alarms import Alarm, AlarmState
+from caxev.database.alarms import alarm_id, alarm_row
 from tests.browser import browser as launched
 from tests.browser import visit
 from tests.conftest import Database as Named
@@ -51,8 +53,21 @@ def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
             server.caxev_ledger.insert_one(failed(document["_id"], note))
     server.caxev_ledger.insert_one(
         {"_id": "lngs", "kind": "site", "epoch": 1, "owner": "here:1",
-         "expires": now + timedelta(hours=1), "streamed": now, "scanned": now}
+         "expires": now + timedelta(hours=1), "streamed": now, "scanned": now,
+         "disks": [{"root": "/data/lngs/raw", "free": 12 * 10**9, "size": 10**13}]}
     )  # fmt: skip
+    for owner in ("here:1", "there:1:0123456789ab"):
+        server.caxev_ledger.insert_one(
+            {"_id": {"process": owner, "s": "lngs"}, "kind": "process", "site": "lngs",
+             "owner": owner, "version": "0.1.0", "configuration": "0123456789ab",
+             "handlers": "01234567", "keys": [["lngs.purge", "1"]], "seen": now}
+        )  # fmt: skip
+    state = AlarmState(Alarm("lngs", "disk", "the disk of /data/lngs/raw is full"), now)
+    server.caxev_ledger.insert_one({"_id": alarm_id("lngs", "disk"), **alarm_row(state)})
+    asked = {"site": "lngs", "kind": "retry", "handler": "pull", "by": "me@host", "at": now}
+    server.caxev_requests.insert_one(asked)
+    hold = {"by": "you@host", "why": "a talk", "at": now}
+    server.runs_new.update_one({"number": 2}, {"$set": {"data.0.holds": [hold]}})
     with serving(tmp_path, database.uri, database.name) as made:
         made.ready()
         yield made
@@ -60,8 +75,9 @@ def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
 
 def paths(server: Server) -> list[str]:
     run = server.runs_new.find_one({"number": 3})["_id"]
-    views = ["/", "/runs", "/links", "/failures", "/storage", "/alarms"]
-    return [*views, f"/runs/{run}", "/sites/lngs", "/sites/chicago", "/runs?run=x", "/no"]
+    views = ["/", "/runs", "/links", "/failures", "/storage", "/alarms", "/sites", "/handlers"]
+    views += ["/requests", "/holds", "/sites/lngs", "/sites/lngs/purge", "/failures?site=chicago"]
+    return [*views, f"/runs/{run}", "/runs?run=x", "/no"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -94,7 +110,7 @@ def test_every_view_fits_and_is_accessible(
             ]
         faults += [f"{path}: {one}" for one in errors if "status of 40" not in one]
         shown.context.close()
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 def test_a_change_is_seen_without_a_reload(page: Page, server: Server, browser: Any) -> None:
@@ -109,7 +125,7 @@ def test_a_change_is_seen_without_a_reload(page: Page, server: Server, browser: 
     runs.wait_for_selector('tbody tr:first-child:has-text("161111_0099")')
     now.wait_for_selector("text=9 >> visible=true")
     server.caxev_ledger.update_one({"_id": "lngs"}, {"$set": {"expires": datetime.now(UTC)}})
-    now.wait_for_selector(".card.bad:has-text('lngs'):has-text('no listener')")
+    now.wait_for_selector("tr.bad:has-text('lngs'):has-text('no listener')")
     assert "Somebody has to act" in now.inner_text("#summary")
     assert errors == []
 

@@ -325,6 +325,18 @@ def handlers(*, site: str | None) -> None:
     show(Table(columns, rows), empty="there are no handlers")
 
 
+def handlers_by_site(files: Iterable[str], known: Sites) -> list[dict[str, Any]]:
+    """Return a row for each handler, with the `sites` that enable it."""
+    here = {site.name: known.here(site.name) for site in known.values() if site.listener}
+    return [
+        {
+            **_handler_row(one, None),
+            "sites": [name for name, site in here.items() if site.wants(one)],
+        }
+        for one in _all_handlers(files)
+    ]
+
+
 def _all_handlers(files: Iterable[str]) -> list[Handler]:
     load_handlers(BY_METHOD, files, default=DEFAULT_HANDLERS)
     try:

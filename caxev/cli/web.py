@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from caxev.cli import timeline
+from caxev.cli.admin import handlers_by_site
 from caxev.cli.command import command
 from caxev.cli.options import GlobalOptions, as_text, options
 from caxev.cli.output import print_line
@@ -96,6 +97,7 @@ def web(
         settings=given.settings(),
         sites=given.sites(),
         history=timeline.rows,
+        handlers=handlers_by_site(given.handlers, given.sites()),
         host=host,
         port=port,
         names=names,

@@ -113,7 +113,7 @@ class Requests(Sites, History):
         """Take back what no listener has carried out; return how many requests these were."""
         days = self.settings.history_days
         expires = {"$set": {"expires": now + timedelta(days=days)}} if days else {}
-        waiting = {"bulk": bulk, "site": {"$exists": True}}
+        waiting = {"bulk": bulk, **ANY_SITE}
         change = {"$rename": {"site": _TAKEN_BACK}, **expires}
         return (await self._requests.update_many(waiting, change)).modified_count
 

@@ -1,12 +1,16 @@
-"""The same as data: JSON below ``/api/v1``, ``/healthz``, and metrics for Prometheus."""
+"""The same as data: JSON below ``/api/v1``, its changes as events, ``/healthz``, and metrics.
+
+Lists come in pages: ``limit`` rows, and in `next` the address of the following page, None behind
+the last. An answer has a tag: with it in ``If-None-Match`` only what has changed is sent.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
 
 from attrs import define
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -16,22 +20,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from caxev.core.ledger import State
-from caxev.core.model import Run
 from caxev.database import Database
-from caxev.web import listing, views
+from caxev.web import data, listing
+from caxev.web.answers import Answers
 from caxev.web.hub import Hub
-from caxev.web.lights import Level, is_active
+from caxev.web.links import WINDOWS, link_rows
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.reasons import grouped
-from caxev.web.rendering import run_path
-from caxev.web.runs import Change
-from caxev.web.scene import Scene, numbers, work
-from caxev.web.state import Open
+from caxev.web.rendering import plain
+from caxev.web.scene import Scene
+from caxev.web.views import Failures
+
+T = TypeVar("T")
 
 DEFAULT: Final = 100
+MOST: Final = 10_000
 LONGEST_NUMBER: Final = 20
 FRESH: Final = 60.0
 """Seconds after which a state that nothing was heard for counts as old, for ``/healthz``."""
+OPEN: Final = ("pending", "running", "failed")
 
 
 @define(eq=False)
@@ -41,77 +48,52 @@ class Api:
     scene: Scene
     database: Database
     hub: Hub
+    answers: Answers
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
-        return [
-            Route("/api/v1/now", self.now),
-            Route("/api/v1/sites", self.sites),
-            Route("/api/v1/runs", self.runs),
-            Route("/api/v1/runs/{id:path}", self.run),
-            Route("/api/v1/changes", self.changes),
-            Route("/api/v1/failures", self.failures),
-            Route("/api/v1/alarms", self.alarms),
-            Route("/api/v1/links", self.links),
-            Route("/healthz", self.healthz),
-            Route("/metrics", self.metrics),
-        ]
+        named = {
+            "now": self.now,
+            "sites": self.sites,
+            "runs": self.runs,
+            "runs/{id:path}": self.run,
+            "changes": self.changes,
+            "failures": self.failures,
+            "reactions": self.reactions,
+            "alarms": self.alarms,
+            "links": self.links,
+            "requests": self.requests,
+            "storage": self.storage,
+        }
+        routes = [Route(f"/api/v1/{path}", answer) for path, answer in named.items()]
+        return [*routes, Route("/healthz", self.healthz), Route("/metrics", self.metrics)]
+
+    async def parts(self) -> Mapping[str, Any]:
+        """Return what ``/api/v1/events`` sends as it changes, by name."""
+        scene = self.scene
+        sites = {f"site {name}": data.site_value(scene, name) for name in scene.names}
+        return {"now": data.now_value(scene), "alarms": data.alarm_values(scene), **sites}
 
     async def now(self, request: Request) -> Response:
         """Answer with the numbers, and what is in progress."""
-        state = self.scene.state
-        worst = max((self.scene.light(site).level for site in self.scene.names), default=Level.OFF)
-        return answer(
-            request,
-            {
-                "level": worst.icon,
-                "numbers": {one.name: one.value for one in numbers(state)},
-                "in_progress": [
-                    {
-                        "run": run_path(one.run),
-                        "label": one.label,
-                        "what": one.what,
-                        "from": one.source,
-                        "at": one.place,
-                        "since": one.since,
-                        "progress": _progress(one.progress),
-                    }
-                    for one in work(state)
-                ],
-                "trouble": _pair(state.health.trouble),
-                "history_lost": _pair(state.health.gap),
-                "runs_read": state.health.pass_done,
-            },
-        )
+        return answer(request, data.now_value(self.scene))
 
     async def sites(self, request: Request) -> Response:
         """Answer with the sites and their lights."""
-        return answer(request, {"sites": [self._site(name) for name in self.scene.names]})
-
-    def _site(self, name: str) -> dict[str, Any]:
-        state, light = self.scene.state, self.scene.light(name)
-        record = state.sites.get(name)
-        return {
-            "site": name,
-            "level": light.level.icon,
-            "reasons": [{"level": level.icon, "why": why} for level, why in light.reasons],
-            "listening": record is not None and is_active(record, self.scene.now),
-            "owner": record and record.owner,
-            "streamed": record and record.streamed,
-            "configuration": record and record.configuration,
-            **{one.value: state.tally[name, one] for one in State if one is not State.DONE},
-        }
+        names = self.scene.names
+        return page(request, "sites", names, str, lambda name: data.site_value(self.scene, name))
 
     async def runs(self, request: Request) -> Response:
-        """Answer with a page of runs, newest first; `next` is the address of the following one."""
-        limit = _whole(request.query_params.get("limit"), DEFAULT, listing.MOST)
+        """Answer with a page of runs, newest first."""
+        limit = _limit(request, listing.MOST)
         chosen = Filter.of(request.query_params)
         before = request.query_params.get("before") or None
-        page = await listing.read_page(self.database, chosen, before, limit, self.scene.now)
-        more = page.following and chosen.address(
-            "/api/v1/runs", before=page.following, limit=str(limit)
+        found = await listing.read_page(self.database, chosen, before, limit, self.scene.now)
+        more = found.following and chosen.address(
+            "/api/v1/runs", before=found.following, limit=str(limit)
         )
-        return answer(request, {"runs": [_run(one) for one in page.documents], "next": more})
+        rows = [data.run_value(one) for one in found.documents]
+        return answer(request, {"runs": rows, "next": more})
 
     async def run(self, request: Request) -> Response:
         """Answer with a run."""
@@ -119,81 +101,91 @@ class Api:
         found = (await self.database.runs([run_id])).get(run_id)
         if found is None:
             raise BadFilter("there is no such run")
-        return answer(request, _run(found.document))
+        return answer(request, data.run_value(found.document))
 
     async def changes(self, request: Request) -> Response:
-        """Answer with the latest changes of copies, oldest first, after the number `after`."""
+        """Answer with the latest changes of copies, oldest first, after the number `after`.
+
+        `next` is there as long as there may be more: also at the end, for what is still to come.
+        """
         after = _whole(request.query_params.get("after"), 0, 2**53, least=0)
-        limit = _whole(request.query_params.get("limit"), DEFAULT, 10_000)
+        limit = _limit(request, MOST)
         found = [one for one in self.scene.state.runs.changes if one.number > after]
         rows = found[:limit] if after else found[-limit:]
-        return answer(request, {"changes": [_change(one) for one in rows]})
+        last = rows[-1].number if rows else after
+        more = f"/api/v1/changes?after={last}&limit={limit}"
+        return answer(request, {"changes": list(map(data.change_value, rows)), "next": more})
 
     async def failures(self, request: Request) -> Response:
         """Answer with failed reactions by handler and reason."""
-        groups = grouped(self.scene.state.of_state(State.FAILED))
-        return answer(
+        which = Failures.of(request.query_params)
+        failed = filter(which.means, self.scene.state.of_state(State.FAILED))
+        return page(
             request,
-            {
-                "failures": [
-                    {
-                        "handler": one.handler,
-                        "reason": one.reason,
-                        "sites": one.sites,
-                        "count": len(one.members),
-                        "reactions": [self._reaction(member) for member in one.members[:100]],
-                    }
-                    for one in groups
-                ]
+            "failures",
+            grouped(failed),
+            lambda one: f"{one.handler} {one.reason}",
+            lambda one: {
+                "handler": one.handler,
+                "reason": one.reason,
+                "sites": one.sites,
+                "count": len(one.members),
+                "reactions": [data.reaction_value(self.scene, m) for m in one.members[:DEFAULT]],
             },
         )
 
-    def _reaction(self, one: Open) -> dict[str, Any]:
-        reaction = one.reaction
-        return {
-            "site": reaction.site,
-            "run": run_path(reaction.run),
-            "label": self.scene.state.label(reaction.run),
-            "event": str(reaction.event),
-            "due": reaction.due,
-            "attempts": reaction.attempts,
-            "note": reaction.note,
-        }
+    async def reactions(self, request: Request) -> Response:
+        """Answer with open reactions, by their keys."""
+        which, query = Failures.of(request.query_params), request.query_params
+        state = query.get("state", "")
+        if state not in ("", *OPEN):
+            raise BadFilter(f"{state!r} is no state: {', '.join(OPEN)}")
+        states = [State(state)] if state else map(State, OPEN)
+        found = (one for each in states for one in self.scene.state.of_state(each))
+        return page(
+            request,
+            "reactions",
+            filter(which.means, found),
+            lambda one: one.reaction.id,
+            lambda one: data.reaction_value(self.scene, one),
+        )
 
     async def alarms(self, request: Request) -> Response:
         """Answer with the active alarms."""
-        rows = [
-            {
-                "id": one.alarm.id,
-                "site": one.alarm.site,
-                "severity": one.alarm.severity.value,
-                "summary": one.alarm.summary,
-                "details": dict(one.alarm.details),
-                "since": one.since,
-                "undelivered": one.undelivered,
-            }
-            for one in self.scene.state.active_alarms()
-        ]
-        return answer(request, {"alarms": rows})
+        return page(request, "alarms", data.alarm_values(self.scene), lambda one: one["id"], dict)
 
     async def links(self, request: Request) -> Response:
         """Answer with what moves between the sites."""
         window = request.query_params.get("window", "24h")
-        if window not in views.WINDOWS:
-            raise BadFilter(f"window is one of {', '.join(views.WINDOWS)}")
-        rows = [
-            {
+        if window not in WINDOWS:
+            raise BadFilter(f"window is one of {', '.join(WINDOWS)}")
+        return page(
+            request,
+            "links",
+            link_rows(self.scene, WINDOWS[window]),
+            lambda one: f"{one.source} {one.target}",
+            lambda one: {
                 "from": one.source,
                 "to": one.target,
-                "moving": one.moving,
+                "active": one.active,
+                "queued": one.queued,
+                "failed": one.failed,
                 "bytes_per_s": one.rate,
                 "copies": one.copies,
                 "bytes": one.bytes,
                 "limit": one.limit,
-            }
-            for one in views.link_rows(self.scene, views.WINDOWS[window])
-        ]
-        return answer(request, {"window": window, "links": rows})
+            },
+        )
+
+    async def requests(self, request: Request) -> Response:
+        """Answer with what waits for a listener."""
+        waiting = self.scene.state.requests
+        return page(request, "requests", waiting, lambda one: str(one.id), data.request_value)
+
+    async def storage(self, request: Request) -> Response:
+        """Answer with what each host holds."""
+        rows = data.storage_values(self.scene, await self.answers.holdings.get())
+        return page(request, "storage", rows, lambda one: f"{one['host']} {one['type']}", dict)
 
     # -- for monitoring ---------------------------------------------------------------------
 
@@ -242,7 +234,7 @@ def metrics_of(scene: Scene, viewers: int) -> CollectorRegistry:
 
 def answer(request: Request, value: Mapping[str, Any]) -> Response:
     """Return a value as JSON; only its tag if the client has it already."""
-    body = json.dumps(value, default=_json, separators=(",", ":")).encode()
+    body = json.dumps(value, default=plain, separators=(",", ":")).encode()
     tag = f'"{blake2b(body, digest_size=12).hexdigest()}"'
     headers = {"etag": tag, "cache-control": "no-cache"}
     if tag in request.headers.get("if-none-match", ""):
@@ -250,65 +242,25 @@ def answer(request: Request, value: Mapping[str, Any]) -> Response:
     return Response(body, headers=headers, media_type="application/json")
 
 
-def _json(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
-    return str(value)
+def page(
+    request: Request,
+    name: str,
+    rows: Iterable[T],
+    key: Callable[[T], str],
+    value: Callable[[T], Mapping[str, Any]],
+) -> Response:
+    """Return a page of rows in the order of their keys, which is that after the key `after`."""
+    limit, query = _limit(request, MOST), dict(request.query_params)
+    found, last = data.after(rows, key, query.get("after"), limit)
+    more = None
+    if last is not None:
+        query |= {"after": last, "limit": str(limit)}
+        more = f"/api/v1/{name}?{urlencode(query, errors='backslashreplace')}"
+    return answer(request, {name: [value(one) for one in found], "next": more})
 
 
-def _pair(found: tuple[datetime, str] | None) -> dict[str, Any] | None:
-    return None if found is None else {"since": found[0], "why": found[1]}
-
-
-def _progress(progress: Any) -> dict[str, Any] | None:
-    if progress is None:
-        return None
-    return {
-        "bytes_done": progress.done,
-        "bytes_total": progress.total,
-        "bytes_per_s": progress.rate,
-        "eta_s": progress.left,
-    }
-
-
-def _run(document: Mapping[str, Any]) -> dict[str, Any]:
-    run = Run.from_document(document)
-    return {
-        "id": run_path(run.id),
-        "number": run.number,
-        "name": run.name,
-        "detector": run.detector,
-        "start": run.start,
-        "tags": list(run.tags),
-        "raw_size_byte": run.raw_size,
-        "copies": [
-            {
-                "type": one.type,
-                "host": one.host,
-                "version": one.version,
-                "status": one.status,
-                "since": one.since,
-                "source": one.source,
-                "size": one.size,
-                "error": one.error,
-            }
-            for one in run.copies
-        ],
-    }
-
-
-def _change(change: Change) -> dict[str, Any]:
-    return {
-        "number": change.number,
-        "at": change.at,
-        "run": run_path(change.run),
-        "label": change.label,
-        "type": change.key.type,
-        "host": change.key.host,
-        "version": change.key.version,
-        "before": change.before,
-        "after": change.after,
-    }
+def _limit(request: Request, most: int) -> int:
+    return _whole(request.query_params.get("limit"), DEFAULT, most)
 
 
 def _whole(value: str | None, default: int, most: int, least: int = 1) -> int:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
-from hashlib import blake2b
-from importlib.resources import files
-from typing import Any, Final, TypeAlias
+from functools import partial
+from typing import Any, Final
+from urllib.parse import urlencode
 
-import cattrs
-import trio
 from attrs import define, field
 from markupsafe import Markup
 from starlette.applications import Starlette
@@ -20,30 +16,27 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp
-from caxev.core.history import HistoryRow
-from caxev.core.ledger import Reaction, State
-from caxev.core.model import Run
-from caxev.core.selection import EVERY, source_of
-from caxev.database import Database, DatabaseError, HistorySearch
+from caxev.database import Database, DatabaseError
 from caxev.web import listing, views
-from caxev.web.acts.links import links, naming
+from caxev.web.acts.links import links
+from caxev.web.answers import Answers
 from caxev.web.api import Api
+from caxev.web.assets import KINDS, asset, assets_version
 from caxev.web.auth.sessions import LOGOUT_KEY, session_of
+from caxev.web.broadcast import EVENTS, RUNS
 from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
+from caxev.web.links import WINDOWS, links_parts
 from caxev.web.listing import BadFilter, Filter
-from caxev.web.rendering import render, shown
+from caxev.web.now import now_parts
+from caxev.web.rendering import lines, render, shown
+from caxev.web.run import History, RunPages
 from caxev.web.scene import Number, Scene, numbers
+from caxev.web.site import configuration, process_rows, site_parts
+from caxev.web.storage import rules_of, storage_parts
 from caxev.web.stream import EventStream
-from caxev.web.views import WINDOWS, Parts
+from caxev.web.views import Failures, Parts
 
-Owed: TypeAlias = Sequence[tuple[Reaction, Mapping[str, Any]]]
-History: TypeAlias = Callable[[Run, Sequence[HistoryRow], Owed], Sequence[Mapping[str, Any]]]
-"""Makes rows of what happened to a run, oldest first: time, site, handler, event, state, why."""
-
-KINDS: Final = {"page.css": "text/css", "page.js": "text/javascript", "icons.svg": "image/svg+xml"}
-KINDS_OF_ASSETS: Final = {**KINDS, "favicon.svg": "image/svg+xml"}
 TEXTS: Final = (
     ("run", "Number", "1-100,205"),
     ("name", "Name", "1611*"),
@@ -53,39 +46,31 @@ TEXTS: Final = (
     ("lacks", "Lacks", "raw@chicago"),
 )
 """The conditions that the form has as texts, each with an example."""
-SIZES_LAST: Final = 900.0
-"""Seconds for which the sizes of all copies are believed: to count them reads every run."""
-RAW_SHOWN: Final = 100_000
-"""Characters of a stored document that are shown."""
-
-
-@cache
-def asset(name: str) -> bytes:
-    """Return a file that goes to the browser as it is."""
-    return files("caxev.web").joinpath("static", name).read_bytes()
-
-
-@cache
-def assets_version() -> str:
-    """Return a text that differs for other files, so that a browser asks for these anew."""
-    return blake2b(b"".join(map(asset, KINDS_OF_ASSETS)), digest_size=6).hexdigest()
 
 
 @define(eq=False)
 class Pages:
-    """Everything that is served. `history` makes rows of what happened to a run."""
+    """Everything that is served.
+
+    `history` makes rows of what happened to a run; `handlers` are rows of what handlers there are.
+    """
 
     scene: Scene
     database: Database
     hub: Hub
     history: History
-    _sizes: dict[tuple[str, str], int] = field(init=False, factory=dict)
-    _sized: Any = field(init=False, default=None)
-    _sizing: trio.Lock = field(init=False, factory=trio.Lock)
+    handlers: Sequence[Mapping[str, Any]] = ()
+    answers: Answers = field(init=False)
+    run_pages: RunPages = field(init=False)
+    api: Api = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.answers = Answers(self.scene, self.database, self.hub.wake)
+        self.run_pages = RunPages(self.scene, self.database, self.history)
+        self.api = Api(self.scene, self.database, self.hub, self.answers)
 
     def app(self, *more: Route) -> ASGIApp:
         """Return the ASGI application with more addresses than its own, without its guard."""
-        api = Api(self.scene, self.database, self.hub)
         routes = [
             Route("/", self.now),
             Route("/runs", self.runs),
@@ -94,10 +79,16 @@ class Pages:
             Route("/failures", self.failures),
             Route("/storage", self.storage),
             Route("/alarms", self.alarms),
+            Route("/requests", self.requests),
+            Route("/holds", self.holds),
+            Route("/handlers", self.handlers_page),
+            Route("/sites", self.sites),
+            Route("/sites/{name}/purge", self.purge),
             Route("/sites/{name:path}", self.site),
             Route("/events", self.events),
             Route("/static/{name}", self.static),
-            *api.routes(),
+            Route("/api/v1/events", self.api_events),
+            *self.api.routes(),
             *more,
         ]
         handlers: Any = {
@@ -111,12 +102,14 @@ class Pages:
 
     async def now(self, request: Request) -> Response:
         """Show what is going on."""
-        return self._live(request, "Now", "now", "now.html", views.now_parts(self.scene))
+        return self._live(request, "Now", "now", "now.html", now_parts(self.scene))
 
     async def failures(self, request: Request) -> Response:
         """Show what has failed."""
-        parts = views.failures_parts(self.scene)
-        return self._live(request, "Failures", "failures", "failures.html", parts)
+        which = Failures.of(request.query_params)
+        live = f"failures:{urlencode(which.given, errors='surrogateescape')}"
+        parts = views.failures_parts(self.scene, which)
+        return self._live(request, "Failures", live, "failures.html", parts)
 
     async def alarms(self, request: Request) -> Response:
         """Show the active alarms."""
@@ -128,55 +121,66 @@ class Pages:
         window = request.query_params.get("window", "24h")
         if window not in WINDOWS:
             raise BadFilter(f"the period is one of {', '.join(WINDOWS)}")
-        parts = views.links_parts(self.scene, window)
+        parts = links_parts(self.scene, window)
         more = {"window": window, "windows": list(WINDOWS)}
         return self._live(request, "Links", f"links:{window}", "links.html", parts, **more)
 
+    async def handlers_page(self, request: Request) -> Response:
+        """Show the handlers, and what they have to do."""
+        parts = views.handlers_parts(self.scene, self.handlers)
+        return self._live(request, "Handlers", "handlers", "handlers.html", parts)
+
+    # -- pages that ask the database --------------------------------------------------------
+
+    async def sites(self, request: Request) -> Response:
+        """Show all processes, their versions, and in what their sites.json differ."""
+        rows = process_rows(self.scene, await self.database.processes())
+        digest = self.scene.sites.digest
+        return self._page(request, "Sites", "sites.html", processes=rows, digest=digest)
+
     async def site(self, request: Request) -> Response:
         """Show a site."""
-        name = request.path_params["name"]
-        if name not in self.scene.hosts:
-            raise HTTPException(404, "There is no such site.")
-        parts = views.site_parts(self.scene, name)
-        processes = [one for one in await self.database.processes() if one.site == name]
-        more = {"current": "Now", "processes": processes, **self._entry(name)}
+        name = self._host(request)
+        found = [one for one in await self.database.processes() if one.site == name]
+        more = {
+            "current": "Sites",
+            "processes": process_rows(self.scene, found),
+            "digest": self.scene.sites.digest,
+            "configuration": lines(configuration(self.scene.sites, name)),
+        }
+        parts = site_parts(self.scene, name)
         return self._live(request, name, f"site:{name}", "site.html", parts, **more)
 
-    def _entry(self, name: str) -> dict[str, Any]:
-        found, record = self.scene.sites.find(name), self.scene.state.sites.get(name)
-        if found is None:
-            return {"configuration": None, "digest_words": ""}
-        ours = self.scene.sites.digest
-        words = f"The digest of this file is {ours}."
-        if record is not None and record.configuration and record.configuration != ours:
-            words += f" Its listener has loaded another one: {record.configuration}."
-        entry = {k: v for k, v in cattrs.unstructure(found).items() if v not in (None, (), {}, [])}
-        entry.pop("markers", None)
-        text = json.dumps(entry, indent=2, default=str, ensure_ascii=True)
-        return {"configuration": _lines(text), "digest_words": words}
+    async def purge(self, request: Request) -> Response:
+        """Show which copies the rules of a site delete, and why not others."""
+        name = self._host(request)
+        if name not in self.scene.sites:
+            raise HTTPException(404, "sites.json does not have this site.")
+        rows = await self.answers.candidates(name)
+        more: dict[str, Any] = {"current": "Storage", "site": name, "rows": rows}
+        rules = rules_of(self.scene.sites.find(name))
+        return self._page(request, f"Purge at {name}", "purge.html", rules=rules, **more)
+
+    def _host(self, request: Request) -> str:
+        name: str = request.path_params["name"]
+        if name not in self.scene.hosts:
+            raise HTTPException(404, "There is no such site.")
+        return name
 
     async def storage(self, request: Request) -> Response:
         """Show what the sites hold."""
-        await self._count_sizes()
-        parts = views.storage_parts(self.scene, self._sizes)
-        words = "Numbers are live. Sizes as of" if self._sized else "Sizes are not known."
-        more = {"sized_words": words, "sized_at": self._sized}
-        return self._live(request, "Storage", "storage", "storage.html", parts, **more)
+        parts = storage_parts(self.scene, await self.answers.holdings.get())
+        return self._live(request, "Storage", "storage", "storage.html", parts)
 
-    async def _count_sizes(self) -> None:
-        # Not at once: whoever comes first asks, the others wait for the same answer.
-        async with self._sizing:
-            now = utcnow()
-            if self._sized is not None and (now - self._sized).total_seconds() < SIZES_LAST:
-                return
-            sizes: dict[tuple[str, str], int] = {}
-            for one in await self.database.totals(EVERY, now):
-                if one["bytes"] is not None:
-                    key = (one["host"], one["type"])
-                    sizes[key] = sizes.get(key, 0) + int(one["bytes"])
-            self._sizes, self._sized = sizes, now
+    async def requests(self, request: Request) -> Response:
+        """Show what people asked for that is not done."""
+        parts = views.requests_parts(self.scene, await self.answers.bulks.get())
+        return self._live(request, "Requests", "requests", "requests.html", parts)
 
-    # -- pages that ask the database --------------------------------------------------------
+    async def holds(self, request: Request) -> Response:
+        """Show the copies that somebody holds."""
+        rows = await self.answers.holds.get()
+        return self._page(request, "Holds", "holds.html", rows=rows, at=self.answers.holds.at)
 
     async def runs(self, request: Request) -> Response:
         """List runs, newest first."""
@@ -230,88 +234,46 @@ class Pages:
         """Show a run."""
         path = request.path_params["id"]
         try:
-            parts = await self.run_parts(path)
+            parts = await self.run_pages.parts(path)
         except GiveUp as gone:
             raise HTTPException(404, str(gone)) from gone
         title = shown(self.scene.state.label(listing.id_of(path)), 60)
         return self._live(request, title, f"run:{path}", "run.html", parts, current="Runs")
-
-    async def run_parts(self, path: str) -> Parts:
-        """Return the parts of a run's page. Raises `GiveUp` if there is no such run."""
-        try:
-            run_id = listing.id_of(path)
-        except BadFilter as error:
-            raise GiveUp(str(error)) from error
-        found = (await self.database.runs([run_id])).get(run_id)
-        if found is None:
-            raise GiveUp("There is no such run.")
-        reactions = [
-            one
-            for site in self.scene.names
-            for one in await self.database.reactions(site, run=run_id)
-        ]
-        self.scene.state.name(run_id, str(found.name or found))
-        past = await self.database.history(HistorySearch(runs=[run_id]))
-        return {"run": self._run(found, past, reactions)}
-
-    def _run(self, run: Run, past: Sequence[HistoryRow], reactions: Owed) -> str:
-        raw = json.dumps(run.document, indent=2, default=str, ensure_ascii=True)
-        cut = f"\n… {len(raw) - RAW_SHOWN:,} more characters" if len(raw) > RAW_SHOWN else ""
-        rows = [
-            {**row, "what": row.get("event"), "who": row.get("handler")}
-            for row in reversed(self.history(run, past, reactions))
-        ]
-        return render(
-            "run_part.html",
-            run=run,
-            source=source_of(run),
-            acts=links(naming([run]), one=True),
-            copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
-            open=[self._owed(*one) for one in reactions if one[0].state is not State.DONE],
-            history=rows,
-            raw=_lines(raw[:RAW_SHOWN] + cut),
-        )
-
-    def _owed(self, reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
-        del document
-        known = self.scene.state.reactions.get(reaction.id)
-        return {
-            "state": reaction.state.value,
-            "site": reaction.site,
-            "handler": reaction.handler,
-            "event": reaction.event,
-            "due": reaction.due,
-            "note": reaction.note,
-            "progress": None if known is None else known.progress,
-        }
 
     # -- what changes -----------------------------------------------------------------------
 
     async def events(self, request: Request) -> ASGIApp:
         """Send a view's parts as they change."""
         name = request.query_params.get("view", "")
-        seen = request.headers.get("last-event-id") or request.query_params.get("seen")
         found = self._rendering(name)
         if found is None:
             raise HTTPException(404, "There is no such view.")
+        return self._stream(request, name, found)
+
+    async def api_events(self, request: Request) -> ASGIApp:
+        """Send the state as data, as it changes, and each change of a copy."""
+        return self._stream(request, EVENTS, self.api.parts)
+
+    def _stream(self, request: Request, name: str, render: Render) -> EventStream:
+        seen = request.headers.get("last-event-id") or request.query_params.get("seen")
         if self.hub.viewers >= MOST_VIEWERS:
             raise HTTPException(503, "Too many watch: this page does not follow what changes.")
-        return EventStream(self.hub, name, found, seen)
+        return EventStream(self.hub, name, render, seen)
 
     def _rendering(self, name: str) -> Render | None:
-        kind, _, rest = name.partition(":")
-        if name in views.VIEWS:
-            return partial(_at_once, views.VIEWS[name], self.scene)
-        if kind == "site" and rest in self.scene.hosts:
-            return partial(_at_once, views.site_parts, self.scene, rest)
-        if kind == "run":
-            return partial(self.run_parts, rest)
-        if name == "storage":
-            return self._storage_parts
-        return _nothing if name == "runs" else None
-
-    async def _storage_parts(self) -> Parts:
-        return views.storage_parts(self.scene, self._sizes)
+        scene, answers = self.scene, self.answers
+        known: dict[str, Callable[[], Parts]] = {
+            RUNS: dict,  # rows of it are sent as they change
+            "storage": lambda: storage_parts(scene, answers.holdings.peek()),
+            "requests": lambda: views.requests_parts(scene, answers.bulks.peek()),
+            "handlers": lambda: views.handlers_parts(scene, self.handlers),
+        }
+        if name in known:
+            return partial(_at_once, known[name])
+        if name.startswith("run:"):
+            return partial(self.run_pages.parts, name.removeprefix("run:"))
+        view = views.view_of(scene, name)
+        return None if view is None else partial(_at_once, partial(view, scene))
 
     # -- the frame --------------------------------------------------------------------------
 
@@ -368,17 +330,21 @@ class Pages:
             _link("Runs", "/runs"),
             _link("Links", "/links"),
             _link("Failures", "/failures", failed),
-            _link("Storage", "/storage"),
             _link("Alarms", "/alarms", alarms),
+            _link("Storage", "/storage"),
+            _link("Sites", "/sites"),
+            _link("Requests", "/requests"),
+            _link("Holds", "/holds"),
+            _link("Handlers", "/handlers"),
         ]
 
     async def static(self, request: Request) -> Response:
         """Send a file that pages refer to."""
         name = request.path_params["name"]
-        if name not in KINDS_OF_ASSETS:
+        if name not in KINDS:
             raise HTTPException(404, "There is no such file.")
         headers = {"cache-control": "public, max-age=86400"}
-        return Response(asset(name), 200, headers, KINDS_OF_ASSETS[name])
+        return Response(asset(name), 200, headers, KINDS[name])
 
     async def http_problem(self, request: Request, error: Exception) -> Response:
         """Answer with what is wrong."""
@@ -406,14 +372,5 @@ def _link(name: str, path: str, number: Number | None = None) -> dict[str, Any]:
     return {"name": name, "path": path, "badge": badge, "kind": "bad", "what": name.lower()}
 
 
-def _lines(text: str) -> Markup:
-    """Return a text of several lines, each printable, escaped for HTML."""
-    return Markup("\n").join(shown(line, 2000) for line in text.splitlines())
-
-
-async def _at_once(make: Callable[..., Parts], *arguments: Any) -> Parts:
-    return make(*arguments)
-
-
-async def _nothing() -> Parts:
-    return {}
+async def _at_once(make: Callable[[], Parts]) -> Parts:
+    return make()

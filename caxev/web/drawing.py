@@ -26,19 +26,31 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     """Return columns, one for each value, the latest at the right."""
     top = max(values, default=0.0) or 1.0
     step = WIDTH / max(len(values), 1)
-    columns = Markup("").join(
-        Markup('<rect x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}"></rect>').format(
-            index * step,
-            HEIGHT - max(HEIGHT * value / top, 1.0 if value else 0.0),
-            max(step - 1, 0.5),
-            max(HEIGHT * value / top, 1.0 if value else 0.0),
-        )
+    bar = max(step - 1, 0.5)
+    path = "".join(
+        f"M{index * step:.2f} {HEIGHT}v-{max(HEIGHT * value / top, 1.0):.2f}h{bar:.2f}V{HEIGHT}z"
         for index, value in enumerate(values)
+        if value
     )
     return Markup(
         '<svg class="spark" role="img" aria-label="{}" viewBox="0 0 {} {}" '
-        'preserveAspectRatio="none">{}</svg>'
-    ).format(label, WIDTH, HEIGHT, columns)
+        'preserveAspectRatio="none"><path d="{}"></path></svg>'
+    ).format(label, WIDTH, HEIGHT, path)
+
+
+def area(values: Sequence[float], label: str) -> Markup:
+    """Return values over time as an area, the latest at the right; its top is the largest."""
+    top = max(values, default=0.0) or 1.0
+    step = WIDTH / max(len(values) - 1, 1)
+    points = " ".join(
+        f"{index * step:.1f},{HEIGHT - 1 - (HEIGHT - 2) * value / top:.1f}"
+        for index, value in enumerate(values)
+    )
+    return Markup(
+        '<svg class="area" role="img" aria-label="{}" viewBox="0 0 {} {}" '
+        'preserveAspectRatio="none"><polygon points="0,{} {} {},{}"></polygon>'
+        '<polyline points="{}"></polyline></svg>'
+    ).format(label, WIDTH, HEIGHT, HEIGHT, points, WIDTH, HEIGHT, points)
 
 
 def stack(parts: Sequence[tuple[str, float]], label: str) -> Markup:

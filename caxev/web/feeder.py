@@ -143,6 +143,7 @@ class Feeder:
         reactions = [*(one for one, _ in news.reactions), *(one.reaction for one in gone)]
         state.of_alarms(news.alarms, news.ended)
         state.of_processes(news.processes, news.left)
+        state.changed += bool(news.runs)
         if news.requests is not None:
             state.requests = news.requests
         return {*news.runs, *(one.run for one in reactions)}

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from attrs import define, field
 
 from caxev.core.entry import as_utc
-from caxev.core.model import DELETING, ERROR, TRANSFERRED, CopyKey
+from caxev.core.model import DELETING, ERROR, TRANSFERRED, CopyKey, RunId
 from caxev.web.documents import entries_of, key_of, size_of
 
 DAYS_KEPT: Final = 91
@@ -24,6 +24,8 @@ PRESENT: Final = timedelta(hours=24)
 """The time of which the present rate is taken."""
 AT_ONCE: Final = timedelta(minutes=1)
 """A copy that becomes good so long after its arrival was there before, and is only good again."""
+UNSIZED: Final = 10_000
+"""Runs of which the size is waited for."""
 HELD: Final = frozenset({TRANSFERRED, ERROR, DELETING})
 """The statuses of a copy whose bytes have arrived."""
 
@@ -38,12 +40,14 @@ class Growth:
 
     hours: dict[str, Series] = field(factory=dict)
     days: dict[HostType, Series] = field(factory=dict)
+    _unsized: dict[RunId, list[tuple[CopyKey, datetime]]] = field(factory=dict)
+    """Raw copies that came before the size of their run was known."""
 
     def note_all(self, document: Mapping[str, Any], now: datetime) -> None:
         """Count all that came and went of a run that is read for the first time."""
         for entry in entries_of(document):
             if entry.get("status") in HELD:
-                self._note(_arrival(entry), key_of(entry), size_of(document, entry), now)
+                self._arrived(document, entry, _arrival(entry), now)
         for former in entries_of(document, "deleted_data"):
             size = size_of(document, former)
             # If it is not known when it came, it was there for all of the time that is shown.
@@ -55,8 +59,14 @@ class Growth:
         """Count a copy that has become good, if it has just arrived."""
         since, arrived = as_utc(entry.get("status_since")), as_utc(entry.get("arrived_at"))
         if since is None or arrived is None or since - arrived <= AT_ONCE:
-            at = since or arrived or now
-            self._note(at, key_of(entry), size_of(document, entry), now)
+            self._arrived(document, entry, since or arrived or now, now)
+
+    def sized(self, document: Mapping[str, Any], now: datetime) -> None:
+        """Count the raw copies that came before the size of the run was known, if it is now."""
+        run = document["_id"]
+        if run in self._unsized and (size := size_of(document, {"type": "raw"})):
+            for key, at in self._unsized.pop(run):
+                self._note(at, key, size, now)
 
     def left(self, document: Mapping[str, Any], key: CopyKey, now: datetime) -> None:
         """Count a copy that is gone."""
@@ -77,6 +87,20 @@ class Growth:
         for back in range(DAYS_KEPT - 1):
             found.append(max(found[-1] - days.get(today - timedelta(days=back), 0), 0))
         return found[::-1]
+
+    def _arrived(
+        self,
+        document: Mapping[str, Any],
+        entry: Mapping[str, Any],
+        at: datetime | None,
+        now: datetime,
+    ) -> None:
+        key, size = key_of(entry), size_of(document, entry)
+        if not size and key is not None and key.type == "raw" and at is not None:
+            self._unsized.setdefault(document["_id"], []).append((key, at))
+            if len(self._unsized) > UNSIZED:
+                del self._unsized[next(iter(self._unsized))]
+        self._note(at, key, size, now)
 
     def _note(self, at: datetime | None, key: CopyKey | None, size: int, now: datetime) -> None:
         if at is None or key is None or not size:

@@ -16,6 +16,8 @@ from attrs import define, field
 from loguru import logger
 
 from caxev.core.errors import GiveUp
+from caxev.database import DatabaseError
+from caxev.web.rendering import plain
 
 BEHIND: Final = 16
 """Messages that may wait for a viewer: four seconds of changes."""
@@ -23,20 +25,20 @@ BEHIND: Final = 16
 MOST_VIEWERS: Final = 500
 """Browsers that may watch at once: each has a connection, and memory for what waits."""
 
-Render: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
-"""Makes the parts of a view. Raises `GiveUp` if there is nothing to show any more."""
+Render: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Makes the parts of a view: HTML, or what JSON holds. Raises `GiveUp` if there is no more."""
 
 
 def message(kind: str, data: object, number: str | None = None) -> bytes:
     """Return a server-sent event."""
-    text = json.dumps(data, separators=(",", ":"))
+    text = json.dumps(data, default=plain, separators=(",", ":"))
     head = f"id: {number}\n" if number else ""
     return f"{head}event: {kind}\ndata: {text}\n\n".encode("utf-8", "backslashreplace")
 
 
-def digest(parts: Mapping[str, str]) -> str:
+def digest(parts: Mapping[str, Any]) -> str:
     """Return what a viewer that has these parts shows, in few characters."""
-    text = json.dumps(parts, sort_keys=True)
+    text = json.dumps(parts, default=plain, sort_keys=True)
     return blake2b(text.encode("utf-8", "backslashreplace"), digest_size=9).hexdigest()
 
 
@@ -54,7 +56,7 @@ class Topic:
 
     render: Render
     viewers: set[Viewer] = field(factory=set)
-    parts: dict[str, str] = field(factory=dict)
+    parts: dict[str, Any] = field(factory=dict)
 
     def send(self, data: bytes) -> None:
         """Send a message to all; drop those who lag too far behind."""
@@ -72,6 +74,10 @@ class Topic:
             parts = dict(await self.render())
         except GiveUp:
             self.send(message("reload", {}))
+            return
+        except DatabaseError as error:
+            # What viewers have stays; all is rendered anew when the database is back.
+            logger.debug("a view is not up to date: {}", error)
             return
         if self.parts and parts.keys() != self.parts.keys():
             # A part came or went: only a whole page has it in its place.
@@ -95,14 +101,18 @@ class Hub:
         return sum(len(topic.viewers) for topic in self.topics.values())
 
     def wake(self, *names: str) -> None:
-        """Have these views rendered anew; without names, all."""
-        self._dirty.update(names or self.topics)
+        """Have these views rendered anew."""
+        self._dirty.update(names)
         self._woken.set()
 
-    def send_rows(self, topic: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def send_rows(self, topic: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send rows of a list to those who watch it."""
         if rows and topic in self.topics:
-            self.topics[topic].send(message("rows", rows))
+            self.topics[topic].send(message(kind, rows))
+
+    def reload(self, topic: str) -> None:
+        """Have those who watch a view ask for the whole of it again."""
+        self.topics[topic].send(message("reload", {}))
 
     async def run(self) -> None:
         """Render what is to be rendered, for ever."""

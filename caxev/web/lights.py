@@ -5,9 +5,10 @@ The text carries the meaning; colour and icon repeat it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from attrs import frozen
 
@@ -19,6 +20,8 @@ from caxev.web.state import LiveState, Record
 LATE: Final = timedelta(minutes=15)
 """A reaction that could have run for so long is late."""
 GAP_SHOWN: Final = timedelta(hours=24)
+SOON: Final = 24 * 3600.0
+"""A disk that will be full in so many seconds needs attention."""
 
 
 class Level(IntEnum):
@@ -35,6 +38,13 @@ class Level(IntEnum):
         return self.name.lower()
 
 
+class Forecast(NamedTuple):
+    """In how many seconds a directory's disk is full; None: it does not fill."""
+
+    root: str
+    seconds: float | None
+
+
 @frozen
 class Light:
     """What a site's state asks of people: the worst reason first."""
@@ -46,18 +56,30 @@ class Light:
     def words(self) -> str:
         return self.reasons[0][1]
 
+    @property
+    def others(self) -> int:
+        """How many other reasons there are to do something."""
+        return sum(level >= Level.WARN for level, _ in self.reasons[1:])
+
 
 def is_active(record: Record, now: datetime) -> bool:
     """Return whether a listener holds the site's lease."""
     return record.expires is not None and record.expires > now and record.owner is not None
 
 
-def light_of(state: LiveState, site: str, now: datetime, *, listens: bool = True) -> Light:
+def light_of(
+    state: LiveState,
+    site: str,
+    now: datetime,
+    *,
+    listens: bool = True,
+    forecasts: Iterable[Forecast] = (),
+) -> Light:
     """Return the light of a site; `listens`: whether it should have a listener."""
     found = [*_listener(state, site, now, listens=listens), *_work(state, site, now)]
     record = state.sites.get(site)
     if record is not None and is_active(record, now):
-        found += _disks(record)
+        found += _disks(record, forecasts)
         if record.gaps and now - record.gaps[-1].found < GAP_SHOWN:
             found.append((Level.WARN, f"history was lost and made up for: {record.gaps[-1].why}"))
     reasons = sorted(found, key=lambda one: -one[0])
@@ -83,8 +105,14 @@ def _ago(moment: datetime, now: datetime) -> str:
     return lasting(max((now - moment).total_seconds(), 0.0))
 
 
-def _disks(record: Record) -> list[tuple[Level, str]]:
-    return [(Level.BAD, f"disk away: {why}") for why in record.away.values()]
+def _disks(record: Record, forecasts: Iterable[Forecast]) -> list[tuple[Level, str]]:
+    away = [(Level.BAD, f"disk away: {why}") for why in record.away.values()]
+    full = [
+        (Level.WARN, f"the disk of {root} is full in {lasting(seconds)}")
+        for root, seconds in forecasts
+        if seconds is not None and seconds < SOON
+    ]
+    return [*away, *full]
 
 
 def _work(state: LiveState, site: str, now: datetime) -> list[tuple[Level, str]]:

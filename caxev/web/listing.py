@@ -24,7 +24,7 @@ from caxev.web.scene import Scene
 PAGE: Final = 50
 MOST: Final = 500
 COLUMNS: Final = 8
-"""So many sites have a column of their own; of more, each run lists its own."""
+"""So many sites have a column of their own; of more, each run lists those that have a copy."""
 PAGING: Final = frozenset({"before", "limit"})
 """What an address holds beside conditions."""
 _SHORT: Final = {"raw": "raw", "processed": "proc", "minitrees": "mini"}
@@ -129,16 +129,18 @@ def row(scene: Scene, document: Mapping[str, Any]) -> str:
         run=run,
         source=source_of(run),
         cells=cells(run, columns(scene)),
+        strip=() if columns(scene) else cells(run, dict.fromkeys(one.host for one in run.copies)),
     )
 
 
 def columns(scene: Scene) -> list[str]:
-    """Return the sites that have a column, as many as a page has room for."""
-    return scene.hosts[:COLUMNS]
+    """Return the sites that have a column: all, or none if a page has no room for so many."""
+    hosts = scene.hosts
+    return hosts if len(hosts) <= COLUMNS else []
 
 
 def cells(run: Run, sites: Iterable[str]) -> list[Cell]:
-    """Return a run's cells: its raw data first."""
+    """Return a run's cells, one for each site: its raw data first."""
     found: dict[str, list[Copy]] = {}
     for copy in run.copies:
         found.setdefault(copy.host, []).append(copy)

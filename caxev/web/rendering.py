@@ -7,7 +7,6 @@ aside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -34,7 +33,9 @@ from caxev.database import id_text
 from caxev.web import drawing
 
 LONGEST: Final = 160
-"""Characters of a text that are shown."""
+"""Characters of a text that are shown..."""
+LONGEST_LINE: Final = 2000
+"""...and of a line of a document."""
 
 MARKS: Final = {
     TRANSFERRED: ("good", "check"),
@@ -137,6 +138,13 @@ def run_segment(run: RunId) -> str:
     return segment(run_path(run))
 
 
+def plain(value: Any) -> Any:
+    """Return what JSON has no form for: times as UTC, all else as text."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}Z"
+    return str(value)
+
+
 def number(value: int | None) -> str | None:
     """Return a whole number with commas between thousands."""
     return None if value is None else f"{value:,}"
@@ -177,6 +185,6 @@ def render(template: str, **values: Any) -> str:
     return environment().get_template(template).render(values)
 
 
-def text_of(lines: Iterable[str]) -> str:
-    """Return lines of a program's output as text, each printable."""
-    return "\n".join(escaped(line) for line in lines)
+def lines(text: str) -> Markup:
+    """Return a text of several lines, each printable, escaped for HTML."""
+    return Markup("\n").join(shown(line, LONGEST_LINE) for line in text.splitlines())

@@ -171,6 +171,7 @@ class KnownRuns:
         self._note_moving(document, before, after)
         if self._first is not None and not before:
             self._note_first(document, now)
+        self.growth.sized(document, now)
         if before == after:
             if run not in self._shapes:
                 self._replace(run, before, after)

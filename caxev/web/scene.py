@@ -10,13 +10,14 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from caxev.config import Sites
-from caxev.core.amounts import ReportedProgress
+from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
 from caxev.core.model import ERROR, TRANSFERRED, CopyKey
-from caxev.web.lights import Level, Light, light_of
+from caxev.web.lights import Forecast, Level, Light, light_of
 from caxev.web.state import LiveState, Open
 
+YEAR: Final = 365 * 86400.0
 HEADLINES: Final = {
     Level.OFF: "Nobody has to do anything",
     Level.GOOD: "Nobody has to do anything",
@@ -55,7 +56,62 @@ class Scene:
 
     def light(self, site: str) -> Light:
         """Return the light of a site."""
-        return light_of(self.state, site, self.now, listens=self.listens(site))
+        forecasts = [disk.forecast for disk in self.disks(site)]
+        return light_of(self.state, site, self.now, listens=self.listens(site), forecasts=forecasts)
+
+    def disks(self, site: str) -> list[DiskUse]:
+        """Return how full the disks of a site were when its listener noted that last."""
+        record, found = self.state.sites.get(site), self.sites.find(site)
+        if record is None:
+            return []
+        rate = self.state.runs.growth.rate(site, self.now)
+        least = 0 if found is None else int(found.min_free)
+        return [DiskUse(one.root, one.free, one.size, least, rate) for one in record.disks]
+
+    def fullest(self, site: str) -> DiskUse | None:
+        """Return the disk of a site that has the least room."""
+        return min(self.disks(site), key=lambda one: one.room, default=None)
+
+
+@frozen
+class DiskUse:
+    """A file system of a site: free bytes, its size, how many must stay free, and bytes a second.
+
+    `rate` is that of the whole site: of several disks it is not known which will get the data.
+    """
+
+    root: str
+    free: int
+    size: int
+    least: int
+    rate: float
+
+    @property
+    def room(self) -> float:
+        """Return which share of it may still be filled."""
+        return (self.free - self.least) / max(self.size, 1)
+
+    @property
+    def seconds(self) -> float | None:
+        """Return after how many seconds it is full at the present rate; None: never."""
+        return max(self.free - self.least, 0) / self.rate if self.rate > 0 else None
+
+    @property
+    def forecast(self) -> Forecast:
+        """Return what its light is made of."""
+        return Forecast(self.root, self.seconds)
+
+    @property
+    def full_in(self) -> str | None:
+        """Return in words when it is full; None: it does not fill."""
+        if self.seconds is None:
+            return None
+        return "over a year" if self.seconds > YEAR else lasting(self.seconds)
+
+    @property
+    def words(self) -> str:
+        """Return how full it is in words."""
+        return f"{size(self.free)} of {size(self.size)} free at {self.root}"
 
 
 @frozen

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -23,17 +22,18 @@ from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import tune_collector
 from caxev.server_certificate import ServerCertificate
-from caxev.web import listing
 from caxev.web.acts.pages import ActingOptions, ActPages
-from caxev.web.app import History, Pages
+from caxev.web.app import Pages
 from caxev.web.auth.forms import PublicAddress
 from caxev.web.auth.gate import Gate
 from caxev.web.auth.options import LoginOptions
 from caxev.web.auth.sessions import Sessions
 from caxev.web.auth.ways import way_of
-from caxev.web.feeder import Feeder, Heard
+from caxev.web.broadcast import Broadcast
+from caxev.web.feeder import Feeder
 from caxev.web.guard import LOOPBACK, WRITING, Guard
 from caxev.web.hub import Hub
+from caxev.web.run import History
 from caxev.web.scene import Scene
 from caxev.web.state import LiveState
 
@@ -49,7 +49,8 @@ class PageOptions:
 
     `address` is that by which browsers reach it, if this is not the one that they ask it for.
     `login`: how people get in; None: everybody reads. `acting`: operators act; None: nobody does.
-    `history` makes rows of what happened to a run; `started` is called with the address.
+    `history` makes rows of what happened to a run, and `handlers` are rows of what handlers there
+    are; `started` is called with the address.
     """
 
     settings: Settings
@@ -63,6 +64,7 @@ class PageOptions:
     acting: ActingOptions | None = None
     certificate: Path | None = None
     key: Path | None = None
+    handlers: Sequence[Mapping[str, Any]] = ()
     started: Callable[[str], None] = print
 
     @property
@@ -99,11 +101,13 @@ async def serve_on(
     """Serve from an open database until `leave` is set; `operators` is as their user reaches it."""
     state, hub = LiveState(), Hub()
     scene = Scene(state, options.sites)
-    feeder = Feeder(database, state, partial(_heard, scene, hub))
-    app = _guarded(Pages(scene, database, hub, options.history), options, operators)
+    feeder = Feeder(database, state, Broadcast(scene, hub))
+    pages = Pages(scene, database, hub, options.history, options.handlers)
+    app = _guarded(pages, options, operators)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feeder.run)
         nursery.start_soon(hub.run)
+        nursery.start_soon(pages.answers.run)
         nursery.start_soon(_tick, hub)
         await _serve_http(app, options, leave)
         nursery.cancel_scope.cancel()
@@ -121,23 +125,6 @@ def _guarded(pages: Pages, options: PageOptions, operators: Database | None) -> 
         acting = ActPages(operators, pages.scene, options.acting.registry, address, pages.frame)
         routes += acting.routes()
     return Guard(Gate(pages.app(*routes), way, sessions), options.hosts, WRITING)
-
-
-def _heard(scene: Scene, hub: Hub, heard: Heard) -> None:
-    """Have shown what has just changed."""
-    # A run's page also shows its reactions: which of these changed is not known here.
-    hub.wake()
-    if "runs" not in hub.topics:
-        return
-    rows = [
-        {
-            "id": listing.row_id(one["_id"]),
-            "html": listing.row(scene, one),
-            "fresh": one["_id"] in heard.new,
-        }
-        for one in heard.runs
-    ]
-    hub.send_rows("runs", rows)
 
 
 async def _tick(hub: Hub) -> None:

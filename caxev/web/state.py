@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -51,6 +51,23 @@ class Open:
         return aspect if isinstance(aspect, CopyKey) else getattr(aspect, "key", None)
 
 
+class OpenGroup(NamedTuple):
+    """What open reactions are counted by. `host`: of the copy that they are about, if any."""
+
+    site: str
+    state: State
+    lane: str
+    handler: str
+    host: str | None
+
+    @classmethod
+    def of(cls, one: Open) -> OpenGroup:
+        """Return the group of a reaction."""
+        reaction, copy = one.reaction, one.copy
+        host = None if copy is None else copy.host
+        return cls(reaction.site, reaction.state, reaction.lane, reaction.handler, host)
+
+
 @define
 class FeedHealth:
     """How the page itself is fed.
@@ -81,6 +98,10 @@ class LiveState:
     labels: dict[RunId, str] = field(factory=dict)
     """What runs are called of which something was heard lately."""
     health: FeedHealth = field(factory=FeedHealth)
+    changed: int = 0
+    """How many batches with changed runs there were."""
+    groups: Counter[OpenGroup] = field(init=False, factory=Counter)
+    """How many reactions are open of each kind."""
     _places: dict[tuple[str, State], dict[str, Open]] = field(init=False, factory=dict)
     """The open reactions by site and state."""
     _due: dict[str, list[tuple[datetime, str]]] = field(init=False, factory=dict)
@@ -95,6 +116,7 @@ class LiveState:
         self.done(reaction.id)
         one = Open(reaction, ReportedProgress.of(document.get("progress")))
         self.reactions[reaction.id] = self._places.setdefault(one.place, {})[reaction.id] = one
+        self.groups[OpenGroup.of(one)] += 1
         if reaction.state is State.PENDING:
             heappush(self._due.setdefault(reaction.site, []), (reaction.due, reaction.id))
 
@@ -102,7 +124,10 @@ class LiveState:
         """Forget a reaction: it is done, or was removed. Return what it was."""
         former = self.reactions.pop(key, None)
         if former is not None:
-            here = self._places[former.place]
+            group, here = OpenGroup.of(former), self._places[former.place]
+            self.groups[group] -= 1
+            if not self.groups[group]:
+                del self.groups[group]
             del here[key]
             if not here:
                 del self._places[former.place]
@@ -138,16 +163,9 @@ class LiveState:
     def forget_ledger(self) -> None:
         """Forget what the ledger had: a new pass reads all of it."""
         self.requests = ()
-        known: dict[Any, Any]
-        for known in (
-            self.sites,
-            self.processes,
-            self.alarms,
-            self.reactions,
-            self._places,
-            self._due,
-        ):
-            known.clear()
+        known = (self.sites, self.processes, self.alarms, self.reactions, self._places, self._due)
+        for one in (*known, self.groups):
+            one.clear()
 
     # -- questions --------------------------------------------------------------------------
 

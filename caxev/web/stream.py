@@ -8,6 +8,7 @@ import trio
 from attrs import frozen
 
 from caxev.core.errors import GiveUp
+from caxev.database import DatabaseError
 from caxev.web.guard import Receive, Scope, Send
 from caxev.web.hub import BEHIND, Hub, Render, Viewer, message
 
@@ -36,7 +37,10 @@ class EventStream:
                 nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
                 await _send_all(send, receiver)
             except GiveUp:
-                await _gone(send)
+                await _refuse(send, 404)
+                nursery.cancel_scope.cancel()
+            except DatabaseError:
+                await _refuse(send, 503)  # the browser asks again
                 nursery.cancel_scope.cancel()
             finally:
                 self.hub.leave(self.name, viewer)
@@ -64,6 +68,6 @@ async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _gone(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 404, "headers": []})
+async def _refuse(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
     await send({"type": "http.response.body", "body": b""})

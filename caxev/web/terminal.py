@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from caxev.config import Sites
-from caxev.core.amounts import lasting
+from caxev.core.amounts import lasting, size
 from caxev.core.escapes import escaped
 from caxev.core.ledger import State
 from caxev.database import Database
 from caxev.web.feeder import Feeder, Heard
 from caxev.web.lights import Level
+from caxev.web.now import site_row
 from caxev.web.reasons import grouped
 from caxev.web.scene import HEADLINES, Scene, numbers, work
 from caxev.web.state import LiveState
@@ -76,13 +77,28 @@ def _headline(scene: Scene) -> Text:
 
 
 def _sites(scene: Scene) -> Table:
-    table = _table("SITE", "RUNNING", "WAITING", "FAILED", "STATE")
+    names = (
+        "SITE",
+        "RUNNING",
+        "WAITING",
+        "FAILED",
+        "OLDEST",
+        "FREE",
+        "FULL IN",
+        "VERSION",
+        "STATE",
+    )
+    table = _table(*names)
     for site in scene.names:
-        light, tally = scene.light(site), scene.state.tally
-        counts = (tally[site, one] for one in (State.RUNNING, State.PENDING, State.FAILED))
-        words = "; ".join(why for level, why in light.reasons if level == light.level)
-        state = Text(escaped(words), style=COLOURS[light.level.icon])
-        table.add_row(Text(escaped(site)), *(f"{one:,}" for one in counts), state)
+        one = site_row(scene, site)
+        counts = (f"{number:,}" for number in (one.running, one.pending, one.failed))
+        oldest = "" if one.oldest is None else lasting((scene.now - one.oldest).total_seconds())
+        disk = one.disk
+        free, full = ("", "") if disk is None else (size(disk.free), disk.full_in)
+        words = "; ".join(why for level, why in one.light.reasons if level == one.light.level)
+        state = Text(escaped(words), style=COLOURS[one.light.level.icon])
+        version = escaped(one.version) + (f" +{one.standby}" if one.standby else "")
+        table.add_row(Text(escaped(site)), *counts, oldest, free, full, Text(version), state)
     return table
 
 

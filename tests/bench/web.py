@@ -2,9 +2,9 @@
 
 A database has runs with copies at many sites, and `caxev web` shows them. Viewers follow the list
 of runs by server-sent events while runs change at a given rate; a few of them are timed, from
-before the write to the arrival of the changed row, and the others only read what they get. What a
-browser makes of a row comes on top. Afterwards the viewers idle, and the database's own counters
-show what they cost.
+before the write to the arrival of the changed row, and the others only read what they get. One is
+a Chromium: it is timed to the moment at which the changed row stands in its document. Afterwards
+the viewers idle, and the database's own counters show what they cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from caxev.web.listing import row_id
+from tests.browser import browser, visit
 from tests.mongod import Cluster
 from tests.page import Page, serving
 
@@ -45,6 +46,16 @@ PASS: Final = 3600.0
 """Seconds that reading all runs may take."""
 LOADS: Final = 20
 IDLE: Final = 10.0
+SHOWN: Final = 50
+"""Runs on the page that the Chromium shows."""
+OBSERVE: Final = """() => {
+  window.seen = {};
+  const note = (changes) => {
+    for (const one of changes)
+      for (const row of one.addedNodes) if (row.id) window.seen[row.id] ??= Date.now();
+  };
+  new MutationObserver(note).observe(document.querySelector("tbody"), { childList: true });
+}"""
 BATCH: Final = 5_000
 
 
@@ -72,6 +83,7 @@ def main(
         with serving(Path(root), mongod.uri, "run", sites=sites_file(Path(root))) as page:
             page.ready(PASS)
             figures = {"runs": number, "sites": SITES, "ready_s": time.monotonic() - began}
+            figures |= {"ready_cpu_s": used(page), "ready_mb": memory(page)}
             figures |= first_answers(page)
             figures |= watched(page, collection, watching, pace, int(pace * seconds))
     figures = {name: round(value, 3) for name, value in figures.items()}
@@ -119,13 +131,16 @@ def document(n: int, now: datetime) -> dict[str, Any]:
 def first_answers(page: Page) -> dict[str, float]:
     """How long pages take, in milliseconds, and the memory of the process."""
     figures: dict[str, float] = {}
-    for name, path in (("now", "/"), ("runs", "/runs"), ("failures", "/failures")):
+    names = ("runs", "failures", "links", "storage", "sites", "requests")
+    for name, path in (("now", "/"), *((name, f"/{name}") for name in names)):
         times = []
         for _ in range(LOADS):
             began = time.monotonic()
             assert page.get(path).status == 200
             times.append(1000 * (time.monotonic() - began))
         figures |= {f"{name}_ms_p50": statistics.median(times), f"{name}_ms_max": max(times)}
+    counted = page.until(lambda: "were counted" in page.get("/storage").text, PASS)
+    assert counted
     return {**figures, "memory_mb": memory(page)}
 
 
@@ -193,18 +208,23 @@ class Viewers:
 def watched(page: Page, collection: Any, number: int, rate: int, changes: int) -> dict[str, float]:
     """How soon viewers see a change, in milliseconds, and what it costs."""
     ids = [one["_id"] for one in collection.find({}, {"_id": 1}).limit(changes)]
+    shown = [one["_id"] for one in collection.find({}, {"_id": 1}).sort("_id", -1).limit(SHOWN)]
+    # Spread among the others, those that the Chromium shows.
+    for place, one in enumerate(shown):
+        ids[(place * len(ids)) // len(shown)] = one
     viewers = Viewers(page, number)
-    with viewers.watching():
+    with viewers.watching(), chromium(page) as rows:
         cpu, began = used(page), time.monotonic()
         change(collection, ids, rate, viewers.written)
         took, spent = time.monotonic() - began, used(page) - cpu
         page.until(lambda: len(viewers.seen) >= 0.9 * TIMED * len(ids))
+        in_chromium = page.until(lambda: rows(viewers.written, 0.9 * len(shown)))
         time.sleep(1.0)
         before = queries(collection)
         time.sleep(IDLE)
         idle = queries(collection) - before
         figures = {"memory_watched_mb": memory(page)}
-    cuts = statistics.quantiles(viewers.seen, n=100)
+    cuts, cells = (statistics.quantiles(one, n=100) for one in (viewers.seen, in_chromium))
     return {
         "viewers": number,
         "viewers_kept": viewers.alive,
@@ -212,10 +232,36 @@ def watched(page: Page, collection: Any, number: int, rate: int, changes: int) -
         "seen_ms_p50": 1000 * cuts[49],
         "seen_ms_p95": 1000 * cuts[94],
         "seen_ms_max": 1000 * max(viewers.seen),
+        "chromium_cells": len(in_chromium),
+        "chromium_ms_p50": 1000 * cells[49],
+        "chromium_ms_p95": 1000 * cells[94],
+        "chromium_ms_max": 1000 * max(in_chromium),
         "cpu_of_one_core": spent / took,
         **figures,
         "queries_while_idle": idle,
     }
+
+
+@contextmanager
+def chromium(page: Page) -> Iterator[Callable[[Mapping[str, float], float], list[float] | None]]:
+    """A Chromium that shows the newest runs.
+
+    Returns a function that returns how many seconds passed from each write to the row in the
+    document, by when they were written; None before so many rows have changed.
+    """
+    with browser() as running:
+        shown = visit(running, f"{page.address}/runs", [])
+        shown.wait_for_selector('#live[data-state="on"]')
+        shown.evaluate(OBSERVE)
+
+        def seen(written: Mapping[str, float], least: float) -> list[float] | None:
+            # Both clocks are this machine's; `written` has the monotonic one.
+            ahead = time.time() - time.monotonic()
+            rows: dict[str, float] = shown.evaluate("window.seen")
+            found = [at / 1000 - ahead - written[row] for row, at in rows.items() if row in written]
+            return found if len(found) >= least else None
+
+        yield seen
 
 
 def change(collection: Any, ids: Sequence[ObjectId], rate: int, written: dict[str, float]) -> None:

@@ -1,0 +1,144 @@
+"""What only the database knows: sizes, readings, holds, requests for many copies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+
+from caxev.asking.asker import Asker
+from caxev.asking.requests import Progress, described, progress
+from caxev.config import ConfigError
+from caxev.copies.holds import standing, terms
+from caxev.core.clock import utcnow
+from caxev.core.errors import NothingToDo
+from caxev.core.model import Run, RunId
+from caxev.core.registry import Registry
+from caxev.core.selection import EVERY
+from caxev.database import BulkRequest, Database
+from caxev.engine.root_markers import with_markers
+from caxev.web import drawing
+from caxev.web.counted import Counted
+from caxev.web.growth import HostType
+from caxev.web.scene import Scene
+from caxev.web.storage import Candidate, Holdings, candidate
+
+OFTEN: Final = 60.0
+"""Seconds for which nothing is asked again."""
+BULKS: Final = 20
+CANDIDATES: Final = 100
+
+
+@frozen
+class BulkRow:
+    """A request about many runs, and how far it is, as a bar and in words; `runs` None: all."""
+
+    id: str
+    what: str
+    by: str
+    at: datetime
+    runs: int | None
+    bar: str
+    words: str
+
+
+@frozen
+class HoldRow:
+    """A copy that somebody holds, and until when."""
+
+    run: RunId
+    label: str
+    what: str
+    host: str
+    status: str
+    by: str
+    terms: str
+
+
+@define(eq=False)
+class Answers:
+    """Asks the database. `counted` is called with the name of a view that has something new."""
+
+    scene: Scene
+    database: Database
+    counted: Callable[[str], None]
+    holdings: Counted[Holdings] = field(init=False)
+    holds: Counted[tuple[HoldRow, ...]] = field(init=False)
+    bulks: Counted[tuple[BulkRow, ...]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        def mark() -> int:
+            return self.scene.state.changed
+
+        def new(view: str) -> Callable[[], None]:
+            return lambda: self.counted(view)
+
+        self.holdings = Counted(self._holdings, Holdings(), OFTEN, mark, new("storage"))
+        self.holds = Counted(self._holds, (), OFTEN, mark, new("holds"))
+        self.bulks = Counted(self._bulks, (), OFTEN, mark, new("requests"))
+
+    async def run(self) -> None:
+        """Ask what somebody wants to know, for ever."""
+        async with trio.open_nursery() as nursery:
+            for one in (self.holdings, self.holds, self.bulks):
+                nursery.start_soon(one.run)
+
+    async def _holdings(self) -> Holdings:
+        now = utcnow()
+        sizes: Counter[HostType] = Counter()
+        for one in await self.database.totals(EVERY, now):
+            if one["bytes"] is not None:
+                sizes[one["host"], one["type"]] += int(one["bytes"])
+        readings: dict[str, dict[int | None, int]] = {}
+        for row in await self.database.readings(now):
+            readings.setdefault(row["host"], {})[row["week"]] = row["copies"]
+        return Holdings(sizes, readings, now)
+
+    async def _holds(self) -> tuple[HoldRow, ...]:
+        now = utcnow()
+        return tuple(row for run in await self.database.held() for row in _hold_rows(run, now))
+
+    async def _bulks(self) -> tuple[BulkRow, ...]:
+        found = await self.database.bulks(BULKS)
+        # To see how far a request is asks for no handlers, and nothing in anybody's name.
+        asker = Asker(self.database, self.scene.sites, _no_handlers, "")
+        rows = []
+        for one in found:
+            with suppress(NothingToDo):  # another version of caxev made it
+                rows.append(_bulk_row(one, await progress(asker, one)))
+        return tuple(rows)
+
+    async def candidates(self, name: str) -> list[Candidate]:
+        """Return the oldest raw copies at a site, and whether its rules delete them."""
+        scene, now = self.scene, utcnow()
+        sites = with_markers(scene.sites, None, scene.state.sites)
+        site = sites.get(name)
+        runs = await self.database.oldest(name, "raw", (), 0)
+        return [candidate(run, site, sites, now) for run in runs[:CANDIDATES]]
+
+
+def _hold_rows(run: Run, now: datetime) -> Iterator[HoldRow]:
+    for copy in run.copies:
+        what = f"{copy.type} {copy.version or ''}".rstrip()
+        for one in standing(copy, now):
+            until = terms(copy, one)
+            yield HoldRow(run.id, str(run), what, copy.host, copy.status, one.by, until)
+
+
+def _bulk_row(request: BulkRequest, now: Progress) -> BulkRow:
+    words = f"{now.done:,} done, {now.waiting:,} pending, {now.failed:,} failed"
+    if now.withdrawn:
+        words += f", {now.withdrawn:,} withdrawn"
+    parts = [("good", now.done), ("busy", now.waiting), ("bad", now.failed)]
+    bar = drawing.stack([*parts, ("none", now.withdrawn)], words)
+    runs = None if request.runs is None else len(request.runs)
+    return BulkRow(request.id, described(request), request.by, request.at, runs, bar, words)
+
+
+def _no_handlers(site: str) -> Registry:
+    raise ConfigError(f"the handlers of {site} are not loaded here")
