@@ -6,8 +6,8 @@ The listener of the copy's site proves that enough others are good, and deletes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 
@@ -48,9 +48,7 @@ class Deletions(RequestedAct):
         """Return how far the run's copy is. None also if its deletion was withdrawn."""
         if _of(run, request) is not None:
             return DELETING
-        stones = filter(None, map(mapping, rows(run.document.get("deleted_data"))))
-        gone = any(one.get("bulk") == request for one in stones)
-        return DONE if gone else None
+        return None if _stone(run, request) is None else DONE
 
     def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
         """Return the step that gives the copy its old status back."""
@@ -59,8 +57,17 @@ class Deletions(RequestedAct):
 
     def size_of(self, run: Run, request: str) -> int:
         """Return the bytes of the copy, as far as they are known."""
-        copy = _of(run, request)
-        return 0 if copy is None else weight(run, copy) or 0
+        copy, stone = _of(run, request), _stone(run, request) or {}
+        if copy is not None:
+            return weight(run, copy) or 0
+        size = stone.get("size")
+        return size if isinstance(size, int) else 0
+
+
+def _stone(run: Run, request: str) -> Mapping[str, Any] | None:
+    """Return the tombstone of the copy that is gone by this request."""
+    stones = filter(None, map(mapping, rows(run.document.get("deleted_data"))))
+    return next((one for one in stones if one.get("bulk") == request), None)
 
 
 def _of(run: Run, request: str) -> Copy | None:

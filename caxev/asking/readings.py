@@ -73,7 +73,7 @@ class ReadCopies(Readings):
 
     @property
     def what(self) -> str:
-        return f"copies {evolve(self.copies, status=TRANSFERRED)}"
+        return f"good copies {evolve(self.copies, status=TRANSFERRED)}".rstrip()
 
     def steps(self, run: Run, world: World) -> Iterable[Step]:
         """Decide about a run: each of its copies that is meant is read."""

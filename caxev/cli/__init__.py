@@ -37,12 +37,12 @@ GROUPS: Final = {
         "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
     },
     "Request work": {
-        "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
+        "copy": ("caxev.cli.copy:copy", "Copy runs to another site, and watch."),
         "requests": (
             "caxev.cli.requests:requests",
             "List, watch, cancel, resume requests.",
         ),
-        "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
+        "rm": ("caxev.cli.rm:rm", "Delete copies of runs, if enough others are good."),
         "hold": ("caxev.cli.hold:hold", "Keep copies, although rules would delete them."),
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),
         "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),

@@ -167,8 +167,14 @@ def requests(context: click.Context, limit: int) -> None:
     async def find(asker: Asker) -> list[dict[str, Any]]:
         from caxev.asking import requests as asking
 
-        found = await asker.database.bulks(limit)
-        return [_cells(one, await asking.progress(asker, one)) for one in found]
+        rows = []
+        for one in await asker.database.bulks(limit):
+            try:
+                now = await asking.progress(asker, one)
+            except NothingToDo:  # only the version that made it knows such acts
+                now = asking.Progress(0)
+            rows.append(_cells(one, now))
+        return rows
 
     rows = options().with_asker(find)
     show(Table(_COLUMNS, rows), empty="nothing was requested of several runs together")

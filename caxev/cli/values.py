@@ -253,7 +253,7 @@ RUN_NUMBER: Final = RunNumber()
 MOMENT: Final = MomentType()
 TIME: Final = TimeType()
 LENGTH: Final = LengthType()
-WHAT: Final = OneOf("event", lambda _options: list(What))
+WHAT: Final = OneOf("event", lambda _options: [one.value for one in What])
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())
 """A site, or something else."""

@@ -45,7 +45,7 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 def known_names(word: str, known: Iterable[str]) -> str:
     """Return, in brackets, the name that `word` was probably meant to be, and all known ones."""
     names = list(known)
-    return f"({hint(word, names)} known: {', '.join(names)})".replace("( ", "(")
+    return f"({hint(word, names)} known: {', '.join(names) or 'none'})".replace("( ", "(")
 
 
 def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
