@@ -226,6 +226,10 @@ def test_fields() -> None:
     assert not fires(asked, CopyField("raw", "lngs", None, "job_ended"), "ab")
     assert not fires(asked, CopyField("raw", "lngs", None, "check_asked"), None)
     assert not fires(asked, CopyKey("raw", "lngs"), "transferred")
+    gone = copy_field("check_asked", host=HERE, type="raw", gone=True)
+    assert fires(gone, CopyField("raw", "lngs", None, "check_asked"), None)
+    assert not fires(gone, CopyField("raw", "lngs", None, "check_asked"), "ab")
+    assert not fires(gone, CopyField("raw", "chicago", None, "check_asked"), None)
 
 
 def test_only_fields_of_enabled_handlers_are_watched() -> None:

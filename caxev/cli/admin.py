@@ -372,8 +372,9 @@ def in_words(trigger: Trigger) -> str:
     match trigger:
         case CopyTrigger(status, type_, host):
             return f"{_copy(type_, host)} is {_either(status)}"
-        case CopyFieldTrigger(name, type_, host):
-            return f"{_either(name)} of {_copy(type_, host)} is set or changed"
+        case CopyFieldTrigger(name, type_, host, gone):
+            how = "is taken away" if gone else "is set or changed"
+            return f"{_either(name)} of {_copy(type_, host)} {how}"
         case FieldTrigger(path):
             return f"field {_either(path)} is set or changed"
         case TagTrigger(name, gone):
