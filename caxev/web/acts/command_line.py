@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
+from typing import Final
 
 from caxev.core.selection import Selection
+
+_OPTION: Final = re.compile("--[a-z-]+")
 
 
 def option(name: str, value: str) -> str:
@@ -20,7 +24,13 @@ def selecting(selection: Selection) -> list[str]:
 
 def typed(words: Iterable[str]) -> str:
     """Return words as a shell takes them: whatever is in them, on one line, and printable."""
-    return " ".join(map(_quoted, words))
+    return " ".join(map(_word, words))
+
+
+def _word(word: str) -> str:
+    # As people type it: --why='a talk', not '--why=a talk'.
+    name, sign, value = word.partition("=")
+    return f"{name}={_quoted(value)}" if sign and _OPTION.fullmatch(name) else _quoted(word)
 
 
 def _quoted(word: str) -> str:
