@@ -294,6 +294,7 @@ def test_a_request_is_cancelled_and_resumed(anna: Operator, server: Any) -> None
     assert anna.act("copy", "1-2").status == 200
     requested = {"data": {"$elemMatch": {"host": "chicago", "status": "requested"}}}
     (bulk,) = server.caxev_requests.find({"kind": "copy"})
+    anna.page.until(lambda: f"/acts/cancel?request={bulk['_id']}" in anna.get("/requests").text)
     for name, left in (("cancel", 0), ("resume", 2)):
         fields = {"request": bulk["_id"]}
         form = Form(anna.get(address(name, fields)).text)
@@ -352,7 +353,7 @@ def test_all_that_failed_for_one_reason_are_selected(anna: Operator, server: Any
     (group,) = (link for link in links if "route" in link)
     going = anna.get(group)
     assert going.status == 303
-    form = Form(anna.get(going.headers["location"]).text)
+    form = Form(anna.get(str(going.headers["location"])).text)
     assert ("run", "1-2") in form.fields
     assert "--run=1-2" in form.command
     assert anna.post("retry", form.fields).status == 200
