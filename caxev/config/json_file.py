@@ -74,12 +74,9 @@ def repeats(value: object, label: str, *, inside: bool = True) -> Iterator[Repea
             yield from repeats(inner, label)
 
 
-def read_list(file: Path, of: str, absent: str = "") -> list[Any]:
-    """Read a file that holds a list `of` something. Raises `ConfigError` if it holds no list.
-
-    `absent`: what to do if there is no such file.
-    """
-    return as_list(file, read_json(file, of, absent), of)
+def read_list(file: Path, of: str) -> list[Any]:
+    """Read a file that holds a list `of` something. Raises `ConfigError` if it holds no list."""
+    return as_list(file, read_json(file, of), of)
 
 
 def as_list(file: Path, document: Any, of: str) -> list[Any]:

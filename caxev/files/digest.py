@@ -17,13 +17,12 @@ def digest_tree(
     root: Confined,
     *,
     sha512: bool,
-    blake3: bool = True,
     threads: int | None = None,
     max_rate: float | None = None,
     report: Report,
     also: Callable[[Seen], Sequence[Hash]] = lambda _seen: (),
 ) -> Manifest:
-    """Return the manifest of the copy at `root` with the requested digests of each file.
+    """Return the manifest of the copy at `root`; with `sha512` that digest of each file, too.
 
     The bytes of a file are fed to the hashes that `also` returns for it, too.
 
@@ -33,7 +32,7 @@ def digest_tree(
     tree changes meanwhile. Leaves nothing behind, however it ends.
     """
     before = look(root)
-    files = [_wanted(s, also(s), sha512, blake3) for s in before if s.kind == "file"]
+    files = [_wanted(s, also(s), sha512) for s in before if s.kind == "file"]
     read_all(root, [one for file in files for one in file], threads, report, max_rate)
     if look(root) != before:
         raise Retry(f"{printable(root)} changed while it was read")
@@ -41,21 +40,19 @@ def digest_tree(
     return Manifest([*map(_item, files), *rest])
 
 
-def _wanted(seen: Seen, also: Sequence[Hash], sha512: bool, blake3: bool) -> list[Stretch]:
+def _wanted(seen: Seen, also: Sequence[Hash], sha512: bool) -> list[Stretch]:
     # SHA-512 and the like are chains over the whole file, so one thread takes all of it. BLAKE3 is
     # kept for each part, so several threads can share a file.
-    if sha512 or also or not blake3:
-        return [Stretch(seen, 0, seen.size, blake3=blake3, sha512=sha512, also=also)]
+    if sha512 or also:
+        return [Stretch(seen, 0, seen.size, sha512, also)]
     return stretches(seen, seen.size)
 
 
 def _item(file: Sequence[Stretch]) -> Item:
     """Return the manifest's item for one file that was read."""
-    first = file[0]
-    digests = [digest for one in file for digest in one.part_digests]
-    blake3, parts = item_digest(digests) if first.blake3 else (None, b"")
-    seen = first.seen
-    return Item(seen.path, "file", seen.size, blake3, first.sha512_digest, parts=parts)
+    blake3, parts = item_digest([digest for one in file for digest in one.part_digests])
+    seen = file[0].seen
+    return Item(seen.path, "file", seen.size, blake3, file[0].sha512_digest, parts=parts)
 
 
 def _whole_parts(seen: Seen, size: int) -> list[Stretch]:

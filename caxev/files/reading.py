@@ -49,7 +49,6 @@ class Stretch:
     seen: Seen
     start: int
     stop: int
-    blake3: bool = True
     sha512: bool = False
     also: Sequence[Hash] = ()
     part_digests: list[bytes] = field(factory=list)
@@ -146,14 +145,14 @@ class _Readers:
 
     def _digest(self, one: Stretch, buffers: _Buffers, number: int) -> None:
         path = join(self.root, one.seen.path)
-        parts = PartDigest() if one.blake3 else None
+        parts = PartDigest()
         sha512 = hashlib.sha512() if one.sha512 else None
-        hashes: list[Hash] = [each for each in (parts, sha512, *one.also) if each is not None]
+        hashes: list[Hash] = [parts, *([sha512] if sha512 else []), *one.also]
         try:
             self._feed_all(path, one, hashes, buffers, number)
         except OSError as exc:
             raise meaning(exc, f"cannot read {printable(path)}") from exc
-        one.part_digests = parts.parts() if parts else []
+        one.part_digests = parts.parts()
         one.sha512_digest = sha512.digest() if sha512 else None
 
     def _feed_all(

@@ -50,12 +50,12 @@ class Storage:
     token: str | None = field(repr=False)
 
     @contextmanager
-    def _protocol(self, operation: str, scheme: str | None = None) -> Iterator[Any]:
+    def _protocol(self, scheme: str | None = None) -> Iterator[Any]:
         rsemanager = _rsemanager()
         # Rucio writes the token into the settings and takes it out again: threads need their own.
         protocol = rsemanager.create_protocol(
             deepcopy(self.settings),
-            operation,
+            "read",
             scheme=scheme,
             auth_token=self.token,
             logger=QUIET.log,
@@ -68,13 +68,13 @@ class Storage:
 
     def pfn(self, did: Did) -> str:
         """Return the place of a file in this storage, present or future."""
-        with self._protocol("read") as protocol:
+        with self._protocol() as protocol:
             name: str = protocol.lfns2pfns(row_of(did))[str(did)]
             return name
 
     def stat(self, pfn: str) -> Row | None:
         """Return size and checksums of a file as the storage has them; None if there is no file."""
-        with self._protocol("read", urlsplit(pfn).scheme) as protocol:
+        with self._protocol(urlsplit(pfn).scheme) as protocol:
             try:
                 found: Row = protocol.stat(pfn)
             except Exception as error:
@@ -113,7 +113,7 @@ class Storage:
 
     def fetch(self, pfn: str, path: bytes) -> None:
         """Download a file."""
-        with self._protocol("read", urlsplit(pfn).scheme) as protocol:
+        with self._protocol(urlsplit(pfn).scheme) as protocol:
             protocol.get(pfn, os.fsdecode(path))
 
 
