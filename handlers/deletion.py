@@ -46,7 +46,6 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     What,
     copy,
     copy_field,
@@ -165,21 +164,13 @@ def _decision(job: Job, purges: Purges) -> Decision:
 
 
 async def _mark(job: Job, purges: Purges) -> Result:
-    """Record the intent to delete each of our copies that may go."""
+    """Record the intent to delete our copy; that change is the event for the next one that may go."""
     if any(_may_prove(job, mine) for mine, _plan in purges):
         return await prove(job)
-    plans = [plan for _mine, plan in purges if isinstance(plan, DeletionPlan)]
-    for plan in plans:
+    for plan in (plan for _mine, plan in purges if isinstance(plan, DeletionPlan)):
         job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
         job.did(What.MARKED, reason=plan.why)
-        if len(plans) == 1:
-            return intent(job.run, plan, job.sites, job.now())
-        try:
-            await job.update(intent(job.run, plan, job.sites, job.now()))
-        except Superseded as lost:
-            job.log.info(f"{plan.copy.key}: {lost}")
-    if plans:
-        return None
+        return intent(job.run, plan, job.sites, job.now())
     decision = _decision(job, purges)
     if isinstance(decision, Wait):
         raise decision.retry(job.safe_now())

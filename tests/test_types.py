@@ -323,8 +323,11 @@ def test_a_version_that_is_to_go() -> None:
     stays = plan_processed(new, copy_at(new), here, sites, NOW)
     assert isinstance(stays, Skip)
     assert stays.why == "purge_versions is v1, not v2"
-    dear = run_with("dear", "lngs", version="v1")
+    # What is protected needs as many good copies elsewhere as any deletion: two.
+    dear = run_with("dear", "lngs", "chicago", version="v1")
     assert isinstance(plan_processed(dear, copy_at(dear), here, sites, NOW), Skip)
+    safe = run_with("dear", "lngs", "chicago", "stockholm", version="v1")
+    assert isinstance(plan_processed(safe, copy_at(safe), here, sites, NOW), DeletionPlan)
     young = plan_purge(old, copy_at(old), here, sites, NOW)
     assert isinstance(young, Skip)  # it can be made again, and has no age
 
