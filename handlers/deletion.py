@@ -164,7 +164,7 @@ def _decision(job: Job, purges: Purges) -> Decision:
 
 
 async def _mark(job: Job, purges: Purges) -> Result:
-    """Record the intent to delete our copy; that change is the event for the next one that may go."""
+    """Record the intent to delete our copy; that change is the event for the next one."""
     if any(_may_prove(job, mine) for mine, _plan in purges):
         return await prove(job)
     for plan in (plan for _mine, plan in purges if isinstance(plan, DeletionPlan)):
