@@ -52,7 +52,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site, Sites
-from caxev.config.data_types import RAW
+from caxev.config.data_types import RAW, UNTRIGGERED
 from caxev.copies.lifecycle import broken_off, found_bad, found_good
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
@@ -342,7 +342,7 @@ def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     """Decide whether this site reads that copy again. Pure."""
     if seen is None:
         return Skip("the copy is gone")
-    if seen.type == "untriggered":
+    if seen.type == UNTRIGGERED:
         return Skip("the DAQ's buffer is never touched")
     if seen.status != TRANSFERRED and not is_disputed(seen) and not _is_unverified(seen):
         return Skip(f"it is {seen.status}")
@@ -394,7 +394,7 @@ def plan_checksum(
     given_up = again and _is_unverified(seen)
     if seen.status not in (VERIFYING, TRANSFERRED) and not given_up:
         return Skip(f"it is {seen.status} now")
-    if seen.type == "untriggered":
+    if seen.type == UNTRIGGERED:
         return Skip("the DAQ's buffer is never touched")
     there = sites.find(seen.host)
     if there is not None and there.method == "rucio" and seen.host != site.name:

@@ -51,6 +51,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Stalled
+from caxev.config.data_types import UNTRIGGERED
 from caxev.copies.lifecycle import write
 from caxev.copies.quorum import agree, is_disputed, same_data
 from caxev.core.job import Wait
@@ -187,7 +188,7 @@ def plan_stalled(
     `at` is when this site first saw its status, UTC, used if the entry has no usable date. With
     `stays` a failed copy is not given up, however old it is.
     """
-    if seen.type == "untriggered":
+    if seen.type == UNTRIGGERED:
         return Skip("the DAQ's buffer is never touched")
     if seen.status not in (TRANSFERRING, VERIFYING, MOVING) and not seen.is_abandoned:
         return Skip(f"it is {seen.status}")

@@ -11,7 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from caxev.config import DataType, Site, Sites
-from caxev.config.data_types import PROCESSED
+from caxev.config.data_types import PROCESSED, UNTRIGGERED
 from caxev.copies.holds import stays
 from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
@@ -20,10 +20,6 @@ from caxev.core.job import Skip, Unmet, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Event, Run
 from caxev.core.moments import after
 from caxev.core.paths import plain
-
-NEVER: Final = "untriggered"
-"""The type of the DAQ's buffer, which is never touched."""
-
 
 READING: Final = timedelta(hours=1)
 """Time between two checks whether a copy is still being read."""
@@ -170,7 +166,7 @@ def plan(
 
 
 def _never(run: Run, copy: Copy, site: Site) -> str | None:
-    if copy.type == NEVER:
+    if copy.type == UNTRIGGERED:
         return "the DAQ's buffer is never touched"
     if not site.readable and site.method != "rucio":
         return f"what is at {site.name} ({site.method}) is not deleted by this"
