@@ -43,13 +43,7 @@ class OidcSimulator:
     def get(self, path: str, query: dict[str, str], headers: Mapping[str, str]) -> Any:
         """Answer: an object, or an address to go to."""
         if path == "/.well-known/openid-configuration":
-            return {"issuer": self.lies.get("issuer", self.issuer)} | {
-                name: f"{self.issuer}/{name}"
-                for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint")
-            } | {
-                "jwks_uri": f"{self.issuer}/keys",
-                "id_token_signing_alg_values_supported": ["RS256", "HS256", "none"],
-            }  # fmt: skip
+            return self._discovery()
         if path == "/keys":
             return {"keys": [self.key.as_dict(private=False)]}
         if path == "/authorization_endpoint":
@@ -57,6 +51,16 @@ class OidcSimulator:
         assert path == "/userinfo_endpoint", path
         assert headers["authorization"].removeprefix("Bearer ") in self.tokens
         return self.user | self.lies.get("userinfo", {})
+
+    def _discovery(self) -> dict[str, Any]:
+        names = ("authorization_endpoint", "token_endpoint", "userinfo_endpoint")
+        known = {name: f"{self.issuer}/{name}" for name in names if name not in self.lies}
+        return {
+            "issuer": self.lies.get("issuer", self.issuer),
+            "jwks_uri": f"{self.issuer}/keys",
+            "id_token_signing_alg_values_supported": ["RS256", "HS256", "none"],
+            **known,
+        }
 
     def _authorize(self, query: dict[str, str]) -> str:
         assert query["client_id"] == CLIENT

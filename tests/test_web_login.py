@@ -330,7 +330,7 @@ def test_people_log_out(page: Page) -> None:
 def test_a_provider_of_no_use(mongod: Cluster, idp: OidcSimulator, tmp_path: Path) -> None:
     """While it is away or calls itself something else the page says so, and then works."""
     options = ("--auth", "oidc", "--issuer", idp.issuer, "--client-id", CLIENT)
-    for lie in ({"issuer": "http://127.0.0.1:1"}, {"status": 500}):
+    for lie in ({"issuer": "http://127.0.0.1:1"}, {"status": 500}, {"token_endpoint": None}):
         idp.lies = lie
         with serving(tmp_path, mongod.uri, EMPTY, *options) as page:
             assert Visitor(page).get("/login").status == 503

@@ -34,6 +34,7 @@ PATIENCE: Final = 10.0
 """Seconds that the provider has for an answer."""
 MINUTES: Final = 10
 """How long a person may take to log in there."""
+ENDPOINTS: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 ALGORITHMS: Final = (
     "RS256",
     "RS384",
@@ -163,6 +164,9 @@ class OidcLogin:
         if metadata.get("issuer") != self.provider.options.issuer:
             self._client = self.provider.client()  # which asks again
             raise ValueError(f"the provider calls itself {metadata.get('issuer')!r}")
+        if missing := [name for name in ENDPOINTS if name not in metadata]:
+            self._client = self.provider.client()
+            raise ValueError(f"the provider's discovery document lacks {', '.join(missing)}")
         metadata["id_token_signing_alg_values_supported"] = ALGORITHMS
         return metadata
 
