@@ -318,6 +318,24 @@ async def test_a_withdrawn_run_is_cancelled(
         await engine.until(withdrawn, within=PATIENCE)
 
 
+@on("htcondor")
+@pytest.mark.replicaset
+async def test_a_log_that_cannot_be_read_stops_nothing(
+    rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTCondor's library is missing: jobs that ended are found by the regular check."""
+    monkeypatch.setitem(sys.modules, "htcondor2", None)
+    async with ground_on(rig, database, tmp_path, monkeypatch) as ground:
+        folder = Folder.opened(jobs_directory(ground.site, "processed"))
+        group = folder.file([held(tmp_path, "x.1")])
+        (folder.events / group.name).touch()
+        follower = JobEnds(ground.database, None, ground.site, None)  # type: ignore[arg-type]
+        await follower.catch_up()
+        with trio.move_on_after(0.5) as waited:
+            await follower.run()
+        assert waited.cancelled_caught
+
+
 @contextmanager
 def listener(ground: Ground, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A listener as a process of its own; it is killed when the block ends."""

@@ -65,8 +65,11 @@ class JobEnds:
     async def catch_up(self) -> None:
         """Report all ends that are in the logs."""
         for kind in sorted(self.site.types.derived):
-            if (followed := await trio.to_thread.run_sync(self._followed, kind)) is not None:
-                await self._report(followed, await trio.to_thread.run_sync(followed.groups))
+            try:
+                if (followed := await trio.to_thread.run_sync(self._followed, kind)) is not None:
+                    await self._report(followed, await trio.to_thread.run_sync(followed.groups))
+            except (GiveUp, Retry, OSError) as error:
+                logger.error("the log of jobs for {} data is not read: {}", kind, error)
 
     async def run(self) -> None:
         """Follow the logs until cancelled."""
