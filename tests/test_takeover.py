@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
 
 LEASE = 6.0
 # What the holder of a lease goes on writing while nothing happens.
-_ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed", "disks")
+_ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed", "disks", "seen")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def written(world: World) -> dict[str, list[dict[str, Any]]]:
         database = client[world.settings.database]
         found = {name: list(database[name].find()) for name in database.list_collection_names()}
     for row in found[f"{world.settings.prefix}ledger"]:
-        for name in _ALIVE if row.get("kind") == "site" else ():
+        for name in _ALIVE if row.get("kind") in ("site", "process") else ():
             row.pop(name, None)
     return {name: sorted(rows, key=lambda row: str(row["_id"])) for name, rows in found.items()}
 
