@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -205,3 +209,34 @@ def test_a_row_of_history_is_as_sure_as_its_change(asking: Caxev, database: Name
     assert [row["what"] for row in rows].count("tagged") == 3
     assert {row["number"] for row in rows if row["what"] == "held"} == {1, 2, 3}
     assert all("@" in row["by"] for row in rows)
+
+
+@pytest.mark.replicaset
+async def test_what_is_interrupted_is_given_again(asking: Caxev, database: Named) -> None:
+    """Whole groups are written, each with its rows; the same command does the rest, once."""
+    many = 60
+    documents = [engine.run_document(number) for number in range(MANY + 1, many + 1)]
+    args = ("tag", "add", "good", "--run", f"1-{many}", "--yes")
+    with MongoClient[Document](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        runs.insert_many(documents)
+        with client.start_session() as session, session.start_transaction():
+            # Somebody else writes to one of the last group: until that ends, the command waits.
+            runs.update_one({"number": many - 1}, {"$set": {"x": 1}}, session=session)
+            with started(database, args) as process:
+                await engine.until(lambda: runs.count_documents({"tags.name": "good"}) == 40)
+                process.send_signal(signal.SIGINT)
+                _, err = await trio.to_thread.run_sync(process.communicate)
+            session.abort_transaction()
+    assert process.returncode == 130, err
+    assert f"interrupted: 40 of {many} runs written; the same command does the rest" in err
+    assert (await trio.to_thread.run_sync(lambda: asking(*args))).code == 0
+    assert len(found(database, "runs_new", **{"tags.name": "good"})) == many
+    assert len(found(database, "caxev_history", what="tagged")) == many
+
+
+def started(database: Named, args: Sequence[str]) -> subprocess.Popen[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
+    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
+    command = [sys.executable, "-m", "caxev", *args]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)

@@ -103,6 +103,8 @@ DEEDS: dict[str, tuple[str, Callable[[Place], list[Document] | None]]] = {
     "vouch": (f"vouch --run 1 {AT}", at_odds),
 }
 """What is given, and what stands there before: the entries of the run, with files of its own."""
+ONCE = ("rm", "rm of several", "tag")
+"""What is refused if it was done: the history has one row of it, however often it is given."""
 
 
 @pytest.fixture
@@ -132,17 +134,19 @@ def test_killed_at_each_point(deed: str, place: Place, database: Named, tmp_path
         cli.main([*given, "--mongo-uri", database.uri, *options], prog_name="caxev")
 
     with MongoClient[Document](database.uri) as client, engine.short_transactions(database):
-        runs = client[database.name]["runs_new"]
+        runs, history = (client[database.name][name] for name in ("runs_new", "caxev_history"))
 
         def begin() -> None:
             runs.delete_many({})
+            history.delete_many({})
             place.begin()
             if (data := prepare(place)) is not None:
                 runs.insert_one({**engine.run_document(1, name=NAME), "data": data})
 
         def end() -> object:
             found = [plain({**run, "_id": None}) for run in runs.find().sort("_id")]
-            return found, files_in(place.root), files_in(place.far)
+            rows = sorted(row["what"] for row in history.find()) if deed in ONCE else []
+            return found, rows, files_in(place.root), files_in(place.far)
 
         begin()
         before = end()
