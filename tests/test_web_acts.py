@@ -359,6 +359,14 @@ def test_all_that_failed_for_one_reason_are_selected(anna: Operator, server: Any
     assert anna.post("retry", form.fields).status == 200
     (request,) = server.caxev_requests.find({"site": "lngs"})
     assert (request["runs"], request["handler"]) == ([ids[1], ids[2]], "pull")
+    for query, line in (
+        ("", "--all"),
+        ("site=lngs", "--all --site=lngs"),
+        ("handler=pull", "--handler=pull"),
+    ):
+        going = anna.get(f"/failures/retry?{query}")
+        assert Form(anna.get(str(going.headers["location"])).text).command == f"caxev retry {line}"
+    assert any(link == "/failures/retry?" for link in links)
 
 
 def links_of(text: str) -> list[str]:
@@ -424,7 +432,7 @@ def parsed(line: str, sites: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
         monkeypatch.setattr(GlobalOptions, name, capture)
     with pytest.raises(Captured):
         cli.main(["--config", str(sites), *words_of(line)[1:]], standalone_mode=False)
-    return found.get("act"), found.get("runs")
+    return found.get("act"), found.get("runs", Selection())
 
 
 def _planned() -> None:
@@ -454,6 +462,7 @@ def test_a_command_means_what_its_form_means(
     offer = OFFERS[name]
     chosen = SELECTIONS[:1] if offer.about_one else SELECTIONS
     chosen = ({},) if "request" in FIELDS[name] else chosen
+    chosen = ({}, *chosen) if name == "retry" else chosen
     for texts, values in product(chosen, (FIELDS[name], {**FIELDS[name], **hostile(name)})):
         selection = without_copy(Selection.read(texts))
         wish = Wish(offer, values, selection)

@@ -86,8 +86,8 @@ class Offer:
         given = [one for one in self.fields if values.get(one.name)]
         given.sort(key=lambda one: one.is_argument)  # nothing but arguments may follow ``--``
         said = [word for one in given for word in one.words(values[one.name])]
-        everything = self.name == "retry" and not said and selection == EVERY
-        always = ("--all",) if everything else self.always
+        chosen = selection != EVERY or "handler" in values
+        always = ("--all",) if self.name == "retry" and not chosen else self.always
         return ["caxev", *self.command, *selecting(selection), *always, *said]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from loguru import logger
 from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
@@ -28,8 +28,8 @@ from caxev.web.auth.forms import TOKEN, PublicAddress, read_form
 from caxev.web.auth.people import Person
 from caxev.web.auth.sessions import session_of
 from caxev.web.listing import BadFilter, Filter
-from caxev.web.reasons import normalised
 from caxev.web.scene import Scene
+from caxev.web.views import Failures
 
 MANY: Final = 100
 """Runs above which a person types how many there are."""
@@ -37,7 +37,6 @@ LONGEST: Final = 2000
 """Characters of a value."""
 SEEN: Final = "seen"
 NUMBER: Final = "count"
-_OF_GROUP: Final = ("handler", "site", "reason")
 _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
 Frame = Callable[..., Response]
 """Puts the content of a template into the page: request, title, template, values."""
@@ -66,21 +65,19 @@ class ActPages:
         return [
             Route("/acts/{name}", self.show, methods=["GET"]),
             Route("/acts/{name}", self.do, methods=["POST"]),
-            Route("/failures/retry", self.retry_group),
+            Route("/failures/retry", self.retry_matching),
         ]
 
-    async def retry_group(self, request: Request) -> Response:
-        """Go on to the retry of all reactions that failed for one reason."""
+    async def retry_matching(self, request: Request) -> Response:
+        """Go on to the retry of all failed reactions that match: of handler, site and reason."""
         _operator(request)
-        handler, site, reason = (request.query_params.get(n, "") for n in _OF_GROUP)
-        failed = [
-            one
-            for one in self.scene.state.of_state(State.FAILED, site or None)
-            if one.reaction.handler == handler
-        ]
-        members = [one for one in failed if normalised(one.reaction.note) == reason]
-        given = {"handler": [handler], "site": [site] if site else []}
-        if len(members) < len(failed):
+        chosen = Failures.of(request.query_params)
+        failed = self.scene.state.of_state(State.FAILED)
+        members = [one for one in failed if chosen.means(one)]
+        wider = evolve(chosen, reason="")
+        given: dict[str, Any] = wider.given
+        if len(members) < sum(map(wider.means, failed)):
+            # A command knows no reasons: it names the runs.
             runs = await self.database.runs({one.reaction.run for one in members})
             given |= naming(runs.values()).texts()
         return RedirectResponse(f"/acts/retry?{urlencode(given, doseq=True)}", 303)
