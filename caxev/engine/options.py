@@ -23,6 +23,7 @@ from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError, Lease
 from caxev.engine.metrics_push import PushAddress
 from caxev.engine.root_markers import holdings
+from caxev.engine.workers import Workers
 from caxev.metrics_server import MetricsAddress
 
 CAUGHT_UP: Final = 0.3
@@ -60,7 +61,7 @@ class Options:
 
     With `once` the stream counts as read if nothing comes for `caught_up`. `reread` reads
     sites.json again; it raises `ConfigError`. `services` make what runs beside the engine, which
-    knows nothing of it.
+    knows nothing of it. `workers`: those of several listeners that follow each other.
     """
 
     site: Site
@@ -76,6 +77,7 @@ class Options:
     caught_up: float = CAUGHT_UP
     reread: Callable[[], Sites] | None = None
     services: Sequence[Callable[[Database, Lease, Site, Sites], Service]] = ()
+    workers: Workers | None = None
 
     def recipients(self) -> list[Recipient]:
         """Return who is notified of alarms. Raises `ConfigError` if a secret is missing."""

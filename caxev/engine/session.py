@@ -12,7 +12,7 @@ settled and the lease released; what was cut short is pending again and costs no
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Final
 
 import trio
@@ -87,7 +87,7 @@ class LeaderSession:
         context = self.context
         with logger.contextualize(site=context.lease.site):
             # Outside the nurseries: when it closes, no attempt uses a worker any more.
-            async with Workers(files=context.options.handler_files) as workers:
+            async with self._workers() as workers:
                 ours = True
                 try:
                     async with trio.open_nursery() as outer:
@@ -107,6 +107,12 @@ class LeaderSession:
                     if ours:
                         await self._let_go()
         logger.info("stopped listening for {}", context.lease.site)
+
+    def _workers(self) -> AbstractAsyncContextManager[Workers]:
+        options = self.context.options
+        if options.workers is not None:
+            return nullcontext(options.workers)
+        return Workers(files=options.handler_files)
 
     def _make_parts(self, workers: Workers, outer: trio.Nursery) -> None:
         context = self.context

@@ -39,6 +39,7 @@ from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database import Database, HistorySearch, open_database
 from caxev.engine.listener import prepare
+from caxev.engine.workers import Workers
 from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop
 from caxev.testing.serving import Bench, serve, serve_apart
@@ -377,9 +378,10 @@ class Opening(AbstractAsyncContextManager[Lab]):
         with tempfile.TemporaryDirectory(prefix="caxev-lab-") as directory:
             sites = _laid_out(Path(directory), self._sites, self._types)
             try:
-                async with aio.loop(), open_database(settings) as database:
+                async with aio.loop(), open_database(settings) as database, Workers() as workers:
                     await prepare(database)
-                    yield Lab(database, Bench(settings, sites, self._handlers), Path(directory))
+                    bench = Bench(settings, sites, self._handlers, workers)
+                    yield Lab(database, bench, Path(directory))
             finally:
                 # The clock and the errors are global: the next test must not inherit them.
                 clock.ahead = timedelta()

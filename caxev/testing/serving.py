@@ -28,6 +28,7 @@ from caxev.database import Database, Lease, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import serve_leases
 from caxev.engine.options import Options
+from caxev.engine.workers import Workers
 from caxev.rucio.messages import Messages
 from caxev.rucio.rule_files import RuleFiles
 
@@ -39,11 +40,12 @@ _BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.testing.serving i
 
 @frozen
 class Bench:
-    """The configuration of a lab's listeners."""
+    """The configuration of a lab's listeners, and the worker processes of those in this process."""
 
     settings: Settings
     sites: Sites
     handlers: Sequence[Handler]
+    workers: Workers | None = None
 
 
 async def serve(bench: Bench, database: Database, site: str) -> None:
@@ -56,6 +58,7 @@ async def serve(bench: Bench, database: Database, site: str) -> None:
         once=True,
         services=(RuleFiles, Messages),
         caught_up=QUIET,
+        workers=bench.workers,
     )
     await serve_leases(options, database, OWNER, Leaving())
 
