@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,13 +29,22 @@ from caxev.core.model import (
     Tag,
 )
 from caxev.database import Ingest
-from caxev.demo.world import World
 from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
 from tests.conftest import Database as Named
 from tests.faults.__main__ import main
-from tests.faults.campaign import BIRTH, MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
+from tests.faults.campaign import (
+    BIRTH,
+    MUST_BE_0,
+    ROOT,
+    Born,
+    End,
+    Ground,
+    compare,
+    play,
+    raw_only,
+)
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
 from tests.faults.cax_bridge import GET_IT, SLEEPS, VERSION, Cax
@@ -55,6 +65,7 @@ from tests.faults.rucio import rucio
 from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
 from tests.faults.transfers import flip_partial, transfers
+from tests.mongod import Cluster
 from tests.places import partial_of
 from tests.rucio_server import missing
 
@@ -63,83 +74,19 @@ BORN = Born("id", 1, "b3:1")
 END = End.of(Run.from_document({"_id": "id", "data": [GOOD], "tags": [{"name": "seen"}]}))
 
 
-@pytest.fixture
-def world() -> Iterator[World]:
-    """A small collaboration of its own."""
+def short(
+    campaign: Callable[[Ground], Awaitable[Mapping[str, Any]]],
+    sites: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    jobs: bool = False,
+    server: Callable[[Path], Cluster] = Cluster,
+) -> Mapping[str, Any]:
+    """Play a campaign; without `jobs` nothing is processed, and a run costs a third."""
     try:
         find_mongod()
     except ConfigError as error:
         pytest.skip(str(error))
-    with new_world() as world:
-        yield world
-
-
-@pytest.fixture
-def purging_world() -> Iterator[World]:
-    """One where the raw data is purged at the site where it is taken."""
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(sites=PURGED) as world:
-        yield world
-
-
-@pytest.fixture
-def aged_world() -> Iterator[World]:
-    """One whose copies have been there for years."""
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(sites=SCENES["aged"].sites) as world:
-        yield world
-
-
-@pytest.fixture
-def deleting_world() -> Iterator[World]:
-    """One whose sites delete what two others have."""
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(sites=DELETING) as world:
-        yield world
-
-
-@pytest.fixture
-def unpunctual_world() -> Iterator[World]:
-    """One with data that will go for its age in some days, for sites whose clocks are wrong."""
-    if library() is None:
-        pytest.skip("no libfaketime (Debian: faketime)")
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(sites=WRONG) as world:
-        yield world
-
-
-@pytest.fixture
-def world_of_cax() -> Iterator[World]:
-    """One with cax at one of its sites."""
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(sites=BESIDE_CAX) as world:
-        yield world
-
-
-@pytest.fixture
-def fronted() -> Iterator[World]:
-    """The same on a replica set of three members that can be cut off."""
-    try:
-        find_mongod()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with new_world(Fronted) as world:
-        yield world
+    return play(campaign, server=server, sites=sites if jobs else raw_only(sites or {}))
 
 
 def problems(data: list[dict[str, str]], *tags: str) -> list[str]:
@@ -320,28 +267,29 @@ print(now, time.monotonic() - before)
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_wrong_clocks(unpunctual_world: World) -> None:
+def test_wrong_clocks() -> None:
     """Behind, ahead, or set meanwhile: the end is that of right clocks; nobody waits for one."""
-    async with ground_in(unpunctual_world) as ground:
-        figures = await clocks(ground, rounds=1, seed=1, runs=2, flows=1)
+    if library() is None:
+        pytest.skip("no libfaketime (Debian: faketime)")
+    figures = short(partial(clocks, rounds=1, seed=1, runs=2, flows=1), WRONG)
     assert_nothing_happened(figures, 3)
     assert figures["alarms"] == 3
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_broken_databases(fronted: World) -> None:
+def test_broken_databases() -> None:
     """Whatever the database does, each change is reacted to once, and no listener ends."""
     faults = ("primary_killed", "aborted")
-    async with ground_in(fronted) as ground:
-        figures = await database(ground, rounds=2, seed=1, only=faults, long=False)
-    assert_nothing_happened(figures, 2)
+    campaign = partial(database, rounds=2, seed=1, only=faults, long=False)
+    assert_nothing_happened(short(campaign, server=Fronted), 2)
 
 
 @pytest.mark.replicaset
-async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
+def test_a_time_out_shows_entries_and_reactions() -> None:
     """A campaign that comes to no end somewhere else can be understood from its message."""
-    async with ground_in(world) as ground:
+
+    async def waits_in_vain(ground: Ground) -> dict[str, Any]:
         born = await ground.take(1000)
         taken = await ground.database.acquire(BIRTH, "me", 60.0, utcnow())
         assert taken is not None
@@ -354,17 +302,19 @@ async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
 
         with pytest.raises(TimeoutError, match=r"no end \(after 0 s\)") as raised:
             await ground.until(never, "no end", within=0.1)
-    message = str(raised.value)
+        return {"message": str(raised.value), "run": born.id}
+
+    found = short(waits_in_vain)
+    message, run = found["message"], found["run"]
     assert "raw at lngs is verifying" in message
-    assert f"lngs: slow of tag 'go': yes of run {born.id} is pending, due at " in message
+    assert f"lngs: slow of tag 'go': yes of run {run} is pending, due at " in message
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_broken_documents(world: World) -> None:
+def test_broken_documents() -> None:
     """Whatever stands in the collection, the good runs are copied, and no listener ends."""
-    async with ground_in(world) as ground:
-        figures = await documents_campaign(ground, rounds=1, seed=1, long=False)
+    figures = short(partial(documents_campaign, rounds=1, seed=1, long=False))
     assert_nothing_happened(figures, 40)
 
 
@@ -390,64 +340,58 @@ def test_only_what_has_come_is_flipped(tmp_path: Path) -> None:
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_broken_ways(world: World) -> None:
+def test_broken_ways() -> None:
     """A bit that flips on the disk before it has been verified: each copy ends verified."""
-    async with ground_in(world) as ground:
-        only = ("target_flipped",)
-        figures = await transfers(ground, rounds=1, seed=1, only=only, long=False)
+    only = ("target_flipped",)
+    figures = short(partial(transfers, rounds=1, seed=1, only=only, long=False))
     assert_nothing_happened(figures, 1)
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_races(world: World) -> None:
+def test_races() -> None:
     """Wanted by several ways and by several people at once, there is one of each copy."""
-    async with ground_in(world) as ground:
-        figures = await races(ground, rounds=2, seed=1)
-    assert_nothing_happened(figures, 1)
+    assert_nothing_happened(short(partial(races, rounds=2, seed=1, runs=2, requests=5)), 1)
 
 
 @pytest.mark.rucio
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_a_catalogue_that_is_killed(world: World) -> None:
+def test_a_catalogue_that_is_killed() -> None:
     """Its server killed during uploads, each run is whole in the catalogue in the end."""
     if (reason := missing()) is not None:
         pytest.skip(reason)
-    async with ground_in(world) as ground:
-        figures = await rucio(ground, rounds=1, seed=1, runs=3, kills=1)
-    assert_nothing_happened(figures, 1)
+    assert_nothing_happened(short(partial(rucio, rounds=1, seed=1, runs=3, kills=1)), 1)
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_soak(world: World) -> None:
+def test_soak() -> None:
     """Under mixed load with faults nothing is lost."""
-    async with ground_in(world) as ground:
-        figures = await soak(ground, seconds=0, seed=18, rounds=2)
+    figures = {**short(partial(soak, seconds=0, seed=18, rounds=2))}
     del figures["grown"]  # two rounds are no base line: pools may still grow to their size
     assert_nothing_happened(figures, 1)
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_killed_at_points_and_at_random_moments(purging_world: World) -> None:
+def test_killed_at_points_and_at_random_moments() -> None:
     """Killed anywhere, every site comes to the end that it would have come to."""
-    async with ground_in(purging_world) as ground:
-        figures = await crash(ground, rounds=1, seed=1, points=6, together=True)
-    assert_nothing_happened(figures, 6)
-    assert figures["reached"] + len(figures["unreached"]) == 6
-    assert figures["points"] == 6
+    campaign = partial(crash, rounds=1, seed=1, points=3, together=True)
+    figures = short(campaign, PURGED, jobs=True)
+    assert_nothing_happened(figures, 3)
+    assert figures["reached"] + len(figures["unreached"]) == 3
+    assert figures["points"] == 3
     assert not {"pull", "push", "checksum", "purge", "erase"} & {*figures["handlers_missed"]}
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_killed_where_copies_age(aged_world: World) -> None:
+def test_killed_where_copies_age() -> None:
     """Killed while rot, a stalled copy and an unwanted version are looked after, all are."""
-    async with ground_in(aged_world) as ground:
-        act = SCENES["aged"].act
-        figures = await crash(ground, rounds=0, seed=1, points=3, together=True, act=act)
+    aged = SCENES["aged"]
+    campaign = partial(crash, rounds=0, seed=1, points=3, together=True, act=aged.act)
+    figures = short(campaign, aged.sites)
     assert_nothing_happened(figures, 1)
     ran = {"correct", "merge", "patrol", "purge_processed", "repair", "set_permission", "stalled"}
     assert not ran & {*figures["handlers_missed"]}
@@ -455,11 +399,9 @@ async def test_killed_where_copies_age(aged_world: World) -> None:
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_killed_during_a_large_transfer(world: World) -> None:
+def test_killed_during_a_large_transfer() -> None:
     """Killed in the midst of moving bytes, the copy ends verified and nothing partial is named."""
-    async with ground_in(world) as ground:
-        figures = await kill(ground, rounds=3, size=60_000_000, seed=1)
-    assert_nothing_happened(figures, 2)
+    assert_nothing_happened(short(partial(kill, rounds=2, size=30_000_000, seed=1)), 1)
 
 
 @pytest.mark.sshd
@@ -480,20 +422,16 @@ def test_an_attacker_gets_nothing_from_outside(only: Sequence[str], code: int) -
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_deleted_in_a_race_and_beside_a_bad_master(deleting_world: World) -> None:
+def test_deleted_in_a_race_and_beside_a_bad_master() -> None:
     """One of two may delete, killed in the midst of it or not; a bad master costs no good copy."""
-    async with ground_in(deleting_world) as ground:
-        figures = await deletion(ground, rounds=2, seed=1)
-    assert_nothing_happened(figures, 2)
+    assert_nothing_happened(short(partial(deletion, rounds=2, seed=1), DELETING), 2)
 
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_beside_cax(world_of_cax: World) -> None:
+def test_beside_cax() -> None:
     """With cax at one of three sites each copy comes right, and nothing is done again and again."""
-    async with ground_in(world_of_cax) as ground:
-        figures = await beside_cax(ground, rounds=2, seed=1, runs=1)
-    assert_nothing_happened(figures, 2)
+    assert_nothing_happened(short(partial(beside_cax, rounds=2, seed=1, runs=1), BESIDE_CAX), 2)
 
 
 def made_cax(directory: Path, version: str = VERSION, main: str = "") -> Path:

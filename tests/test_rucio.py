@@ -558,7 +558,7 @@ def test_a_gateway_of_a_storage_may_be_without_its_server(
 # -- what the listeners do ------------------------------------------------------------------------
 
 SITES = ("lngs", "chicago")
-RUNS = 10
+RUNS = 3
 
 
 @asynccontextmanager
@@ -642,7 +642,7 @@ def verified(bench: Bench, run: Run) -> Verdict:
 
 
 @pytest.mark.replicaset
-async def test_ten_runs_go_in_are_replicated_and_come_out(bench: Bench, database: Named) -> None:
+async def test_runs_go_in_are_replicated_and_come_out(bench: Bench, database: Named) -> None:
     """Byte by byte what they were; done again there is no new name, replica or rule."""
     bench.set_sites(rucio_transfer=["DISK2"], rucio={"ask_after": 3600})
     runs = [bench.run("XENON1T-0.zip", "pax_info.json", size=300) for _ in range(RUNS)]

@@ -26,7 +26,7 @@ from caxev.demo.world import World
 from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.conftest import Database as Named
-from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world
+from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world, raw_only
 from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
 
 pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
@@ -43,7 +43,7 @@ def world() -> Iterator[World]:
         find_mongod()
     except ConfigError as error:
         pytest.skip(str(error))
-    with new_world() as world:
+    with new_world(sites=raw_only({})) as world:
         yield world
 
 

@@ -345,11 +345,16 @@ async def test_functions_of_handler_files(tmp_path: Path) -> None:
 
 
 async def test_broken_handler_file(tmp_path: Path) -> None:
-    """A handler file that a worker cannot load is a `ConfigError` for every job."""
-    async with Workers(files=[str(tmp_path / "gone.py")]) as workers:
+    """A handler file that a worker cannot load is a `ConfigError` for its jobs, and no other."""
+    file = tmp_path / "gone.py"
+    file.write_text("def more(number, *, report):\n    return number + 1\n")
+    module = load_file(file)
+    file.unlink()
+    async with Workers(files=[str(file)]) as workers:
         for _ in range(2):
             with pytest.raises(ConfigError, match=r"gone\.py: no such file"):
-                await workers.run(jobs.add, 1, 1)
+                await workers.run(module.more, 1)
+        assert await workers.run(jobs.add, 1, 1) == 2
 
 
 LISTENER = """

@@ -20,7 +20,7 @@ from typing import Final
 from caxev.config.errors import hint
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
-from caxev.core.registry import recorded
+from caxev.core.registry import OF_FILES, recorded
 from caxev.limited import CONFIGURATION, read_limited
 
 DEFAULT_HANDLERS: Final = (
@@ -45,8 +45,6 @@ BY_METHOD: Final = {
 """The modules that are loaded only if sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""
-FILES: Final = "caxev_handlers"
-"""The package under which the modules of handler files stand."""
 
 
 def load_handlers(
@@ -84,7 +82,7 @@ def load_file(path: str | Path) -> ModuleType:
         read_limited(file, CONFIGURATION)
     except OSError as error:
         raise ConfigError(f"handlers file {path} cannot be read: {error.strerror}") from error
-    name = f"{FILES}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
+    name = f"{OF_FILES}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
     loaded = sys.modules.get(name)
     if loaded is None:
         return _load(f"handlers file {path}", lambda: _execute(name, file))
@@ -130,7 +128,7 @@ def _all_or_nothing() -> Iterator[None]:
 
 
 def _execute(name: str, file: Path) -> ModuleType:
-    package = sys.modules.setdefault(FILES, ModuleType(FILES))
+    package = sys.modules.setdefault(OF_FILES, ModuleType(OF_FILES))
     package.__path__ = []  # unpickling imports the parent first: it must look like a package
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from caxev import failpoints
 from caxev.core.clock import Clock, clock
+from caxev.core.registry import OF_FILES
 from caxev.logs import begin_relayed
 
 HEADER: Final = struct.Struct(">Q")
@@ -146,7 +147,7 @@ def _die() -> NoReturn:
 
 def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Returned | Raised:
     try:
-        if files:
+        if OF_FILES.encode() in message:  # not before it is needed: it takes time
             _load(files)
         task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
         return Returned(_run(task, report))
@@ -157,7 +158,7 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
 
 
 def _load(files: tuple[str, ...]) -> None:
-    from caxev.config import load_file  # not before it is needed: it takes time
+    from caxev.config import load_file
 
     for file in files:
         load_file(file)

@@ -68,6 +68,8 @@ ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"
 BIRTH: Final = "lngs"
 """The site where runs are taken; the others pull from it, or are pushed to."""
+PROCESSES: Final = "chicago"
+"""The site that makes derived data of them."""
 PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
 LOOK_EVERY: Final = 0.1
@@ -523,6 +525,12 @@ def new_world(
         copied.write_text(json.dumps([one | dict(more.get(one["name"], {})) for one in entries]))
         with World(Path(directory), copied, server=server, dsmc=dsmc_faults.PROGRAM) as world:
             yield world
+
+
+def raw_only(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return further keys of sites with which nothing is processed: a run costs a third. Pure."""
+    nothing = {"processing": None, "minitrees": None}
+    return {**sites, PROCESSES: {**sites.get(PROCESSES, {}), **nothing}}
 
 
 def say(text: str) -> None:

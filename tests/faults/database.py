@@ -27,7 +27,7 @@ from pymongo.errors import AutoReconnect, PyMongoError
 
 from caxev.core.clock import utcnow
 from tests.faults.campaign import PATIENCE, Born, Ground, Problem, Tally, say_round
-from tests.faults.load import Document, Load, in_turn
+from tests.faults.load import RATE, SHORT_RATE, Document, Load, in_turn
 from tests.faults.proxy import Proxy
 from tests.mongod import Cluster
 
@@ -309,7 +309,7 @@ async def database(
     with plain as client:
         runs = client[settings.database][settings.collection]
         runs.create_index("tags.name")
-        load = Load(runs)
+        load = Load(runs, RATE if long else SHORT_RATE)
         stage = Stage(ground, mongod, client, load, random, long)
         with load.running():
             for name in in_turn(only or tuple(FAULTS), rounds, random, shuffled=not only):

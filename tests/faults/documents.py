@@ -28,7 +28,7 @@ from pymongo.errors import PyMongoError
 from caxev.demo.world import World
 from tests.faults import fuzz
 from tests.faults.campaign import BIRTH, Born, Ground, Tally, say_round
-from tests.faults.load import Load
+from tests.faults.load import RATE, SHORT_RATE, Load
 
 Document = dict[str, Any]
 
@@ -52,9 +52,9 @@ def entry(location: Any = "/data/raw/161111_1434", **fields: Any) -> Document:
 def entries(outside: str, random: Random, *, long: bool) -> Iterator[tuple[str, list[Any]]]:
     """Return what `data` may hold, by name. `outside` is a path that no site owns.
 
-    Not `long`: what is large is a tenth of that.
+    Not `long`: what is large is a fortieth of that.
     """
-    share = 1 if long else 10
+    share = 1 if long else 40
     yield "no entries", [None, 5, "text", [], [[entry()]], True, ObjectId()]
     yield "no status", [{"type": "raw", "host": BIRTH, "location": "/data"}]
     yield "unknown status", [entry(status="perhaps")]
@@ -130,7 +130,7 @@ async def documents_campaign(
     world = ground.world
     with MongoClient[Document](world.mongod.uri) as client:
         runs = client[world.settings.database][world.settings.collection]
-        load = Load(runs)
+        load = Load(runs, RATE if long else SHORT_RATE)
         with load.running():
             for number in range(rounds):
                 began = trio.current_time()

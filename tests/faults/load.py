@@ -22,6 +22,8 @@ Document = dict[str, Any]
 
 RATE: Final = 20.0
 """Runs added a second."""
+SHORT_RATE: Final = 5.0
+"""The same in the short form of a campaign."""
 
 
 @define(eq=False)
@@ -33,6 +35,7 @@ class Load:
     """
 
     runs: Collection[Document]
+    rate: float = RATE
     added: list[ObjectId] = field(factory=list)
     returned: float | None = None
     _goes: threading.Event = field(factory=threading.Event)
@@ -69,7 +72,7 @@ class Load:
                 self._goes.wait()
                 self._rests.clear()
             self._add()
-            time.sleep(1 / RATE)
+            time.sleep(1 / self.rate)
         self._rests.set()
 
     def _add(self) -> None:

@@ -28,6 +28,8 @@ SIZE: Final = 300_000
 FIRST: Final = CopyKey("raw", BIRTH)
 RUNS: Final = 4
 """Runs on their way at once."""
+REQUESTS: Final = 12
+"""Requests that each of the two people makes in a round."""
 WAYS: Final[dict[str, dict[str, list[str]]]] = {
     "lngs": {"upload_options": ["chicago", "stockholm"]},
     "chicago": {
@@ -56,7 +58,9 @@ def lead(world: World, ways: Mapping[str, Mapping[str, Any]]) -> None:
     world.sites = load_sites(file)
 
 
-async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
+async def races(
+    ground: Ground, *, rounds: int, seed: int, runs: int = RUNS, requests: int = REQUESTS
+) -> dict[str, Any]:
     """Take runs, and have everything happen to them at once; `faults`: requests and deletions.
 
     In every second round one of the sites is a storage that two others bring to.
@@ -69,20 +73,20 @@ async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
         ground.listeners.clear()
         lead(ground.world, {**ways, "stockholm": {"listener": True, **ways["stockholm"]}})
         await ground.ready(*[ground.listen(site) for site in ground.world.listening])
-        runs = [await ground.take(SIZE) for _ in range(RUNS)]
+        taken = [await ground.take(SIZE) for _ in range(runs)]
         doomed = await ground.take(SIZE)
         async with trio.open_nursery() as nursery:
             for person in ("one", "another"):
-                nursery.start_soon(_asks, ground, runs, person, Random(random.random()))
+                nursery.start_soon(_asks, ground, taken, requests, Random(random.random()), person)
             nursery.start_soon(_delete_the_first, ground, doomed)
         end = ground.wanted
         left = {key: status for key, status in end.copies.items() if key != FIRST}
-        problems = await ground.finish(runs, end)
+        problems = await ground.finish(taken, end)
         problems += [*await ground.finish([doomed], End(left, end.tags)), *ground.ended()]
-        await ground.forget([*runs, doomed])
+        await ground.forget([*taken, doomed])
         tally.add(problems)
-        tally.faults += 2 * REQUESTS + 1
-        say_round(f"{tally.rounds}. {RUNS + 1} runs", problems, trio.current_time() - began)
+        tally.faults += 2 * requests + 1
+        say_round(f"{tally.rounds}. {runs + 1} runs", problems, trio.current_time() - began)
     return tally.row()
 
 
@@ -105,14 +109,10 @@ async def _delete_the_first(ground: Ground, born: Born) -> None:
     await ground.until(asked, "nothing of it may go")
 
 
-REQUESTS: Final = 12
-"""Requests that each of the two people makes in a round."""
-
-
-async def _asks(ground: Ground, runs: list[Born], who: str, random: Random) -> None:
+async def _asks(ground: Ground, runs: list[Born], requests: int, random: Random, who: str) -> None:
     ids = tuple(born.id for born in runs)
     handlers = [None, "pull", "push", "checksum"]
-    for _ in range(REQUESTS):
+    for _ in range(requests):
         site = random.choice(ground.world.listening)
         kind = random.choice(["replay", "replay", "scan", "retry"])
         # Fired by force it does again what was done: only what may be done twice.

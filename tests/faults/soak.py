@@ -23,7 +23,7 @@ from pymongo.collection import Collection
 from caxev.core.clock import utcnow
 from caxev.database import Request
 from tests.faults.campaign import Ground, Listener, Tally, say, say_round
-from tests.faults.load import Document, Load
+from tests.faults.load import RATE, SHORT_RATE, Document, Load
 from tests.faults.proxy import Proxy, front_ssh
 from tests.mongod import Cluster
 from tests.sshd import free_port
@@ -98,7 +98,7 @@ async def soak(ground: Ground, *, seconds: float, seed: int, rounds: int = 0) ->
     taken: list[dict[str, Held]] = []
     with MongoClient[Document](world.mongod.uri, serverSelectionTimeoutMS=1000) as client:
         runs = client[world.settings.database][world.settings.collection]
-        load = Load(runs)
+        load = Load(runs, SHORT_RATE if rounds else RATE)
 
         async def measured() -> dict[str, Held]:
             looks = [await trio.to_thread.run_sync(_look, runs, listeners, ports)]
