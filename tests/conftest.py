@@ -70,8 +70,12 @@ def state(states: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the campaigns first: a long test that starts last leaves the other workers idle."""
-    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+    """Put first what takes long: a test that starts last leaves the other workers idle.
+
+    That are tests that share a server, which go to one worker (`xdist_group`), and campaigns.
+    """
+    marks = ("xdist_group", "campaign")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
 
 
 @pytest.hookimpl(tryfirst=True)

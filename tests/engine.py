@@ -152,7 +152,7 @@ async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> An
                 result = await result
             if result:
                 return result
-            await trio.sleep(0.01)
+            await trio.sleep(0.02)
 
 
 async def write(database: Database, update: RunUpdate) -> None:

@@ -38,10 +38,11 @@ from tests.batch_rigs import SIMULATORS, LocalRig, Rig, SimulatorRig, SlurmRig
 from tests.conftest import Database as Named
 from tests.test_processing import Ground, claims, quiet, spec_in
 
-RUNS = {"slurm": 24, "htcondor": 50}
-MOST = 12
+RUNS = {"slurm": 16, "htcondor": 20}
+MOST = 10
 PATIENCE = 240.0  # seconds
-SLURM = pytest.param("slurm", marks=pytest.mark.slurm)
+ON_SLURM = (pytest.mark.slurm, pytest.mark.xdist_group("slurm"))
+SLURM = pytest.param("slurm", marks=ON_SLURM)
 OTHERS = (SLURM, "htcondor", "pbs")
 """The systems to which jobs are sent."""
 SCRIPT = """
@@ -497,7 +498,7 @@ def test_a_job_that_is_not_known_is_lost(rig: Rig, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rig", "fields", "error"),
     [
-        pytest.param("slurm", {"partition": "none"}, Denied, marks=pytest.mark.slurm),
+        pytest.param("slurm", {"partition": "none"}, Denied, marks=ON_SLURM),
         ("pbs", {"partition": "none"}, Denied),
         ("htcondor", {"account": "none"}, GiveUp),
         ("htcondor", {"partition": "any"}, GiveUp),

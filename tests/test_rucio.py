@@ -52,7 +52,7 @@ from tests.places import vouched
 from tests.rucio_server import ACCOUNT, PASSWORD, RSES, RucioServer, rucio_server  # noqa: F401  # a fixture
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
 
-pytestmark = [pytest.mark.rucio]
+pytestmark = [pytest.mark.rucio, pytest.mark.xdist_group("rucio")]
 IN_RUCIO = CopyKey("raw", "rucio-catalogue")
 FIRST = datetime(2017, 3, 1, tzinfo=UTC)
 _numbers = count(1)

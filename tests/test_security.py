@@ -51,7 +51,7 @@ from tests.test_cli import Caxev, assert_one_line, caxev
 
 __all__ = ["caxev"]
 
-pytestmark = pytest.mark.replicaset
+pytestmark = [pytest.mark.replicaset, pytest.mark.xdist_group("security")]
 
 PASSWORD = "p/ss:w@rd %41 of lngs"
 SECRETS = {

@@ -29,7 +29,11 @@ from tests.conftest import Database as Named
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world, raw_only
 from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
 
-pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
+pytestmark = [
+    pytest.mark.replicaset,
+    pytest.mark.campaign,
+    pytest.mark.xdist_group("takeover"),
+]
 
 LEASE = 6.0
 # What the holder of a lease goes on writing while nothing happens.

@@ -72,7 +72,7 @@ PROCESSES: Final = "chicago"
 """The site that makes derived data of them."""
 PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
-LOOK_EVERY: Final = 0.1
+LOOK_EVERY: Final = 0.2
 UNSETTLED: Final = ("pending", "running")
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
