@@ -53,7 +53,6 @@ ELSEWHERE: Final = 3
 RATE: Final = 20.0
 """Changes a second where they are paced."""
 BESIDE: Final = 4
-"""Listeners, or loops, whose CPU is measured: mongod's share of one would be lost in noise."""
 SMALL: Final = 200  # runs, below which there are only three listeners
 STATUSES: Final = ("verifying", "transferred")
 ROUNDS: Final = 3
@@ -74,16 +73,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @define
 class Bench:
-    """The sizes, the ground, and the figures found."""
+    """The sizes, the ground, and the figures found. `quick`: it is enough that they come."""
 
     ground: Ground
     runs: int
     few: int
     seconds: float
     unseen: bool
+    quick: bool
     rows: list[dict[str, Any]] = field(factory=list)
     ready: bool = False
     report: Callable[[dict[str, Any]], None] = lambda row: None
+
+    @property
+    def beside(self) -> int:
+        """Listeners, or loops, whose CPU is measured: mongod's share of one is lost in noise."""
+        return 1 if self.quick else BESIDE
 
     def add(self, row: str, what: str, value: float, unit: str, bare: float | None = None) -> None:
         """Note a figure, and that of the bare loop beside it in the same unit."""
@@ -229,7 +234,7 @@ def _costs(bench: Bench, kind: str) -> dict[str, tuple[float, float]]:
     ids = list(ground.numbers(min(int(RATE * bench.seconds), bench.few)).values())
     ground.set_status(ids, "transferring", ELSEWHERE)
     found = {}
-    with _followers(ground, kind, BESIDE) as pids:
+    with _followers(ground, kind, bench.beside) as pids:
         time.sleep(2)
         rest = _used(ground, pids, lambda: time.sleep(bench.seconds))
         for status in STATUSES:
@@ -251,10 +256,10 @@ def changes(bench: Bench) -> None:
     alone = _costs(bench, "none")
     costs = {kind: _costs(bench, kind) for kind in ("caxev", "lookup", "filtered")}
     for status in STATUSES:
-        here = {kind: found[status][0] / BESIDE for kind, found in costs.items()}
+        here = {kind: found[status][0] / bench.beside for kind, found in costs.items()}
         written = alone[status][1]
         mongod = {kind: found[status][1] - written for kind, found in costs.items()}
-        mongod = {kind: max(used, 0.0) / BESIDE for kind, used in mongod.items()}
+        mongod = {kind: max(used, 0.0) / bench.beside for kind, used in mongod.items()}
         bench.add(status, "CPU here, a change", here["caxev"], "ms", here["lookup"])
         name = "CPU of mongod, a change and site"
         bench.add(status, name, mongod["caxev"], "ms", mongod["lookup"])
@@ -403,7 +408,7 @@ def _open(runs: Sequence[ObjectId], number: int) -> Iterator[dict[str, Any]]:
 def _timed(bench: Bench, *arguments: str, rounds: int = ROUNDS) -> Ended:
     """Run a command several times, or once if that is long; the one of the median time."""
     found = [bench.ground.command(*arguments)]
-    if found[0].seconds < LONG:
+    if found[0].seconds < LONG and not bench.quick:
         found += [bench.ground.command(*arguments) for _ in range(rounds - 1)]
     return sorted(found, key=lambda one: one.seconds)[len(found) // 2]
 
@@ -487,7 +492,7 @@ def main(
 
     root = tempfile.TemporaryDirectory(prefix="caxev-scale-", dir=directory)
     with root, Ground(Path(root.name)) as ground:
-        bench = Bench(ground, runs, few or min(runs, 1000), seconds, unseen, report=report)
+        bench = Bench(ground, runs, few or min(runs, 1000), seconds, unseen, quick, report=report)
         for name in wanted:
             ROWS[name](bench)
     table = Table("row", "what", "value", "bare", "ratio", title=f"{runs} runs")
