@@ -74,7 +74,7 @@ class FaultyClient(Client):
                 struck.write(f"{self.command} {self.fault}\n")
 
     def _fault(self) -> str:
-        refused = Path(os.environ.get("DSMC_SIMULATOR_REFUSED", "/nonexistent"))
+        refused = Path(os.environ.get("DSMC_SIMULATOR_REFUSED", os.devnull))
         names = refused.read_text().splitlines() if refused.exists() else []
         if self.command == "incremental" and Path(self.words[0]).name in names:
             return "refused"
