@@ -14,16 +14,25 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from pymongo import MongoClient
 
 from caxev import HERE, Job
 from caxev import copy as on_copy
+from caxev.asking import requests
+from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.base import DONE, FAILED, DataChoice, RequestedAct, World
+from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
-from caxev.asking.deletions import DeleteCopies
+from caxev.asking.deletions import DeleteCopies, Terms
+from caxev.asking.holding import Keep
+from caxev.asking.listeners import ListenerAct, Replay, Retry
 from caxev.asking.readings import ReadCopies
 from caxev.core.clock import utcnow
+from caxev.core.errors import NothingToDo
 from caxev.core.model import Run
+from caxev.core.selection import CopyPattern
+from caxev.database import BulkRequest
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
@@ -81,6 +90,34 @@ STATES: tuple[tuple[RequestedAct, Run, str | None], ...] = (
 def test_how_far_a_run_is(act: RequestedAct, run: Run, state: str | None) -> None:
     """Its entries show it, and what is neither there nor deleted is open again."""
     assert act.state_of(run, REQUEST) == state
+
+
+RAW = DataChoice("raw")
+KEPT: tuple[RequestedAct | ListenerAct, ...] = (
+    CopyData(RAW, None, "lngs", Keep(3.0, utcnow(), "for a talk")),
+    CopyData(DataChoice("processed", "v1"), "chicago", "lngs"),
+    DeleteCopies("lngs", RAW, Terms(less=True, why="full")),
+    ReadCopies(CopyPattern(host="lngs")),
+    BringRaw(("lngs", "chicago"), "tape", held=True),
+    ReadArchived("tape"),
+    CopyCatalogued(RAW, "rucio", "lngs", {"from_rse": "DISK1"}),
+    GiveUpDatasets(RAW, "rucio", "taken in error"),
+    FreeDisk(RAW, "rucio", "lngs"),
+    Retry(("lngs", "chicago"), "pull"),
+    Replay(("lngs",), force=True),
+)
+
+
+def test_a_request_is_kept_whole() -> None:
+    """Every act that is kept is the same when it is read; one of another version is named."""
+    assert {act.kind for act in KEPT} == {*requests.KINDS}
+    whole = BulkRequest(id=REQUEST, kind="", runs=(), terms={}, by="me", at=utcnow())
+    for act in KEPT:
+        one = evolve(whole, kind=act.kind, terms=requests.terms_of(act))
+        assert requests.act_of(one) == act
+    for odd in (evolve(whole, kind="dance"), evolve(whole, kind="rm", terms={"site": 5})):
+        with pytest.raises(NothingToDo, match=f"{REQUEST} .* another version"):
+            requests.act_of(odd)
 
 
 def test_what_has_begun_is_not_taken_back() -> None:

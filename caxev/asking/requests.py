@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import define, field, frozen
 from cattrs import Converter
@@ -100,12 +100,18 @@ async def keep(
         id=new_id()[:8],
         kind=act.kind,
         runs=None if runs is None else tuple(runs),
-        terms=_converter.unstructure(act),
+        terms=terms_of(act),
         by=asker.by,
         at=utcnow(),
     )
     await asker.database.add_bulk(request)
     return request
+
+
+def terms_of(act: RequestedAct | ListenerAct) -> Mapping[str, Any]:
+    """Return an act as plain values, of which `act_of` makes it again."""
+    terms: Mapping[str, Any] = _converter.unstructure(act)
+    return terms
 
 
 def act_of(request: BulkRequest) -> RequestedAct | ListenerAct:
