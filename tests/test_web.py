@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
@@ -263,6 +264,10 @@ def test_filters_stand_in_the_address(page: Page) -> None:
     """A filter finds what it says, keeps its values in the form, and a wrong one is named."""
     assert 'value="2"' in page.get("/runs?run=2").text
     assert [one["number"] for one in page.json("/api/v1/runs?run=2-3")["runs"]] == [3, 2]
+    long = "161111_*" + "?" * 300
+    listed = page.get(f"/runs?name={long}").text
+    assert f'value="{long}"' in listed
+    assert f'/api/v1/runs?{urlencode({"name": long})}"' in listed
     named = page.json("/api/v1/runs?name=*_0001&lacks=raw@chicago&tag=")["runs"]
     assert [one["number"] for one in named] == [1]
     for wrong in ("/runs?run=x", "/api/v1/runs?run=x", "/api/v1/runs?limit=0", "/runs?day=1", LONG):

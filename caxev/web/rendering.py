@@ -31,6 +31,7 @@ from caxev.core.model import (
 )
 from caxev.database import id_text
 from caxev.web import drawing
+from caxev.web.acts.command_line import typed
 
 LONGEST: Final = 160
 """Characters of a text that are shown..."""
@@ -123,9 +124,9 @@ def element_id(*parts: object) -> str:
     return "x" + blake2b(name.encode("utf-8", "backslashreplace"), digest_size=6).hexdigest()
 
 
-def segment(value: object) -> str:
-    """Return a text as one part of a path."""
-    return quote(str(value).encode("utf-8", "surrogateescape"), safe="")
+def segment(value: object) -> Markup:
+    """Return a text as one part of a path, in its whole length."""
+    return Markup(quote(str(value).encode("utf-8", "surrogateescape"), safe=""))  # noqa: S704
 
 
 def run_path(run: RunId) -> str:
@@ -133,7 +134,7 @@ def run_path(run: RunId) -> str:
     return str(run) if type(run).__name__ == "ObjectId" else id_text(run)
 
 
-def run_segment(run: RunId) -> str:
+def run_segment(run: RunId) -> Markup:
     """Return a run's id as one part of a path."""
     return segment(run_path(run))
 
@@ -164,6 +165,7 @@ def environment() -> jinja2.Environment:
     made.filters.update(
         time=time,
         shown=shown,
+        typed=typed,
         stamp=stamp,
         date=date,
         size=size,
