@@ -30,7 +30,7 @@ from caxev.web.links import WINDOWS, links_parts
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.now import now_parts
 from caxev.web.rendering import lines, render, shown
-from caxev.web.run import History, RunPages
+from caxev.web.run import History, RunView
 from caxev.web.scene import Number, Scene, numbers
 from caxev.web.site import configuration, process_rows, site_parts
 from caxev.web.storage import rules_of, storage_parts
@@ -61,12 +61,12 @@ class Pages:
     history: History
     handlers: Sequence[Mapping[str, Any]] = ()
     answers: Answers = field(init=False)
-    run_pages: RunPages = field(init=False)
+    run_view: RunView = field(init=False)
     api: Api = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.answers = Answers(self.scene, self.database, self.hub.wake)
-        self.run_pages = RunPages(self.scene, self.database, self.history)
+        self.run_view = RunView(self.scene, self.database, self.history)
         self.api = Api(self.scene, self.database, self.hub, self.answers)
 
     def app(self, *more: Route) -> ASGIApp:
@@ -234,7 +234,7 @@ class Pages:
         """Show a run."""
         path = request.path_params["id"]
         try:
-            parts = await self.run_pages.parts(path)
+            parts = await self.run_view.parts(path)
         except GiveUp as gone:
             raise HTTPException(404, str(gone)) from gone
         title = shown(self.scene.state.label(listing.id_of(path)), 60)
@@ -271,7 +271,7 @@ class Pages:
         if name in known:
             return partial(_at_once, known[name])
         if name.startswith("run:"):
-            return partial(self.run_pages.parts, name.removeprefix("run:"))
+            return partial(self.run_view.parts, name.removeprefix("run:"))
         view = views.view_of(scene, name)
         return None if view is None else partial(_at_once, partial(view, scene))
 

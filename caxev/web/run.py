@@ -29,7 +29,7 @@ RAW_SHOWN: Final = 100_000
 
 
 @frozen
-class RunPages:
+class RunView:
     """Makes the parts of runs' pages; `history` makes rows of what happened."""
 
     scene: Scene
