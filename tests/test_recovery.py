@@ -673,7 +673,7 @@ async def test_indexes_of_what_else_was_dropped_are_made_daily(
             for name in ("caxev_requests", "caxev_manifests"):
                 server.drop_collection(name)
             await engine.until(lambda: indexes() == wanted)
-    assert [len(one) for one in wanted] == [2, 2]
+    assert all(len(one) > 1 for one in wanted)
 
 
 def settings_of_admin(database: Named) -> Settings:
