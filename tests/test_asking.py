@@ -21,12 +21,12 @@ from caxev import HERE, Job
 from caxev import copy as on_copy
 from caxev.asking import requests
 from caxev.asking.archives import BringRaw, ReadArchived
-from caxev.asking.base import DONE, FAILED, DataChoice, RequestedAct, World
+from caxev.asking.base import DONE, FAILED, ActContext, DataChoice, RequestedAct
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
 from caxev.asking.deletions import DeleteCopies, Terms
 from caxev.asking.holding import Keep
-from caxev.asking.listeners import ListenerAct, Replay, Retry
+from caxev.asking.listeners import ListenerAct, Replay, RetryReactions
 from caxev.asking.readings import ReadCopies
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
@@ -103,7 +103,7 @@ KEPT: tuple[RequestedAct | ListenerAct, ...] = (
     CopyCatalogued(RAW, "rucio", "lngs", {"from_rse": "DISK1"}),
     GiveUpDatasets(RAW, "rucio", "taken in error"),
     FreeDisk(RAW, "rucio", "lngs"),
-    Retry(("lngs", "chicago"), "pull"),
+    RetryReactions(("lngs", "chicago"), "pull"),
     Replay(("lngs",), force=True),
 )
 
@@ -123,7 +123,7 @@ def test_a_request_is_kept_whole() -> None:
 def test_what_has_begun_is_not_taken_back() -> None:
     """Nor what another request asked for."""
     nobody: Any = None
-    world = World(nobody, nobody, "me@here", request=REQUEST)
+    world = ActContext(nobody, nobody, "me@here", request=REQUEST)
     act, moment = DeleteCopies("lngs", DataChoice("raw")), utcnow()
     assert list(act.withdrawals(run_with(going(erasing=moment)), world)) == []
     (step,) = act.withdrawals(run_with(going()), world)

@@ -21,7 +21,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
 from caxev.alarms.health import HealthMonitor
 from caxev.asking.asker import Asker
-from caxev.asking.listeners import Retry
+from caxev.asking.listeners import RetryReactions
 from caxev.cli.reactions import _line, _retry, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
@@ -290,7 +290,7 @@ async def test_once_the_ledger_takes_it_an_end_is_recorded_as_failed(
             async with engine.listener(db, options):
                 await engine.until(lambda: _alarms(db, 1))
                 asker = Asker(db, options.sites, lambda _: options.registry, "me")
-                (row,) = await _retry(asker, Retry((SITE,)), None, is_request=False)
+                (row,) = await _retry(asker, RetryReactions((SITE,)), None, is_request=False)
                 assert "the ledger refuses to record 1 failures" in _line(row)
                 for name in ("caxev_ledger", "caxev_history"):
                     server[database.name].command("collMod", name, validator={})

@@ -14,7 +14,7 @@ import trio
 from pymongo import MongoClient
 
 from caxev import Job, tag
-from caxev.asking.base import Plan
+from caxev.asking.base import ActPlan
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures
@@ -180,7 +180,7 @@ def test_many_runs_are_asked_about(online: Caxev, database: Named) -> None:  # n
 
 def test_a_plan_in_words() -> None:
     """Counts and bytes, and the most frequent reasons."""
-    tally = Plan()
+    tally = ActPlan()
     for _ in range(3):
         tally.add("raw from lngs to chicago", 10**12)
     for why in ("a", "a", "b", "c", "d"):

@@ -303,7 +303,7 @@ def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, value: Any, messa
 def test_what_put_check_and_forget_write() -> None:
     """A request, a field, a removal with a tombstone; where there is nothing to do, why."""
     nowhere: Any = None  # these acts need neither sites nor handlers
-    world = base.World(nowhere, nowhere, "me@here")
+    world = base.ActContext(nowhere, nowhere, "me@here")
     run = run_of(entry("lngs"), entry("xenon", "error"))
     (asked,) = BringRaw(("xenon", "lngs"), "tape").tried(run, world)
     assert asked.update is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from caxev.asking.base import Act, Step, World
+from caxev.asking.base import Act, ActContext, Step
 from caxev.core.history import What
 from caxev.core.model import Run, Tag
 from caxev.core.update import RunUpdate
@@ -24,7 +24,7 @@ class TagRuns(Act):
     def what(self) -> str:
         return f"tag {self.name!r}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run; one that is as it should be already is left alone."""
         if self.remove is not (self.name in run.tags):
             state = "does not have it" if self.remove else "has it already"
@@ -47,6 +47,6 @@ class CommentRuns(Act):
     def what(self) -> str:
         return "comment"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run: nothing is against a comment."""
         return Step(run, self.what, "added", RunUpdate.add_comment(run, self.text, world.by))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from caxev.asking.base import Step, World
+from caxev.asking.base import ActContext, Step
 from caxev.asking.copies import CopyPath, CopyRequests, new_request, request_row, why_not
 from caxev.asking.holding import Keep
 from caxev.asking.readings import Readings, reading
@@ -39,7 +39,7 @@ class BringRaw(CopyRequests):
     def what(self) -> str:
         return f"raw to {self.target}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` with the first source's reason."""
         # The first one is the site that usually brings data there.
         reasons = []
@@ -50,7 +50,7 @@ class BringRaw(CopyRequests):
             reasons.append(why)
         raise NothingToDo(reasons[0] if reasons else f"no site uploads to {self.target}")
 
-    def _from(self, run: Run, path: CopyPath, world: World) -> Step:
+    def _from(self, run: Run, path: CopyPath, world: ActContext) -> Step:
         hold = None
         if self.held:
             hold = Keep().of_request(path.target, world.sites.get(self.target), world.by)
@@ -71,7 +71,7 @@ class ReadArchived(Readings):
     def what(self) -> str:
         return f"raw at {self.archive}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is not on tape."""
         copy = run.copy(raw_at(self.archive))
         if copy is None or copy.status != TRANSFERRED:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from caxev.asking.base import Act, Plan, Step, World, pages
+from caxev.asking.base import Act, ActContext, ActPlan, Step, pages
 from caxev.config import Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import NoSuchRun
@@ -45,18 +45,18 @@ class Asker:
     registry: Callable[[str], Registry]
     by: str
 
-    async def world(self, act: Act, request: str | None = None) -> World:
+    async def world(self, act: Act, request: str | None = None) -> ActContext:
         """Read what an act is decided by; `request` is the id of the request to carry out."""
         from caxev.engine.root_markers import with_markers
 
         records = {one.site: one for one in await self.database.site_records()}
         here = None if act.place is None else self.sites.get(act.place)
         sites = with_markers(self.sites, here, records)
-        return World(sites, self.registry, self.by, records, request)
+        return ActContext(sites, self.registry, self.by, records, request)
 
-    async def plan(self, act: Act, selection: Selection) -> Plan:
+    async def plan(self, act: Act, selection: Selection) -> ActPlan:
         """Decide about the selected runs, and sum it up; nothing is written."""
-        plan = Plan()
+        plan = ActPlan()
         async with aclosing(self.steps(act, selection)) as found:
             async for run, steps in found:
                 plan.add_steps(run, steps)

@@ -61,7 +61,7 @@ class DataChoice:
 
 
 @frozen
-class World:
+class ActContext:
     """What an act is decided by, beside the run: the sites, their listeners, and who asks.
 
     `sites` have the markers of their directories, `records` are what the database knows of each.
@@ -152,18 +152,18 @@ class Act:
         """The site about whose files it is, if it is about one: it notes what it shares."""
         return None
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises as `steps`."""
         raise NotImplementedError
 
-    def steps(self, run: Run, world: World) -> Iterable[Step]:
+    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Decide about a run: return what is written together, or steps without a write.
 
         Raises `NothingToDo` or `ConfigError` with the rule that is against it.
         """
         return [self.step(run, world)]
 
-    def tried(self, run: Run, world: World) -> list[Step]:
+    def tried(self, run: Run, world: ActContext) -> list[Step]:
         """Decide about one of several runs: the rule against it becomes the `state` of a step."""
         try:
             return list(self.steps(run, world))
@@ -188,7 +188,7 @@ class RequestedAct(Act):
         """
         raise NotImplementedError
 
-    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Return the steps that take back what no listener has begun of `world.request`."""
         raise NotImplementedError
 
@@ -202,7 +202,7 @@ FAILED: Final = "failed"
 
 
 @define
-class Plan:
+class ActPlan:
     """What an act does: counts and bytes by what is done, counts by why nothing is.
 
     `runs` are the ids of those for which something is to be written.

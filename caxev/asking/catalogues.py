@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 from attrs import field, frozen
 
-from caxev.asking.base import DataChoice, Step, World
+from caxev.asking.base import ActContext, DataChoice, Step
 from caxev.asking.copies import CopyPath, CopyRequests, new_request, request_row
 from caxev.asking.deletions import Deletions, deletion
 from caxev.asking.holding import Keep
@@ -48,7 +48,7 @@ class CopyCatalogued(CopyRequests):
     def what(self) -> str:
         return f"{self.data.kind} from {self.source} to {self.target}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the source has no good copy."""
         copy = next(iter(self.data.copies(run, self.source)), None)
         if copy is None or copy.status != TRANSFERRED:
@@ -70,7 +70,7 @@ class CopyCatalogued(CopyRequests):
         row = request_row(run, path, world, hold)
         return Step(run, self.what, REQUESTED, update, size=copy.size, row=row)
 
-    def _anew(self, run: Run, there: Copy, world: World) -> RunUpdate:
+    def _anew(self, run: Run, there: Copy, world: ActContext) -> RunUpdate:
         anew: dict[str, Any] = {"source": self.source, "bulk": world.request}
         none = dict.fromkeys(("trigger", "owner", "error", "checksumproblem"))
         return RunUpdate.change_copy(run, there, REQUESTED, **anew, **none)
@@ -93,7 +93,7 @@ class GiveUpDatasets(Deletions):
     def what(self) -> str:
         return f"{self.data.kind} at {self.catalogue}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run."""
         found = entries_at(run, self.data, self.catalogue)
         if not found:
@@ -130,7 +130,7 @@ class FreeDisk(Deletions):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run."""
         entry = next(iter(entries_at(run, self.data, self.catalogue)), None)
         if entry is None or entry.status != TRANSFERRED:
@@ -148,7 +148,7 @@ class FreeDisk(Deletions):
         return _deletion(run, copy, world.sites.get(self.site), world, "caxev rucio purge")
 
 
-def _deletion(run: Run, copy: Copy, here: Site, world: World, why: str) -> Step:
+def _deletion(run: Run, copy: Copy, here: Site, world: ActContext, why: str) -> Step:
     """Return the step that deletes a copy. Raises `NothingToDo` if it is kept."""
     if copy.status == DELETING:
         return Step(run, f"{copy.type} at {here.name}", "is being deleted already", ok=True)

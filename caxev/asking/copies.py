@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 from attrs import field, frozen
 
-from caxev.asking.base import DONE, FAILED, DataChoice, RequestedAct, Step, World
+from caxev.asking.base import DONE, FAILED, ActContext, DataChoice, RequestedAct, Step
 from caxev.asking.holding import Keep
 from caxev.config import Site, Sites, link_between
 from caxev.copies.holds import rows, terms, words
@@ -62,7 +62,7 @@ class CopyRequests(RequestedAct):
             return None
         return {TRANSFERRED: DONE, ERROR: FAILED}.get(copy.status, copy.status)
 
-    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Return the step that takes out an entry which no listener has claimed."""
         copy = _of(run, world.request or "")
         if copy is None or copy.status != REQUESTED:
@@ -84,7 +84,7 @@ def weight(run: Run, copy: Copy) -> int | None:
     return copy.size or (run.raw_size if copy.type == "raw" else None)
 
 
-def withdrawn(run: Run, copy: Copy, world: World) -> Step:
+def withdrawn(run: Run, copy: Copy, world: ActContext) -> Step:
     """Return the step that takes back the request for a copy, unless a listener claims it first."""
     # A listener that claims it changes its status: then this write does not fit.
     row = world.row(run, copy.key, What.CANCELLED, "the request for it")
@@ -105,7 +105,7 @@ class CopyData(CopyRequests):
     def what(self) -> str:
         return f"{self.data} to {self.target}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises as `plan`."""
         plan = self.plan(run, world)
         source = run.copy(plan.path.source)
@@ -118,7 +118,7 @@ class CopyData(CopyRequests):
             row=request_row(run, plan.path, world, plan.hold),
         )
 
-    def plan(self, run: Run, world: World) -> PlannedCopy:
+    def plan(self, run: Run, world: ActContext) -> PlannedCopy:
         """Decide about the request for one run.
 
         Raises `NothingToDo` if the run has no such copy, has the wanted one already, or a rule is
@@ -133,7 +133,7 @@ class CopyData(CopyRequests):
                 refused = refused or why
         raise refused or NothingToDo(f"{run} has no good copy of {self.data} data elsewhere", GONE)
 
-    def _sources(self, run: Run, world: World) -> list[Copy]:
+    def _sources(self, run: Run, world: ActContext) -> list[Copy]:
         target = world.sites.get(self.target)
         if self.source is not None:
             doer_of(world.sites.get(self.source), target)
@@ -151,7 +151,7 @@ class CopyData(CopyRequests):
             )
         return good
 
-    def _from(self, run: Run, source: Copy, world: World) -> PlannedCopy:
+    def _from(self, run: Run, source: Copy, world: ActContext) -> PlannedCopy:
         there, target = world.sites.get(source.host), world.sites.get(self.target)
         key = source.key.at(target.name)
         doer = doer_of(there, target)
@@ -171,7 +171,7 @@ class CopyData(CopyRequests):
         return self.keep.of_request(key, target, by)
 
 
-def _declined(run: Run, path: CopyPath, doer: Site, world: World) -> str | None:
+def _declined(run: Run, path: CopyPath, doer: Site, world: ActContext) -> str | None:
     try:
         registry = world.registry(doer.name)
     except ConfigError:
@@ -185,7 +185,7 @@ class WithdrawCopies(CopyData):
 
     kind: ClassVar[str] = ""
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or nothing is requested."""
         there = self.data.copy(run, self.target)
         if there is None:
@@ -333,7 +333,7 @@ def new_request(
     return update.remembered(target) if target.is_abandoned else update
 
 
-def request_row(run: Run, path: CopyPath, world: World, hold: Hold | None) -> HistoryRow:
+def request_row(run: Run, path: CopyPath, world: ActContext, hold: Hold | None) -> HistoryRow:
     """Return the row of history about a request for a copy."""
     key = path.target
     kept = "" if hold is None else f"held {terms(Copy(key, REQUESTED), hold)}"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from caxev.asking.base import DONE, DataChoice, RequestedAct, Step, World
+from caxev.asking.base import DONE, ActContext, DataChoice, RequestedAct, Step
 from caxev.asking.copies import weight
 from caxev.copies.deletion import Intent, intent, withdraw
 from caxev.copies.retention import DeletionPlan, plan
@@ -50,7 +50,7 @@ class Deletions(RequestedAct):
             return DELETING
         return None if _stone(run, request) is None else DONE
 
-    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Return the step that gives the copy its old status back."""
         copy = _of(run, world.request or "")
         return [] if copy is None or copy.is_erasing else [withdrawal(run, copy, world)]
@@ -76,7 +76,7 @@ def _of(run: Run, request: str) -> Copy | None:
     return next((one for one, wanted in those if wanted and wanted.bulk == request), None)
 
 
-def withdrawal(run: Run, copy: Copy, world: World) -> Step:
+def withdrawal(run: Run, copy: Copy, world: ActContext) -> Step:
     """Return the step that withdraws an intent. Raises `NothingToDo` if it is too late."""
     wanted = Intent.of(copy)
     if wanted is None:
@@ -89,7 +89,7 @@ def withdrawal(run: Run, copy: Copy, world: World) -> Step:
     return Step(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()), row=row)
 
 
-def deletion(run: Run, wanted: DeletionPlan, world: World) -> Step:
+def deletion(run: Run, wanted: DeletionPlan, world: ActContext) -> Step:
     """Return the step that writes an intent."""
     copy = wanted.copy
     return Step(
@@ -103,7 +103,7 @@ def deletion(run: Run, wanted: DeletionPlan, world: World) -> Step:
     )
 
 
-def _row(run: Run, wanted: DeletionPlan, world: World) -> HistoryRow:
+def _row(run: Run, wanted: DeletionPlan, world: ActContext) -> HistoryRow:
     return world.requested(run, wanted.copy.key, f"its deletion: {wanted.why}")
 
 
@@ -128,7 +128,7 @@ class DeleteCopies(Deletions):
         """Return the copy that is meant. Raises `NothingToDo` if there is none."""
         return copy_at(run, self.data, self.site)
 
-    def decide(self, run: Run, world: World) -> DeletionPlan | Skip | Wait:
+    def decide(self, run: Run, world: ActContext) -> DeletionPlan | Skip | Wait:
         """Decide whether the copy may go. Raises `NothingToDo` if there is none."""
         # Derived data can be made again, so its usual number is 1, and `less` needs none.
         copy, here = self.copy(run), world.sites.get(self.site)
@@ -146,7 +146,7 @@ class DeleteCopies(Deletions):
             by_entries=self.terms.by_entries,
         )
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the copy stays."""
         decision, copy = self.decide(run, world), self.copy(run)
         if not isinstance(decision, DeletionPlan):
@@ -164,7 +164,7 @@ class WithdrawDeletions(DeleteCopies):
 
     kind: ClassVar[str] = ""
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or there is none."""
         return withdrawal(run, self.copy(run), world)
 

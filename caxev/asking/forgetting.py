@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from caxev.asking.base import Act, DataChoice, Step, World
+from caxev.asking.base import Act, ActContext, DataChoice, Step
 from caxev.asking.catalogues import entries_at
 from caxev.core.clock import utcnow
 from caxev.core.history import What
@@ -27,7 +27,7 @@ class ForgetCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.host}"
 
-    def steps(self, run: Run, world: World) -> Iterable[Step]:
+    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Decide about a run: each of its entries goes."""
         found = entries_at(run, self.data, self.host)
         found = [one for one in found if self.status in (None, one.status)]
@@ -35,7 +35,7 @@ class ForgetCopies(Act):
             return [Step(run, self.what, "there is no such entry")]
         return [self._step(run, copy, world) for copy in found]
 
-    def _step(self, run: Run, copy: Copy, world: World) -> Step:
+    def _step(self, run: Run, copy: Copy, world: ActContext) -> Step:
         planned = f"would be forgotten: it is {copy.status}"
         row = world.row(run, copy.key, What.FORGOTTEN, self.why)
         update = self.update(run, copy, world.by)

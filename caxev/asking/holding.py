@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 from attrs import evolve, field, frozen
 
-from caxev.asking.base import Act, DataChoice, Step, World
+from caxev.asking.base import Act, ActContext, DataChoice, Step
 from caxev.config import Site
 from caxev.copies.deletion import hold as holding
 from caxev.copies.holds import COMING, standing, terms, words
@@ -61,7 +61,7 @@ class HoldCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run."""
         copy, now = self.data.copy(run, self.site), utcnow()
         if copy is None:
@@ -84,7 +84,7 @@ class ReleaseCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: World) -> Step:
+    def step(self, run: Run, world: ActContext) -> Step:
         """Decide about a run."""
         copy = self.data.copy(run, self.site)
         left = [] if copy is None else standing(copy, utcnow())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import evolve, field, frozen
 
-from caxev.asking.base import Plan, counted, pages
+from caxev.asking.base import ActPlan, counted, pages
 from caxev.config import Sites
 from caxev.config.errors import hint, known_names
 from caxev.core.clock import utcnow
@@ -51,15 +51,15 @@ class ListenerAct:
         """What is done, in a plan."""
         raise NotImplementedError
 
-    def plan(self, runs: Sequence[RunId]) -> Plan:
+    def plan(self, runs: Sequence[RunId]) -> ActPlan:
         """Return the plan for these runs."""
-        plan = Plan(runs=list(runs))
+        plan = ActPlan(runs=list(runs))
         plan.done[self.words] = len(runs)
         return plan
 
 
 @frozen
-class Retry(ListenerAct):
+class RetryReactions(ListenerAct):
     """Try failed reactions again, as if they had never been tried."""
 
     kind: ClassVar[str] = "retry"

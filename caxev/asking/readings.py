@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from attrs import evolve, field, frozen
 
-from caxev.asking.base import DONE, FAILED, RequestedAct, Step, World
+from caxev.asking.base import DONE, FAILED, ActContext, RequestedAct, Step
 from caxev.asking.copies import weight
 from caxev.core.clock import utcnow
 from caxev.core.history import What
@@ -34,7 +34,7 @@ class Readings(RequestedAct):
             return WAITING
         return DONE if all(one.status == TRANSFERRED for one in copies) else FAILED
 
-    def withdrawals(self, run: Run, world: World) -> Iterable[Step]:
+    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Return the steps that take the request out of the entries that have not answered it."""
         request = world.request or ""
         for copy in _asked(run, request):
@@ -55,7 +55,7 @@ def _asked(run: Run, request: str) -> Iterator[Copy]:
             yield copy
 
 
-def reading(run: Run, copy: Copy, world: World) -> Step:
+def reading(run: Run, copy: Copy, world: ActContext) -> Step:
     """Return the step that has a copy read again."""
     update = RunUpdate.ask(run, copy, world.request or new_id(), utcnow())
     row = world.requested(run, copy.key, "a reading of it")
@@ -75,7 +75,7 @@ class ReadCopies(Readings):
     def what(self) -> str:
         return f"good copies {evolve(self.copies, status=TRANSFERRED)}".rstrip()
 
-    def steps(self, run: Run, world: World) -> Iterable[Step]:
+    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Decide about a run: each of its copies that is meant is read."""
         pattern = evolve(self.copies, status=TRANSFERRED)
         found = [one for one in run.copies if pattern.means(one)]
@@ -84,7 +84,7 @@ class ReadCopies(Readings):
         return [_readable(run, one, world) for one in found]
 
 
-def _readable(run: Run, copy: Copy, world: World) -> Step:
+def _readable(run: Run, copy: Copy, world: ActContext) -> Step:
     if world.sites.find(copy.host) is None:
         return Step(run, str(copy.key), f"{copy.host} is not a site of sites.json", ok=None)
     if copy.location is None:

@@ -25,11 +25,11 @@ from cattrs.errors import BaseValidationError
 
 from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.asker import Asker
-from caxev.asking.base import DONE, FAILED, RequestedAct, Step, World
+from caxev.asking.base import DONE, FAILED, ActContext, RequestedAct, Step
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
 from caxev.asking.deletions import DeleteCopies
-from caxev.asking.listeners import ListenerAct, Replay, Retry, leave_all
+from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, leave_all
 from caxev.asking.readings import ReadCopies
 from caxev.config.errors import known_names
 from caxev.core.amounts import lasting, size
@@ -51,7 +51,7 @@ KINDS: Final[Mapping[str, type[RequestedAct | ListenerAct]]] = {
         CopyCatalogued,
         GiveUpDatasets,
         FreeDisk,
-        Retry,
+        RetryReactions,
         Replay,
     )
 }
@@ -63,7 +63,7 @@ _converter.register_structure_hook(datetime, lambda value, _: value)
 
 
 @frozen
-class Progress:
+class RequestProgress:
     """How far a request is: how many of its runs are done, failed or pending, and their bytes.
 
     `pending` counts by status. Without runs of its own, `total` counts the sites that were asked.
@@ -176,7 +176,7 @@ class _TakingBack(RequestedAct):
 
     act: RequestedAct
 
-    def steps(self, run: Run, world: World) -> list[Step]:
+    def steps(self, run: Run, world: ActContext) -> list[Step]:
         """Return the steps that take back what no listener has begun."""
         return list(self.act.withdrawals(run, world))
 
@@ -184,7 +184,7 @@ class _TakingBack(RequestedAct):
 # -- following one --------------------------------------------------------------------------------
 
 
-async def progress(asker: Asker, request: BulkRequest) -> Progress:
+async def progress(asker: Asker, request: BulkRequest) -> RequestProgress:
     """Read how far a request is. Raises `NothingToDo` as `act_of`."""
     act = act_of(request)
     if isinstance(act, ListenerAct):
@@ -199,10 +199,12 @@ async def progress(asker: Asker, request: BulkRequest) -> Progress:
             total, done = total + amount, done + (amount if state == DONE else 0)
     pending = {state: n for state, n in states.items() if state not in (DONE, FAILED)}
     number = len(request.runs or ())
-    return Progress(number, states[DONE], states[FAILED], pending, total, done)
+    return RequestProgress(number, states[DONE], states[FAILED], pending, total, done)
 
 
-async def _progress_of_listeners(asker: Asker, request: BulkRequest, act: ListenerAct) -> Progress:
+async def _progress_of_listeners(
+    asker: Asker, request: BulkRequest, act: ListenerAct
+) -> RequestProgress:
     """Return how many runs, or sites, no listener has still to look at."""
     waits, back = await asker.database.parts_of(request.id)
     if request.runs is None:
@@ -211,7 +213,7 @@ async def _progress_of_listeners(asker: Asker, request: BulkRequest, act: Listen
         left = len({run for one in waits for run in one.runs or ()})
         gone = len({run for one in back for run in one.runs or ()})
         total = len(request.runs)
-    return Progress(total, max(total - left - gone, 0), 0, {"waiting": left} if left else {})
+    return RequestProgress(total, max(total - left - gone, 0), 0, {"waiting": left} if left else {})
 
 
 @define
@@ -219,9 +221,9 @@ class ProgressMeter:
     """The progress of a request in words, with the time that the rest takes at the rate so far."""
 
     _begun: float = field(init=False, factory=monotonic)
-    _first: Progress | None = field(init=False, default=None)
+    _first: RequestProgress | None = field(init=False, default=None)
 
-    def line(self, now: Progress) -> str:
+    def line(self, now: RequestProgress) -> str:
         """Return the progress in one line."""
         first = self._first = self._first or now
         parts = [f"{now.done} of {now.total} done"]

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from attrs import frozen
 
-from caxev.asking.base import Act, DataChoice, Step, World
+from caxev.asking.base import Act, ActContext, DataChoice, Step
 from caxev.asking.deletions import copy_at
 from caxev.copies.quorum import VOUCHED, Same, same_data, voters
 from caxev.copies.storage import same_bytes
@@ -37,7 +37,7 @@ class VouchFor(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def steps(self, run: Run, world: World) -> Iterable[Step]:
+    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
         """Return the mark, and then what has every other copy judged again by its own site.
 
         Raises `NothingToDo` if the copy cannot be the one by which others are judged.

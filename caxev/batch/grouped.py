@@ -113,7 +113,7 @@ class Grouped(ABC):
 
 
 @define
-class Watched(Grouped):
+class WatchedJob(Grouped):
     """A batch system on which a tiny second job, the watch, waits for the end of each job.
 
     If the job did not report its end, because it was killed or its node could not reach the

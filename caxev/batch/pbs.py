@@ -18,7 +18,7 @@ from attrs import define
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
-from caxev.batch.grouped import Watched, shown_to_all
+from caxev.batch.grouped import WatchedJob, shown_to_all
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.program import call
 
@@ -51,7 +51,7 @@ _XML: Final = re.compile(r"<(\w+)>([^<]*)</\1>")
 
 
 @define
-class Pbs(Watched):
+class Pbs(WatchedJob):
     """The server that this machine's pbs.conf (or PBS_SERVER) names."""
 
     name: ClassVar[str] = "pbs"

@@ -17,7 +17,7 @@ from attrs import define
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
-from caxev.batch.grouped import PASSWORD, Watched, passed
+from caxev.batch.grouped import PASSWORD, WatchedJob, passed
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.program import call
 
@@ -54,7 +54,7 @@ MESSAGES: Final = {
 
 
 @define
-class Slurm(Watched):
+class Slurm(WatchedJob):
     """The cluster that this machine's slurm.conf (or SLURM_CONF) names."""
 
     name: ClassVar[str] = "slurm"

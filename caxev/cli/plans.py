@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
-from caxev.asking.base import Act, Plan, RequestedAct, Step, counted
+from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
 from caxev.asking.listeners import ListenerAct, leave_all
 from caxev.cli.command import Function
 from caxev.cli.errors import INTERRUPTED
@@ -43,7 +43,7 @@ def asks(function: Function) -> Function:
     )
 
 
-def confirm_plan(plan: Plan, *, yes: bool, few: int = FEW) -> None:
+def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
     """Show a plan about many runs, and have a person confirm it unless `yes`.
 
     Raises click's error if nobody can be asked.
@@ -79,10 +79,10 @@ def ask_each(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool, few: int = 
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[Plan, Rows, Rows]:
+async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[ActPlan, Rows, Rows]:
     """Return the plan, its rows, and those of them for which nothing is written."""
     await runs.check(asker.database)
-    plan, rows, left = Plan(), [], []
+    plan, rows, left = ActPlan(), [], []
     async with aclosing(asker.steps(act, runs.selection)) as found:
         async for run, steps in found:
             plan.add_steps(run, steps)
@@ -91,7 +91,7 @@ async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[Plan, Rows,
     return plan, rows, left
 
 
-async def plan_of(asker: Asker, runs: RunChoice, act: Act) -> Plan:
+async def plan_of(asker: Asker, runs: RunChoice, act: Act) -> ActPlan:
     """Return the plan of an act for the selected runs. Raises `NoSuchRun`."""
     await runs.check(asker.database)
     return await asker.plan(act, runs.selection)
@@ -113,7 +113,7 @@ async def one_step(asker: Asker, runs: RunChoice, act: Act) -> Step:
 class _Doing:
     """What a plan does, while it is being done. `rows` begins with what the plan leaves alone."""
 
-    plan: Plan
+    plan: ActPlan
     rows: Rows
     request: BulkRequest | None = None
     _number: int = field(init=False, default=0)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import evolve
 
-from caxev.asking.listeners import COUNTED, Retry, failures, handler_called, listening_sites
+from caxev.asking.listeners import (
+    COUNTED,
+    RetryReactions,
+    failures,
+    handler_called,
+    listening_sites,
+)
 from caxev.cli.command import command
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
@@ -153,7 +159,7 @@ def retry(
     given = options()
     registries = {one: given.registry(one) for one in listening_sites(given.sites(), site)}
     named = None if handler is None else handler_called(handler, registries.values())
-    act = Retry(tuple(registries), named)
+    act = RetryReactions(tuple(registries), named)
     ids = tuple(given.with_database(runs.ids)) if runs.selects else None
     if ids is not None:
         confirm_plan(act.plan(ids), yes=yes)
@@ -162,7 +168,7 @@ def retry(
 
 
 async def _retry(
-    asker: Asker, act: Retry, ids: Sequence[RunId] | None, *, is_request: bool
+    asker: Asker, act: RetryReactions, ids: Sequence[RunId] | None, *, is_request: bool
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     database = asker.database

@@ -23,7 +23,7 @@ from caxev.core.errors import NothingToDo
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
     from caxev.asking.base import RequestedAct
-    from caxev.asking.requests import Progress
+    from caxev.asking.requests import RequestProgress
     from caxev.database import BulkRequest
 
 _PERIOD: Final = 1.0
@@ -110,7 +110,7 @@ async def _follow(
         say(f"not done after {patience:g} s; to follow it: caxev requests watch {request.id}")
 
 
-def _sum_up(request: BulkRequest) -> Progress:
+def _sum_up(request: BulkRequest) -> RequestProgress:
     from caxev.asking import requests as asking
 
     now = options().with_asker(asking.progress, request)
@@ -119,7 +119,7 @@ def _sum_up(request: BulkRequest) -> Progress:
     return now
 
 
-def _cells(request: BulkRequest, now: Progress) -> dict[str, Any]:
+def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
     from caxev.asking.requests import described
 
     return {
@@ -172,7 +172,7 @@ def requests(context: click.Context, limit: int) -> None:
             try:
                 now = await asking.progress(asker, one)
             except NothingToDo:  # only the version that made it knows such acts
-                now = asking.Progress(0)
+                now = asking.RequestProgress(0)
             rows.append(_cells(one, now))
         return rows
 

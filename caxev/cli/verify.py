@@ -17,7 +17,7 @@ import click
 import trio
 from attrs import define, field
 
-from caxev.asking.base import Plan, World
+from caxev.asking.base import ActContext, ActPlan
 from caxev.asking.copies import weight
 from caxev.asking.readings import ReadCopies, reading
 from caxev.asking.requests import keep
@@ -85,9 +85,9 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
 _COLUMNS = columns("run", "type", "version", "host", "found", "why", Column("location", minor=1))
 
 
-async def _planned(asker: Asker, choice: RunChoice) -> tuple[Plan, list[RunId]]:
+async def _planned(asker: Asker, choice: RunChoice) -> tuple[ActPlan, list[RunId]]:
     """Return what is to be read, and the runs of which other sites have to read something."""
-    plan, asked, now = Plan(), [], utcnow()
+    plan, asked, now = ActPlan(), [], utcnow()
     async with aclosing(choice.each(asker.database)) as runs:
         async for run in runs:
             copies = [one for one in run.copies if choice.selection.means_copy(one, now)]
@@ -109,7 +109,7 @@ class Verification:
     deep: bool
     request: str | None = None
     any_bad: bool = field(init=False, default=False)
-    _world: World = field(init=False)
+    _world: ActContext = field(init=False)
 
     async def rows(self, database: Database, choice: RunChoice) -> AsyncIterator[Mapping[str, Any]]:
         """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""

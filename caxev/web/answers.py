@@ -12,7 +12,7 @@ import trio
 from attrs import define, field, frozen
 
 from caxev.asking.asker import Asker
-from caxev.asking.requests import Progress, described, progress
+from caxev.asking.requests import RequestProgress, described, progress
 from caxev.config import ConfigError
 from caxev.copies.holds import standing, terms
 from caxev.core.clock import utcnow
@@ -130,7 +130,7 @@ def _hold_rows(run: Run, now: datetime) -> Iterator[HoldRow]:
             yield HoldRow(run.id, str(run), what, copy.host, copy.status, one.by, until)
 
 
-def _bulk_row(request: BulkRequest, now: Progress) -> BulkRow:
+def _bulk_row(request: BulkRequest, now: RequestProgress) -> BulkRow:
     words = f"{now.done:,} done, {now.waiting:,} pending, {now.failed:,} failed"
     if now.withdrawn:
         words += f", {now.withdrawn:,} withdrawn"

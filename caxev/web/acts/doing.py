@@ -13,11 +13,11 @@ from attrs import define, evolve, field, frozen
 
 from caxev.asking import requests
 from caxev.asking.asker import Asker
-from caxev.asking.base import Act, Plan, RequestedAct, Step, counted
+from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
 from caxev.asking.listeners import (
     ListenerAct,
     Replay,
-    Retry,
+    RetryReactions,
     failures,
     handler_called,
     leave_all,
@@ -55,7 +55,7 @@ class Wish:
 
 
 @define
-class Outcome:
+class ActOutcome:
     """What has been done: how many steps came out how, and those that went wrong."""
 
     states: Counter[str] = field(factory=Counter)
@@ -77,7 +77,7 @@ class Outcome:
             self.states[f"asked of {row['site']}{waits}"] += 1
 
 
-Carry: TypeAlias = Callable[[Asker], Awaitable[Outcome]]
+Carry: TypeAlias = Callable[[Asker], Awaitable[ActOutcome]]
 
 
 @frozen
@@ -88,7 +88,7 @@ class PlannedWish:
     """
 
     wish: Wish
-    plan: Plan
+    plan: ActPlan
     carry: Carry
     runs: Sequence[RunId] | None = None
     noun: str = "run"
@@ -130,8 +130,8 @@ async def _planned_act(asker: Asker, wish: Wish) -> PlannedWish:
     return PlannedWish(wish, plan, partial(_carry_act, act, plan.runs), plan.runs)
 
 
-async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> Outcome:
-    outcome = Outcome()
+async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> ActOutcome:
+    outcome = ActOutcome()
     if isinstance(act, RequestedAct) and act.kind and len(runs) > 1:
         request = await requests.keep(asker, act, runs)
         outcome.request = request.id
@@ -147,7 +147,7 @@ async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> Outcome:
 async def _planned_retry(asker: Asker, wish: Wish) -> PlannedWish:
     sites, handler = _addressed(asker, wish)
     runs = None if wish.selection == EVERY else await _ids(asker, wish.selection)
-    plan, failed = Plan(), []
+    plan, failed = ActPlan(), []
     for site in sites:
         found = await failures(asker.database, site, runs, handler)
         if found:
@@ -155,7 +155,7 @@ async def _planned_retry(asker: Asker, wish: Wish) -> PlannedWish:
             failed.append(site)
         else:
             plan.kept[f"nothing has failed at {site}"] = 1
-    carry = partial(_carry_asking, Retry(tuple(failed), handler), runs)
+    carry = partial(_carry_asking, RetryReactions(tuple(failed), handler), runs)
     return PlannedWish(wish, plan, carry, runs, "run" if runs else "reaction")
 
 
@@ -187,8 +187,8 @@ async def _ids(asker: Asker, selection: Selection) -> list[RunId]:
         return [run.id async for page in pages for run in page]
 
 
-async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: Asker) -> Outcome:
-    outcome = Outcome()
+async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: Asker) -> ActOutcome:
+    outcome = ActOutcome()
     if runs is None or len(runs) > 1:
         outcome.request = (await requests.keep(asker, act, runs)).id
     outcome.add_sites(await leave_all(asker, act, runs, outcome.request))
@@ -200,26 +200,26 @@ async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: A
 
 async def _planned_cancel(asker: Asker, wish: Wish) -> PlannedWish:
     request = await requests.request_called(asker, wish.values["request"])
-    now, plan = await requests.progress(asker, request), Plan()
+    now, plan = await requests.progress(asker, request), ActPlan()
     if now.waiting:
         plan.done[f"withdrawn of {requests.described(request)}, unless it is begun"] = now.waiting
     return PlannedWish(wish, plan, partial(_carry_cancel, request))
 
 
-async def _carry_cancel(request: BulkRequest, asker: Asker) -> Outcome:
-    return Outcome(Counter(withdrawn=await requests.cancel(asker, request)), request=request.id)
+async def _carry_cancel(request: BulkRequest, asker: Asker) -> ActOutcome:
+    return ActOutcome(Counter(withdrawn=await requests.cancel(asker, request)), request=request.id)
 
 
 async def _planned_resume(asker: Asker, wish: Wish) -> PlannedWish:
     request = await requests.request_called(asker, wish.values["request"])
-    now, plan = await requests.progress(asker, request), Plan()
+    now, plan = await requests.progress(asker, request), ActPlan()
     if missing := now.failed + now.withdrawn:
         plan.done[f"asked for again of {requests.described(request)}"] = missing
     return PlannedWish(wish, plan, partial(_carry_resume, request))
 
 
-async def _carry_resume(request: BulkRequest, asker: Asker) -> Outcome:
-    outcome = Outcome(request=request.id)
+async def _carry_resume(request: BulkRequest, asker: Asker) -> ActOutcome:
+    outcome = ActOutcome(request=request.id)
     await outcome.add(requests.carry_out(asker, request))
     return outcome
 

@@ -11,7 +11,7 @@ from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 
-from caxev.web.auth.sessions import Session, session_of
+from caxev.web.auth.sessions import LoginSession, session_of
 
 LONGEST: Final = 1_000_000
 """Bytes of a form."""
@@ -38,7 +38,7 @@ class PublicAddress:
         return f"{'https' if self.tls else 'http'}://{connection.headers.get('host', '')}"
 
 
-async def read_form(request: Request, address: PublicAddress) -> tuple[Session, Form]:
+async def read_form(request: Request, address: PublicAddress) -> tuple[LoginSession, Form]:
     """Return who has sent a form, and its fields. Raises `HTTPException`."""
     _check_origin(request, address)
     session = session_of(request)

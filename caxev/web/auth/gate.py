@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from caxev.metrics_server import Login
 from caxev.web.auth.people import NotAdmitted
-from caxev.web.auth.sessions import LOGOUT_KEY, SCOPE_KEY, Session, Sessions
+from caxev.web.auth.sessions import LOGOUT_KEY, SCOPE_KEY, LoginSession, Sessions
 from caxev.web.guard import App, Message, Receive, Scope, Send
 from caxev.web.rendering import render
 
@@ -33,7 +33,7 @@ class Way(Protocol):
     def logs_in(self) -> bool:
         """Whether people log in at `LOGIN`, and out."""
 
-    def session(self, connection: HTTPConnection, known: Session | None) -> Session:
+    def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
         """Return the session of who asks, whose cookie names `known`. Raises `NotAdmitted`."""
 
     def routes(self) -> Sequence[Route]:
@@ -66,7 +66,7 @@ class Gate:
         scope[SCOPE_KEY], scope[LOGOUT_KEY] = session, LOGOUT if self.way.logs_in else None
         await self.app(scope, receive, send if session is known else self._with(session, send))
 
-    def _with(self, session: Session, send: Send) -> Send:
+    def _with(self, session: LoginSession, send: Send) -> Send:
         carrier = Response()
         self.sessions.write(carrier, session)
         cookies = [pair for pair in carrier.raw_headers if pair[0] == b"set-cookie"]

@@ -27,7 +27,7 @@ from caxev.web.auth.forms import PublicAddress, read_form
 from caxev.web.auth.gate import CALLBACK, LOGIN, LOGOUT, bounce, door, local
 from caxev.web.auth.options import OidcOptions
 from caxev.web.auth.people import Membership, NotAdmitted, Person
-from caxev.web.auth.sessions import Session, Sessions, SignedCookie
+from caxev.web.auth.sessions import LoginSession, Sessions, SignedCookie
 
 SECRET: Final = "CAXEV_OIDC_CLIENT_SECRET"  # noqa: S105  # a variable's name
 PATIENCE: Final = 10.0
@@ -100,7 +100,7 @@ class OidcLogin:
         self._flow = SignedCookie("login", MINUTES * 60, secure, same_site="lax")
         self._client = self.provider.client()
 
-    def session(self, connection: HTTPConnection, known: Session | None) -> Session:
+    def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
         """Return the session that is known. Raises `NotAdmitted` if there is none."""
         del connection
         if known is None:
@@ -148,7 +148,7 @@ class OidcLogin:
         logger.info("{} has logged in as {}", person.name, person.role.value)
         answer = bounce(following)
         self._flow.delete(answer)
-        self.sessions.write(answer, Session(person))
+        self.sessions.write(answer, LoginSession(person))
         return answer
 
     async def log_out(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from caxev.web.auth.options import ProxyOptions
 from caxev.web.auth.people import Membership, NotAdmitted
-from caxev.web.auth.sessions import Session
+from caxev.web.auth.sessions import LoginSession
 
 _BETWEEN: Final = str.maketrans({",": " ", ";": " "})
 
@@ -28,7 +28,7 @@ class ProxyLogin:
     membership: Membership
     logs_in: bool = False
 
-    def session(self, connection: HTTPConnection, known: Session | None) -> Session:
+    def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
         """Return the session of who is named. Raises `NotAdmitted`."""
         if not self._is_trusted(connection):
             raise NotAdmitted(403, "This page is reached only through its proxy.")
@@ -36,7 +36,7 @@ class ProxyLogin:
         if len(names) != 1:
             raise NotAdmitted(401, "The proxy names nobody: it must let only people in who log in.")
         person = self.membership.person(_text(names[0]), self._groups(connection))
-        return known if known is not None and known.person == person else Session(person)
+        return known if known is not None and known.person == person else LoginSession(person)
 
     def _groups(self, connection: HTTPConnection) -> Sequence[str]:
         if self.options.groups_header is None:

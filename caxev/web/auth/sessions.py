@@ -22,16 +22,16 @@ LOGOUT_KEY: Final = "caxev.logout"
 
 
 @frozen
-class Session:
+class LoginSession:
     """A person's session. `token` stands in every form that is made for it."""
 
     person: Person
     token: str = Factory(lambda: secrets.token_urlsafe(24))
 
 
-def session_of(connection: HTTPConnection) -> Session | None:
+def session_of(connection: HTTPConnection) -> LoginSession | None:
     """Return the session of a request that the gate has let through."""
-    found: Session | None = connection.scope.get(SCOPE_KEY)
+    found: LoginSession | None = connection.scope.get(SCOPE_KEY)
     return found
 
 
@@ -96,15 +96,15 @@ class Sessions:
         """Make a key, and no session."""
         return cls(SignedCookie("session", HOURS * 3600, secure))
 
-    def read(self, connection: HTTPConnection) -> Session | None:
+    def read(self, connection: HTTPConnection) -> LoginSession | None:
         """Return the session that the browser names, unless it has ended."""
         value = self.cookie.read(connection)
         if value is None:
             return None
         name, role, token = value
-        return Session(Person(name, PersonRole(role)), token)
+        return LoginSession(Person(name, PersonRole(role)), token)
 
-    def write(self, response: Response, session: Session) -> None:
+    def write(self, response: Response, session: LoginSession) -> None:
         """Have the browser name this session from now on."""
         person = session.person
         self.cookie.write(response, (person.name, person.role.value, session.token))
