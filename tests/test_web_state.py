@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -303,7 +304,8 @@ def test_any_name_is_text(name: str) -> None:
 
 async def test_so_many_may_watch_and_no_more() -> None:
     """Each open connection takes a descriptor and memory."""
-    pages = app.Pages(cast("Any", None), cast("Any", None), Hub(), lambda *_: [])
+    database = SimpleNamespace(settings=SimpleNamespace(safe_uri=""))
+    pages = app.Pages(cast("Any", None), cast("Any", database), Hub(), lambda *_: [])
     request = Request({"type": "http", "query_string": b"view=runs", "headers": []})
     assert isinstance(await pages.events(request), EventStream)
     many = (Viewer(cast("Any", None), trio.CancelScope()) for _ in range(MOST_VIEWERS))

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -22,16 +22,16 @@ from caxev.web import listing, views
 from caxev.web.acts.links import links
 from caxev.web.answers import Answers
 from caxev.web.api import Api
-from caxev.web.assets import KINDS, asset, assets_version
-from caxev.web.auth.sessions import LOGOUT_KEY, session_of
+from caxev.web.assets import KINDS, asset
 from caxev.web.broadcast import EVENTS, RUNS
-from caxev.web.hub import MOST_VIEWERS, Hub, Render, digest
+from caxev.web.frame import Frame
+from caxev.web.hub import MOST_VIEWERS, Hub, Render
 from caxev.web.links import WINDOWS, links_parts
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.now import now_parts
-from caxev.web.rendering import lines, render, shown
+from caxev.web.rendering import lines, shown
 from caxev.web.run import History, RunView
-from caxev.web.scene import Number, Scene, numbers
+from caxev.web.scene import Scene
 from caxev.web.site import configuration, process_rows, site_parts
 from caxev.web.storage import rules_of, storage_parts
 from caxev.web.stream import EventStream
@@ -60,11 +60,13 @@ class Pages:
     hub: Hub
     history: History
     handlers: Sequence[Mapping[str, Any]] = ()
+    frame: Frame = field(init=False)
     answers: Answers = field(init=False)
     run_view: RunView = field(init=False)
     api: Api = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.frame = Frame(self.scene, self.database.settings.safe_uri)
         self.answers = Answers(self.scene, self.database, self.hub.wake)
         self.run_view = RunView(self.scene, self.database, self.history)
         self.api = Api(self.scene, self.database, self.hub, self.answers)
@@ -102,19 +104,19 @@ class Pages:
 
     async def now(self, request: Request) -> Response:
         """Show what is going on."""
-        return self._live(request, "Now", "now", "now.html", now_parts(self.scene))
+        return self.frame.live(request, "Now", "now", "now.html", now_parts(self.scene))
 
     async def failures(self, request: Request) -> Response:
         """Show what has failed."""
         which = Failures.of(request.query_params)
         live = f"failures:{urlencode(which.given, errors='surrogateescape')}"
         parts = views.failures_parts(self.scene, which)
-        return self._live(request, "Failures", live, "failures.html", parts)
+        return self.frame.live(request, "Failures", live, "failures.html", parts)
 
     async def alarms(self, request: Request) -> Response:
         """Show the active alarms."""
         parts = views.alarms_parts(self.scene)
-        return self._live(request, "Alarms", "alarms", "alarms.html", parts)
+        return self.frame.live(request, "Alarms", "alarms", "alarms.html", parts)
 
     async def links(self, request: Request) -> Response:
         """Show what moves between the sites."""
@@ -123,12 +125,12 @@ class Pages:
             raise BadFilter(f"the period is one of {', '.join(WINDOWS)}")
         parts = links_parts(self.scene, window)
         more = {"window": window, "windows": list(WINDOWS)}
-        return self._live(request, "Links", f"links:{window}", "links.html", parts, **more)
+        return self.frame.live(request, "Links", f"links:{window}", "links.html", parts, **more)
 
     async def handlers_page(self, request: Request) -> Response:
         """Show the handlers, and what they have to do."""
         parts = views.handlers_parts(self.scene, self.handlers)
-        return self._live(request, "Handlers", "handlers", "handlers.html", parts)
+        return self.frame.live(request, "Handlers", "handlers", "handlers.html", parts)
 
     # -- pages that ask the database --------------------------------------------------------
 
@@ -136,7 +138,7 @@ class Pages:
         """Show all processes, their versions, and in what their sites.json differ."""
         rows = process_rows(self.scene, await self.database.processes())
         digest = self.scene.sites.digest
-        return self._page(request, "Sites", "sites.html", processes=rows, digest=digest)
+        return self.frame.page(request, "Sites", "sites.html", processes=rows, digest=digest)
 
     async def site(self, request: Request) -> Response:
         """Show a site."""
@@ -149,7 +151,7 @@ class Pages:
             "configuration": lines(configuration(self.scene.sites, name)),
         }
         parts = site_parts(self.scene, name)
-        return self._live(request, name, f"site:{name}", "site.html", parts, **more)
+        return self.frame.live(request, name, f"site:{name}", "site.html", parts, **more)
 
     async def purge(self, request: Request) -> Response:
         """Show which copies the rules of a site delete, and why not others."""
@@ -159,7 +161,7 @@ class Pages:
         rows = await self.answers.candidates(name)
         more: dict[str, Any] = {"current": "Storage", "site": name, "rows": rows}
         rules = rules_of(self.scene.sites.find(name))
-        return self._page(request, f"Purge at {name}", "purge.html", rules=rules, **more)
+        return self.frame.page(request, f"Purge at {name}", "purge.html", rules=rules, **more)
 
     def _host(self, request: Request) -> str:
         name: str = request.path_params["name"]
@@ -170,17 +172,17 @@ class Pages:
     async def storage(self, request: Request) -> Response:
         """Show what the sites hold."""
         parts = storage_parts(self.scene, await self.answers.holdings.get())
-        return self._live(request, "Storage", "storage", "storage.html", parts)
+        return self.frame.live(request, "Storage", "storage", "storage.html", parts)
 
     async def requests(self, request: Request) -> Response:
         """Show what people asked for that is not done."""
         parts = views.requests_parts(self.scene, await self.answers.bulks.get())
-        return self._live(request, "Requests", "requests", "requests.html", parts)
+        return self.frame.live(request, "Requests", "requests", "requests.html", parts)
 
     async def holds(self, request: Request) -> Response:
         """Show the copies that somebody holds."""
         rows = await self.answers.holds.get()
-        return self._page(request, "Holds", "holds.html", rows=rows, at=self.answers.holds.at)
+        return self.frame.page(request, "Holds", "holds.html", rows=rows, at=self.answers.holds.at)
 
     async def runs(self, request: Request) -> Response:
         """List runs, newest first."""
@@ -207,7 +209,7 @@ class Pages:
             "export": chosen.address("/api/v1/runs"),
             "acts": links(chosen.selection()) if chosen.given and not problem else [],
         }
-        return self._page(
+        return self.frame.page(
             request, "Runs", "runs.html", live="runs", status=400 if problem else 200, **values
         )
 
@@ -238,7 +240,7 @@ class Pages:
         except GiveUp as gone:
             raise HTTPException(404, str(gone)) from gone
         title = shown(self.scene.state.label(listing.id_of(path)), 60)
-        return self._live(request, title, f"run:{path}", "run.html", parts, current="Runs")
+        return self.frame.live(request, title, f"run:{path}", "run.html", parts, current="Runs")
 
     # -- what changes -----------------------------------------------------------------------
 
@@ -275,68 +277,7 @@ class Pages:
         view = views.view_of(scene, name)
         return None if view is None else partial(_at_once, partial(view, scene))
 
-    # -- the frame --------------------------------------------------------------------------
-
-    def _live(
-        self,
-        request: Request,
-        title: str,
-        live: str,
-        template: str,
-        parts: Parts,
-        **values: Any,
-    ) -> Response:
-        safe = {name: Markup(html) for name, html in parts.items()}  # noqa: S704  # of templates
-        more = {"seen": digest(parts), **values}
-        return self._page(request, title, template, live=live, parts=safe, **more)
-
-    def frame(self, request: Request, title: str, template: str, **values: Any) -> Response:
-        """Return a page with this content, which is as old as it was loaded."""
-        return self._page(request, title, template, **values)
-
-    def _page(
-        self,
-        request: Request,
-        title: str,
-        template: str,
-        *,
-        live: str = "",
-        status: int = 200,
-        **values: Any,
-    ) -> Response:
-        content = render(template, **values)
-        html = render(
-            "page.html",
-            title=title,
-            live=live,
-            seen=values.get("seen", ""),
-            content=Markup(content),  # noqa: S704  # made by templates
-            navigation=self._navigation(),
-            current=values.get("current", title),
-            now=self.scene.now,
-            assets=assets_version(),
-            database=self.database.settings.safe_uri,
-            session=session_of(request),
-            logout=request.scope.get(LOGOUT_KEY),
-        )
-        headers = {"cache-control": "no-store"}
-        return Response(html, status, headers, "text/html")
-
-    def _navigation(self) -> list[dict[str, Any]]:
-        by_name = {one.name: one for one in numbers(self.scene.state)}
-        failed, alarms = by_name["reactions failed"], by_name["alarms"]
-        return [
-            _link("Now", "/"),
-            _link("Runs", "/runs"),
-            _link("Links", "/links"),
-            _link("Failures", "/failures", failed),
-            _link("Alarms", "/alarms", alarms),
-            _link("Storage", "/storage"),
-            _link("Sites", "/sites"),
-            _link("Requests", "/requests"),
-            _link("Holds", "/holds"),
-            _link("Handlers", "/handlers"),
-        ]
+    # -- all else ----------------------------------------------------------------------------
 
     async def static(self, request: Request) -> Response:
         """Send a file that pages refer to."""
@@ -349,27 +290,15 @@ class Pages:
     async def http_problem(self, request: Request, error: Exception) -> Response:
         """Answer with what is wrong."""
         assert isinstance(error, HTTPException)
-        return self._problem(request, error.status_code, "Not here", str(error.detail))
+        return self.frame.problem(request, error.status_code, "Not here", str(error.detail))
 
     async def database_problem(self, request: Request, error: Exception) -> Response:
         """Answer that the database cannot be read now."""
-        return self._problem(request, 503, "The database cannot be read", str(error))
+        return self.frame.problem(request, 503, "The database cannot be read", str(error))
 
     async def bad_address(self, request: Request, error: Exception) -> Response:
         """Answer that the address means nothing."""
-        return self._problem(request, 400, "This address means nothing here", str(error))
-
-    def _problem(self, request: Request, status: int, heading: str, words: str) -> Response:
-        if request.url.path.startswith(("/api/", "/events")):
-            return PlainTextResponse(f"{words}\n", status)
-        return self._page(
-            request, heading, "problem.html", status=status, heading=heading, words=words
-        )
-
-
-def _link(name: str, path: str, number: Number | None = None) -> dict[str, Any]:
-    badge = number.value if number is not None and number.value else None
-    return {"name": name, "path": path, "badge": badge, "kind": "bad", "what": name.lower()}
+        return self.frame.problem(request, 400, "This address means nothing here", str(error))
 
 
 async def _at_once(make: Callable[[], Parts]) -> Parts:

@@ -27,6 +27,7 @@ from caxev.web.acts.offers import OFFERS, ActField, without_copy
 from caxev.web.auth.forms import TOKEN, PublicAddress, read_form
 from caxev.web.auth.people import Person
 from caxev.web.auth.sessions import session_of
+from caxev.web.frame import Frame
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.scene import Scene
 from caxev.web.views import Failures
@@ -38,8 +39,6 @@ LONGEST: Final = 2000
 SEEN: Final = "seen"
 NUMBER: Final = "count"
 _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
-Frame = Callable[..., Response]
-"""Puts the content of a template into the page: request, title, template, values."""
 
 
 @frozen
@@ -107,7 +106,9 @@ class ActPages:
             outcome = await wanted.carry(asker)
         except (NothingToDo, NoSuchRun, ConfigError, BadFilter) as why:
             return await self._shown(request, wish, str(why), 400)
-        return self.frame(request, wish.offer.title, "act_done.html", wish=wish, outcome=outcome)
+        return self.frame.page(
+            request, wish.offer.title, "act_done.html", wish=wish, outcome=outcome
+        )
 
     async def _shown(
         self, request: Request, wish: Wish, problem: str = "", status: int = 200
@@ -120,7 +121,7 @@ class ActPages:
                 problem, status = problem or str(why), 400
         elif wish.values or status != 200:  # noqa: PLR2004  # it was sent
             problem = problem or f"Needed: {', '.join(one.label for one in missing)}."
-        return self.frame(
+        return self.frame.page(
             request,
             wish.offer.title,
             "act.html",
