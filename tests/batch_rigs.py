@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 from attrs import define, frozen
@@ -101,7 +102,11 @@ class SlurmRig:
     def evict(self, job: str) -> None:
         (node,) = self.cluster.ask("sinfo", "-h", "-o", "%n").split()
         self._update(f"NodeName={node}", "State=DOWN", "Reason=test")
-        self._update(f"NodeName={node}", "State=RESUME")
+        # One that registers again meanwhile is in use already, and cannot be resumed.
+        while "down" in self.cluster.ask("sinfo", "-h", "-n", node, "-o", "%T"):
+            with suppress(subprocess.CalledProcessError):
+                self._update(f"NodeName={node}", "State=RESUME")
+            time.sleep(0.05)
 
     def _update(self, *what: str) -> None:
         self.cluster.ask("scontrol", "update", *what)
