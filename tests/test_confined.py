@@ -78,6 +78,7 @@ HEADER: Final = """\
 import os
 from caxev.files import *
 from caxev.files import resolved
+from caxev.files.publishing import sync_tree
 from caxev.transfer import receive
 from caxev.transfer.grid import GridStorage
 from caxev.transfer.ssh.remote import Remote

@@ -20,7 +20,7 @@ from caxev.cli.options import example
 )
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def man(directory: Path) -> None:
-    """Write manual pages into DIRECTORY, one for each command: caxev.1, caxev-copy.1, ..."""
+    """Write manual pages into DIRECTORY, one for each command, as caxev-copy.1."""
     from caxev.cli import cli
 
     directory.mkdir(parents=True, exist_ok=True)
