@@ -418,6 +418,7 @@ async def test_a_note_that_the_ledger_refuses_ends_no_listener(
 
     refuse("save_position")
     refuse("note_away")
+    monkeypatch.setattr("caxev.engine.recorder.Recorder.read_ahead.__defaults__", (0.05,))
     monkeypatch.setattr("caxev.engine.watcher.SAVE_EVERY", 0.0)
     one = engine.handler(note, copy("transferred", host=HERE))
     options = engine.options_for(database, [one], site_fields={"dir_raw": str(tmp_path)})

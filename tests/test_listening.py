@@ -206,6 +206,7 @@ async def test_trouble_ends_with_its_tenure(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a stream that has failed: a stand-by that reaches the database reports no trouble."""
+    monkeypatch.setattr("caxev.engine.recorder.Recorder.read_ahead.__defaults__", (0.05,))
     troubled, leading = metrics.troubled.labels(SITE)._value, metrics.leading.labels(SITE)._value
     logged: list[str] = []
     sink = logger.add(logged.append, level="INFO", format="{message}")

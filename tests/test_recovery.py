@@ -426,7 +426,7 @@ async def test_an_idle_streams_position_is_saved(
 ) -> None:
     """Where nothing changes for the site the position moves on all the same, now and then."""
     monkeypatch.setattr("caxev.engine.watcher.SAVE_EVERY", 0.05)
-    monkeypatch.setattr("caxev.database.snapshots.AWAIT", 0.05)
+    monkeypatch.setattr("caxev.engine.recorder.Recorder.read_ahead.__defaults__", (0.05,))
     record = Recorder()
     async with (
         engine.opened(database) as db,

@@ -870,8 +870,11 @@ HELLO = "echo caxev receive 1;"
         ("echo x; exec cat /dev/zero >&2;", "caxev receive ended there"),
     ],
 )
-def test_a_receiver_that_answers_without_end(ways: Ways, receiver: str, words: str) -> None:
+def test_a_receiver_that_answers_without_end(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch, receiver: str, words: str
+) -> None:
     """It is given up, and named, before it has taken memory."""
+    monkeypatch.setattr("caxev.transfer.ssh.agent._PATIENCE", 1.0)
     make_run(ways.source / "run")
     for number in range(20):  # so that the receiver is asked
         (ways.source / "run" / str(number)).touch()
@@ -883,8 +886,11 @@ def test_a_receiver_that_answers_without_end(ways: Ways, receiver: str, words: s
 
 
 @pytest.mark.parametrize("command", ["exec cat /dev/zero;", "exec yes;"])
-def test_a_login_shell_that_never_ends_its_welcome(ways: Ways, command: str) -> None:
+def test_a_login_shell_that_never_ends_its_welcome(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     """It is taken for an account without a receiver."""
+    monkeypatch.setattr("caxev.transfer.ssh.agent._PATIENCE", 1.0)
     run = make_run(ways.source / "run")
     for number in range(20):  # so that the receiver is asked
         (run / str(number)).touch()
