@@ -123,18 +123,18 @@ def test_a_request_is_kept_whole() -> None:
 def test_what_has_begun_is_not_taken_back() -> None:
     """Nor what another request asked for."""
     nobody: Any = None
-    world = ActContext(nobody, nobody, "me@here", request=REQUEST)
+    context = ActContext(nobody, nobody, "me@here", request=REQUEST)
     act, moment = DeleteCopies("lngs", DataChoice("raw")), utcnow()
-    assert list(act.withdrawals(run_with(going(erasing=moment)), world)) == []
-    (step,) = act.withdrawals(run_with(going()), world)
+    assert list(act.withdrawals(run_with(going(erasing=moment)), context)) == []
+    (step,) = act.withdrawals(run_with(going()), context)
     assert step.row is not None
     assert (step.row.deed.what, step.row.deed.by) == ("cancelled", "me@here")
     copy = CopyData(DataChoice("raw"), None, "lngs")
     begun = entry("lngs", bulk=REQUEST, status="transferring")
     other = entry("lngs", bulk="another", status="requested")
-    assert [list(copy.withdrawals(run_with(one), world)) for one in (begun, other)] == [[], []]
+    assert [list(copy.withdrawals(run_with(one), context)) for one in (begun, other)] == [[], []]
     read = run_with(entry("lngs", **ANSWERED), entry("chicago", **ASKED))
-    assert [one.what for one in ReadCopies().withdrawals(read, world)] == ["raw at chicago"]
+    assert [one.what for one in ReadCopies().withdrawals(read, context)] == ["raw at chicago"]
 
 
 # -- in the database ------------------------------------------------------------------------------

@@ -303,19 +303,19 @@ def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, value: Any, messa
 def test_what_put_check_and_forget_write() -> None:
     """A request, a field, a removal with a tombstone; where there is nothing to do, why."""
     nowhere: Any = None  # these acts need neither sites nor handlers
-    world = base.ActContext(nowhere, nowhere, "me@here")
+    context = base.ActContext(nowhere, nowhere, "me@here")
     run = run_of(entry("lngs"), entry("xenon", "error"))
-    (asked,) = BringRaw(("xenon", "lngs"), "tape").tried(run, world)
+    (asked,) = BringRaw(("xenon", "lngs"), "tape").tried(run, context)
     assert asked.update is not None
     assert (asked.update.add or {}).items() >= {"host": "tape", "status": "requested"}.items()
     for act in (BringRaw(("xenon",), "tape"), ReadArchived("tape")):
-        assert [one.update for one in act.tried(run, world)] == [None]
+        assert [one.update for one in act.tried(run, context)] == [None]
     run = run_of(entry("tape"))
-    update = ReadArchived("tape").step(run, world).update
+    update = ReadArchived("tape").step(run, context).update
     assert isinstance(update, RunUpdate)
     assert len(update.append["check_asked"]) == 1
     forget = ForgetCopies("tape", base.DataChoice("raw"), "the tape is lost")
-    (step,) = forget.steps(run, world)
+    (step,) = forget.steps(run, context)
     assert step.update is not None
     assert isinstance(step.update.remove, CopyIs)
     assert (step.update.tombstone or {})["why"] == "the tape is lost"

@@ -24,7 +24,7 @@ class TagRuns(Act):
     def what(self) -> str:
         return f"tag {self.name!r}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run; one that is as it should be already is left alone."""
         if self.remove is not (self.name in run.tags):
             state = "does not have it" if self.remove else "has it already"
@@ -32,8 +32,8 @@ class TagRuns(Act):
         if self.remove:
             done, update = "removed", RunUpdate.remove_tag(run, self.name)
         else:
-            done, update = "added", RunUpdate.add_tag(run, self.name, user=world.by)
-        row = world.row(run, Tag(self.name), What.TAGGED, f"tag {self.name!r} {done}")
+            done, update = "added", RunUpdate.add_tag(run, self.name, user=context.by)
+        row = context.row(run, Tag(self.name), What.TAGGED, f"tag {self.name!r} {done}")
         return Step(run, self.what, done, update, row=row)
 
 
@@ -47,6 +47,6 @@ class CommentRuns(Act):
     def what(self) -> str:
         return "comment"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run: nothing is against a comment."""
-        return Step(run, self.what, "added", RunUpdate.add_comment(run, self.text, world.by))
+        return Step(run, self.what, "added", RunUpdate.add_comment(run, self.text, context.by))

@@ -39,24 +39,24 @@ class BringRaw(CopyRequests):
     def what(self) -> str:
         return f"raw to {self.target}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` with the first source's reason."""
         # The first one is the site that usually brings data there.
         reasons = []
         for name in self.sources:
             path = CopyPath(raw_at(name), raw_at(self.target))
             if (why := why_not(run, path)) is None:
-                return self._from(run, path, world)
+                return self._from(run, path, context)
             reasons.append(why)
         raise NothingToDo(reasons[0] if reasons else f"no site uploads to {self.target}")
 
-    def _from(self, run: Run, path: CopyPath, world: ActContext) -> Step:
+    def _from(self, run: Run, path: CopyPath, context: ActContext) -> Step:
         hold = None
         if self.held:
-            hold = Keep().of_request(path.target, world.sites.get(self.target), world.by)
+            hold = Keep().of_request(path.target, context.sites.get(self.target), context.by)
         what = f"raw from {path.source.host} to {self.target}"
-        update = new_request(run, path, world.by, utcnow(), hold, bulk=world.request)
-        row = request_row(run, path, world, hold)
+        update = new_request(run, path, context.by, utcnow(), hold, bulk=context.request)
+        row = request_row(run, path, context, hold)
         return Step(run, what, REQUESTED, update, size=run.raw_size, row=row)
 
 
@@ -71,12 +71,12 @@ class ReadArchived(Readings):
     def what(self) -> str:
         return f"raw at {self.archive}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is not on tape."""
         copy = run.copy(raw_at(self.archive))
         if copy is None or copy.status != TRANSFERRED:
             raise NothingToDo(unusable(copy))
-        return reading(run, copy, world)
+        return reading(run, copy, context)
 
 
 def unusable(copy: Copy | None) -> str:

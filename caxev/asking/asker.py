@@ -45,7 +45,7 @@ class Asker:
     registry: Callable[[str], Registry]
     by: str
 
-    async def world(self, act: Act, request: str | None = None) -> ActContext:
+    async def context(self, act: Act, request: str | None = None) -> ActContext:
         """Read what an act is decided by; `request` is the id of the request to carry out."""
         from caxev.engine.root_markers import with_markers
 
@@ -66,11 +66,11 @@ class Asker:
         self, act: Act, selection: Selection
     ) -> AsyncGenerator[tuple[Run, list[Step]], None]:
         """Decide about each of the selected runs; nothing is written."""
-        world = await self.world(act)
+        context = await self.context(act)
         async with aclosing(self.database.pages(selection, utcnow())) as pages:
             async for page in pages:
                 async for run in self.whole([run.id for run in page]):
-                    yield run, act.tried(run, world)
+                    yield run, act.tried(run, context)
 
     async def carry_out(
         self, act: Act, runs: Iterable[RunId], request: str | None = None
@@ -79,11 +79,11 @@ class Asker:
 
         Each run is decided about anew, as it is now. Runs that are gone are left out.
         """
-        world = await self.world(act, request)
+        context = await self.context(act, request)
         for some in pages(runs, _PAGE):
             found = [run async for run in self.whole(some)]
             for few in pages(found, TOGETHER):
-                for step in await self._write(few, lambda run: act.tried(run, world)):
+                for step in await self._write(few, lambda run: act.tried(run, context)):
                     yield step
 
     async def carry_out_one(self, act: Act, run: RunId) -> Step:
@@ -91,11 +91,11 @@ class Asker:
 
         Raises `NothingToDo` or `ConfigError` with the rule that is against it.
         """
-        world = await self.world(act)
+        context = await self.context(act)
         found = [one async for one in self.whole([run])]
         if not found:
             raise NoSuchRun("the run was deleted")
-        steps = await self._write(found, lambda one: act.steps(one, world))
+        steps = await self._write(found, lambda one: act.steps(one, context))
         return steps[0]
 
     async def whole(self, ids: Iterable[RunId]) -> AsyncGenerator[Run, None]:

@@ -152,21 +152,21 @@ class Act:
         """The site about whose files it is, if it is about one: it notes what it shares."""
         return None
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises as `steps`."""
         raise NotImplementedError
 
-    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Decide about a run: return what is written together, or steps without a write.
 
         Raises `NothingToDo` or `ConfigError` with the rule that is against it.
         """
-        return [self.step(run, world)]
+        return [self.step(run, context)]
 
-    def tried(self, run: Run, world: ActContext) -> list[Step]:
+    def tried(self, run: Run, context: ActContext) -> list[Step]:
         """Decide about one of several runs: the rule against it becomes the `state` of a step."""
         try:
-            return list(self.steps(run, world))
+            return list(self.steps(run, context))
         except (NothingToDo, ConfigError) as why:
             return [self.refusal(run, why)]
 
@@ -188,8 +188,8 @@ class RequestedAct(Act):
         """
         raise NotImplementedError
 
-    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
-        """Return the steps that take back what no listener has begun of `world.request`."""
+    def withdrawals(self, run: Run, context: ActContext) -> Iterable[Step]:
+        """Return the steps that take back what no listener has begun of `context.request`."""
         raise NotImplementedError
 
     def size_of(self, run: Run, request: str) -> int:

@@ -48,7 +48,7 @@ class CopyCatalogued(CopyRequests):
     def what(self) -> str:
         return f"{self.data.kind} from {self.source} to {self.target}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the source has no good copy."""
         copy = next(iter(self.data.copies(run, self.source)), None)
         if copy is None or copy.status != TRANSFERRED:
@@ -56,22 +56,22 @@ class CopyCatalogued(CopyRequests):
             raise NothingToDo(f"{self.source} has {found}")
         there = run.copy(copy.key.at(self.target))
         # Only an upload is repeated here. A failed copy at a site is repaired by its own listener.
-        is_upload = world.sites.get(self.target).method == "rucio"
+        is_upload = context.sites.get(self.target).method == "rucio"
         if there is not None and not (is_upload and there.status in AGAIN):
             return Step(run, self.what, f"there already: {there.status}", ok=True)
         path = CopyPath(copy.key, copy.key.at(self.target))
-        hold = Keep().of_request(path.target, world.sites.get(self.target), world.by)
+        hold = Keep().of_request(path.target, context.sites.get(self.target), context.by)
         if there is not None:
-            hold, update = None, self._anew(run, there, world)
+            hold, update = None, self._anew(run, there, context)
         else:
             update = new_request(
-                run, path, world.by, utcnow(), hold, bulk=world.request, **self.extra
+                run, path, context.by, utcnow(), hold, bulk=context.request, **self.extra
             )
-        row = request_row(run, path, world, hold)
+        row = request_row(run, path, context, hold)
         return Step(run, self.what, REQUESTED, update, size=copy.size, row=row)
 
-    def _anew(self, run: Run, there: Copy, world: ActContext) -> RunUpdate:
-        anew: dict[str, Any] = {"source": self.source, "bulk": world.request}
+    def _anew(self, run: Run, there: Copy, context: ActContext) -> RunUpdate:
+        anew: dict[str, Any] = {"source": self.source, "bulk": context.request}
         none = dict.fromkeys(("trigger", "owner", "error", "checksumproblem"))
         return RunUpdate.change_copy(run, there, REQUESTED, **anew, **none)
 
@@ -93,7 +93,7 @@ class GiveUpDatasets(Deletions):
     def what(self) -> str:
         return f"{self.data.kind} at {self.catalogue}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
         found = entries_at(run, self.data, self.catalogue)
         if not found:
@@ -103,7 +103,7 @@ class GiveUpDatasets(Deletions):
             versions = ", ".join(one.version or "none" for one in found)
             state = f"it has several ({versions}): choose one by --version"
             return Step(run, self.what, state)
-        return _deletion(run, found[0], world.sites.get(self.catalogue), world, self.why)
+        return _deletion(run, found[0], context.sites.get(self.catalogue), context, self.why)
 
     def refusal(self, run: Run, why: Exception) -> Step:
         """Return the step of a dataset that stays, for this reason."""
@@ -130,7 +130,7 @@ class FreeDisk(Deletions):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
         entry = next(iter(entries_at(run, self.data, self.catalogue)), None)
         if entry is None or entry.status != TRANSFERRED:
@@ -142,19 +142,19 @@ class FreeDisk(Deletions):
         # A proof counts only copies whose bytes were read; without that the intent would just wait.
         if entry.read_at is None:
             kept = "kept: its replicas were never compared"
-            asked = reading(run, entry, world)
+            asked = reading(run, entry, context)
             state = f"{kept}: requested now"
             return Step(run, self.what, state, asked.update, kept, ok=False, row=asked.row)
-        return _deletion(run, copy, world.sites.get(self.site), world, "caxev rucio purge")
+        return _deletion(run, copy, context.sites.get(self.site), context, "caxev rucio purge")
 
 
-def _deletion(run: Run, copy: Copy, here: Site, world: ActContext, why: str) -> Step:
+def _deletion(run: Run, copy: Copy, here: Site, context: ActContext, why: str) -> Step:
     """Return the step that deletes a copy. Raises `NothingToDo` if it is kept."""
     if copy.status == DELETING:
         return Step(run, f"{copy.type} at {here.name}", "is being deleted already", ok=True)
     # Derived data can be made again from raw data: one other copy is enough.
     keep = here.deletion.copies if copy.type in here.types.protected else 1
-    wanted = plan(run, copy, here, world.sites, now=utcnow(), by=world.by, why=why, keep=keep)
+    wanted = plan(run, copy, here, context.sites, now=utcnow(), by=context.by, why=why, keep=keep)
     if not isinstance(wanted, DeletionPlan):
         raise NothingToDo(wanted.why, copy.status)
-    return deletion(run, wanted, world)
+    return deletion(run, wanted, context)

@@ -62,12 +62,12 @@ class CopyRequests(RequestedAct):
             return None
         return {TRANSFERRED: DONE, ERROR: FAILED}.get(copy.status, copy.status)
 
-    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def withdrawals(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the step that takes out an entry which no listener has claimed."""
-        copy = _of(run, world.request or "")
+        copy = _of(run, context.request or "")
         if copy is None or copy.status != REQUESTED:
             return []
-        return [withdrawn(run, copy, world)]
+        return [withdrawn(run, copy, context)]
 
     def size_of(self, run: Run, request: str) -> int:
         """Return the copy's bytes."""
@@ -84,10 +84,10 @@ def weight(run: Run, copy: Copy) -> int | None:
     return copy.size or (run.raw_size if copy.type == "raw" else None)
 
 
-def withdrawn(run: Run, copy: Copy, world: ActContext) -> Step:
+def withdrawn(run: Run, copy: Copy, context: ActContext) -> Step:
     """Return the step that takes back the request for a copy, unless a listener claims it first."""
     # A listener that claims it changes its status: then this write does not fit.
-    row = world.row(run, copy.key, What.CANCELLED, "the request for it")
+    row = context.row(run, copy.key, What.CANCELLED, "the request for it")
     return Step(run, str(copy.key), "withdrawn", RunUpdate.remove_copy(run, copy), row=row)
 
 
@@ -105,45 +105,45 @@ class CopyData(CopyRequests):
     def what(self) -> str:
         return f"{self.data} to {self.target}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises as `plan`."""
-        plan = self.plan(run, world)
+        plan = self.plan(run, context)
         source = run.copy(plan.path.source)
         return Step(
             run,
             f"{plan.path.source} to {self.target}",
             REQUESTED,
-            new_request(run, plan.path, world.by, utcnow(), plan.hold, bulk=world.request),
+            new_request(run, plan.path, context.by, utcnow(), plan.hold, bulk=context.request),
             size=None if source is None else weight(run, source),
-            row=request_row(run, plan.path, world, plan.hold),
+            row=request_row(run, plan.path, context, plan.hold),
         )
 
-    def plan(self, run: Run, world: ActContext) -> PlannedCopy:
+    def plan(self, run: Run, context: ActContext) -> PlannedCopy:
         """Decide about the request for one run.
 
         Raises `NothingToDo` if the run has no such copy, has the wanted one already, or a rule is
         against it; `ConfigError` if the sites cannot serve it.
         """
         refused: NothingToDo | ConfigError | None = None
-        for source in self._sources(run, world):
+        for source in self._sources(run, context):
             try:
-                return self._from(run, source, world)
+                return self._from(run, source, context)
             except (NothingToDo, ConfigError) as why:
                 # Of several sources the best has the reason that matters.
                 refused = refused or why
         raise refused or NothingToDo(f"{run} has no good copy of {self.data} data elsewhere", GONE)
 
-    def _sources(self, run: Run, world: ActContext) -> list[Copy]:
-        target = world.sites.get(self.target)
+    def _sources(self, run: Run, context: ActContext) -> list[Copy]:
+        target = context.sites.get(self.target)
         if self.source is not None:
-            doer_of(world.sites.get(self.source), target)
+            doer_of(context.sites.get(self.source), target)
             found = self.data.copy(run, self.source)
             if found is None:
                 missing = CopyKey(self.data.kind, self.source, self.data.version)
                 raise NothingToDo(f"{run} has no copy: {missing}", GONE)
             return [found]
         wanted = [one for one in run.copies if self.data.means(one.type, one.version)]
-        good = best_sources(wanted, target, world.sites, world.active, utcnow())
+        good = best_sources(wanted, target, context.sites, context.active, utcnow())
         versions = sorted({one.version or "none" for one in good})
         if len(versions) > 1:
             raise Ambiguous(
@@ -151,18 +151,18 @@ class CopyData(CopyRequests):
             )
         return good
 
-    def _from(self, run: Run, source: Copy, world: ActContext) -> PlannedCopy:
-        there, target = world.sites.get(source.host), world.sites.get(self.target)
+    def _from(self, run: Run, source: Copy, context: ActContext) -> PlannedCopy:
+        there, target = context.sites.get(source.host), context.sites.get(self.target)
         key = source.key.at(target.name)
         doer = doer_of(there, target)
         if target.listener and target.directory(key.type, key.version) is None:
             raise ConfigError(f"{target.name} has no directory for {key.type} data in sites.json")
         path = CopyPath(source.key, key)
-        why = why_not(run, path) or _declined(run, path, doer, world)
+        why = why_not(run, path) or _declined(run, path, doer, context)
         if why is not None:
             known = run.copy(key)
             raise NothingToDo(why, GONE if known is None else known.status)
-        return PlannedCopy(path, doer, self._hold(key, target, world.by))
+        return PlannedCopy(path, doer, self._hold(key, target, context.by))
 
     def _hold(self, key: CopyKey, target: Site, by: str) -> Hold | None:
         rule = None if self.keep.is_given else goes_at_once(key, target)
@@ -171,12 +171,12 @@ class CopyData(CopyRequests):
         return self.keep.of_request(key, target, by)
 
 
-def _declined(run: Run, path: CopyPath, doer: Site, world: ActContext) -> str | None:
+def _declined(run: Run, path: CopyPath, doer: Site, context: ActContext) -> str | None:
     try:
-        registry = world.registry(doer.name)
+        registry = context.registry(doer.name)
     except ConfigError:
         return None  # the site has handlers that this machine lacks: only it can decide
-    return declined(run, path, registry, world.sites, utcnow())
+    return declined(run, path, registry, context.sites, utcnow())
 
 
 @frozen
@@ -185,7 +185,7 @@ class WithdrawCopies(CopyData):
 
     kind: ClassVar[str] = ""
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or nothing is requested."""
         there = self.data.copy(run, self.target)
         if there is None:
@@ -196,7 +196,7 @@ class WithdrawCopies(CopyData):
         if self.source not in (None, there.source):
             why = f"{there.key} was requested from {there.source}, not {self.source}"
             raise NothingToDo(why, there.status)
-        return withdrawn(run, there, world)
+        return withdrawn(run, there, context)
 
 
 def doer_of(source: Site, target: Site) -> Site:
@@ -333,8 +333,8 @@ def new_request(
     return update.remembered(target) if target.is_abandoned else update
 
 
-def request_row(run: Run, path: CopyPath, world: ActContext, hold: Hold | None) -> HistoryRow:
+def request_row(run: Run, path: CopyPath, context: ActContext, hold: Hold | None) -> HistoryRow:
     """Return the row of history about a request for a copy."""
     key = path.target
     kept = "" if hold is None else f"held {terms(Copy(key, REQUESTED), hold)}"
-    return world.requested(run, key, kept, source=path.source.host)
+    return context.requested(run, key, kept, source=path.source.host)

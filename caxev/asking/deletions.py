@@ -50,10 +50,10 @@ class Deletions(RequestedAct):
             return DELETING
         return None if _stone(run, request) is None else DONE
 
-    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def withdrawals(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the step that gives the copy its old status back."""
-        copy = _of(run, world.request or "")
-        return [] if copy is None or copy.is_erasing else [withdrawal(run, copy, world)]
+        copy = _of(run, context.request or "")
+        return [] if copy is None or copy.is_erasing else [withdrawal(run, copy, context)]
 
     def size_of(self, run: Run, request: str) -> int:
         """Return the bytes of the copy, as far as they are known."""
@@ -76,7 +76,7 @@ def _of(run: Run, request: str) -> Copy | None:
     return next((one for one, wanted in those if wanted and wanted.bulk == request), None)
 
 
-def withdrawal(run: Run, copy: Copy, world: ActContext) -> Step:
+def withdrawal(run: Run, copy: Copy, context: ActContext) -> Step:
     """Return the step that withdraws an intent. Raises `NothingToDo` if it is too late."""
     wanted = Intent.of(copy)
     if wanted is None:
@@ -84,27 +84,27 @@ def withdrawal(run: Run, copy: Copy, world: ActContext) -> Step:
     # `erasing` is set before the first file goes.
     if copy.is_erasing:
         raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
-    why = f"withdrawn by {world.by}"
-    row = world.row(run, copy.key, What.CANCELLED, f"its deletion, which {wanted.by} requested")
+    why = f"withdrawn by {context.by}"
+    row = context.row(run, copy.key, What.CANCELLED, f"its deletion, which {wanted.by} requested")
     return Step(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()), row=row)
 
 
-def deletion(run: Run, wanted: DeletionPlan, world: ActContext) -> Step:
+def deletion(run: Run, wanted: DeletionPlan, context: ActContext) -> Step:
     """Return the step that writes an intent."""
     copy = wanted.copy
     return Step(
         run,
         str(copy.key),
         f"will {_GOES}",
-        intent(run, wanted, world.sites, utcnow(), bulk=world.request),
+        intent(run, wanted, context.sites, utcnow(), bulk=context.request),
         f"would {_GOES}",
         size=weight(run, copy),
-        row=_row(run, wanted, world),
+        row=_row(run, wanted, context),
     )
 
 
-def _row(run: Run, wanted: DeletionPlan, world: ActContext) -> HistoryRow:
-    return world.requested(run, wanted.copy.key, f"its deletion: {wanted.why}")
+def _row(run: Run, wanted: DeletionPlan, context: ActContext) -> HistoryRow:
+    return context.requested(run, wanted.copy.key, f"its deletion: {wanted.why}")
 
 
 @frozen
@@ -128,34 +128,34 @@ class DeleteCopies(Deletions):
         """Return the copy that is meant. Raises `NothingToDo` if there is none."""
         return copy_at(run, self.data, self.site)
 
-    def decide(self, run: Run, world: ActContext) -> DeletionPlan | Skip | Wait:
+    def decide(self, run: Run, context: ActContext) -> DeletionPlan | Skip | Wait:
         """Decide whether the copy may go. Raises `NothingToDo` if there is none."""
         # Derived data can be made again, so its usual number is 1, and `less` needs none.
-        copy, here = self.copy(run), world.sites.get(self.site)
+        copy, here = self.copy(run), context.sites.get(self.site)
         is_protected = copy.type in here.types.protected
         usual, least = (here.deletion.copies, 1) if is_protected else (1, 0)
         return plan(
             run,
             copy,
             here,
-            world.sites,
+            context.sites,
             now=utcnow(),
-            by=world.by,
+            by=context.by,
             why=self.terms.why or "caxev rm",
             keep=least if self.terms.less else usual,
             by_entries=self.terms.by_entries,
         )
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the copy stays."""
-        decision, copy = self.decide(run, world), self.copy(run)
+        decision, copy = self.decide(run, context), self.copy(run)
         if not isinstance(decision, DeletionPlan):
             raise NothingToDo(decision.why, copy.status)
         # Such an intent would wait until the disk is back, and the person should know.
-        for root, why in world.away(self.site).items():
+        for root, why in context.away(self.site).items():
             if f"{copy.location}".startswith(root.rstrip("/") + "/"):
                 raise NothingToDo(f"{why} (reported by {self.site}'s listener)", copy.status)
-        return deletion(run, decision, world)
+        return deletion(run, decision, context)
 
 
 @frozen
@@ -164,9 +164,9 @@ class WithdrawDeletions(DeleteCopies):
 
     kind: ClassVar[str] = ""
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or there is none."""
-        return withdrawal(run, self.copy(run), world)
+        return withdrawal(run, self.copy(run), context)
 
 
 def copy_at(run: Run, data: DataChoice, site: str) -> Copy:

@@ -27,18 +27,18 @@ class ForgetCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.host}"
 
-    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Decide about a run: each of its entries goes."""
         found = entries_at(run, self.data, self.host)
         found = [one for one in found if self.status in (None, one.status)]
         if not found:
             return [Step(run, self.what, "there is no such entry")]
-        return [self._step(run, copy, world) for copy in found]
+        return [self._step(run, copy, context) for copy in found]
 
-    def _step(self, run: Run, copy: Copy, world: ActContext) -> Step:
+    def _step(self, run: Run, copy: Copy, context: ActContext) -> Step:
         planned = f"would be forgotten: it is {copy.status}"
-        row = world.row(run, copy.key, What.FORGOTTEN, self.why)
-        update = self.update(run, copy, world.by)
+        row = context.row(run, copy.key, What.FORGOTTEN, self.why)
+        update = self.update(run, copy, context.by)
         return Step(run, str(copy.key), "forgotten", update, planned, row=row)
 
     def update(self, run: Run, copy: Copy, by: str) -> RunUpdate:

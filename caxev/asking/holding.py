@@ -61,14 +61,14 @@ class HoldCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
         copy, now = self.data.copy(run, self.site), utcnow()
         if copy is None:
             return Step(run, self.what, "there is no such copy", ok=False)
-        mine = self.keep.hold(copy.status, world.by)
+        mine = self.keep.hold(copy.status, context.by)
         others = [one for one in standing(copy, now) if one.by != mine.by]
-        row = world.row(run, copy.key, What.HELD, terms(copy, mine))
+        row = context.row(run, copy.key, What.HELD, terms(copy, mine))
         return _written(run, copy, [*others, mine], words(copy, mine), row)
 
 
@@ -84,19 +84,19 @@ class ReleaseCopies(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def step(self, run: Run, world: ActContext) -> Step:
+    def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
         copy = self.data.copy(run, self.site)
         left = [] if copy is None else standing(copy, utcnow())
         if copy is None or not left:
             return Step(run, self.what, "nobody holds it", ok=False)
-        stays = [] if self.everybody else [one for one in left if one.by != world.by]
+        stays = [] if self.everybody else [one for one in left if one.by != context.by]
         still = f"{words(copy, stays[0])}: --all ends that, too" if stays else ""
         if stays == left:
             return Step(run, str(copy.key), still, ok=False)
-        gone = [one.by for one in left if one not in stays and one.by != world.by]
+        gone = [one.by for one in left if one not in stays and one.by != context.by]
         ended = ", ".join(dict.fromkeys(gone))
-        row = world.row(run, copy.key, What.RELEASED, f"the hold of {ended}" if ended else "")
+        row = context.row(run, copy.key, What.RELEASED, f"the hold of {ended}" if ended else "")
         return _written(run, copy, stays, f"released; still {still}" if still else "released", row)
 
 

@@ -34,13 +34,13 @@ class Readings(RequestedAct):
             return WAITING
         return DONE if all(one.status == TRANSFERRED for one in copies) else FAILED
 
-    def withdrawals(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def withdrawals(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the steps that take the request out of the entries that have not answered it."""
-        request = world.request or ""
+        request = context.request or ""
         for copy in _asked(run, request):
             if request not in copy.answered:
                 left = [one._asdict() for one in copy.asked if one.id != request]
-                row = world.row(run, copy.key, What.CANCELLED, "a reading of it")
+                row = context.row(run, copy.key, What.CANCELLED, "a reading of it")
                 update = RunUpdate.replace(run, copy, check_asked=left)
                 yield Step(run, str(copy.key), "withdrawn", update, row=row)
 
@@ -55,10 +55,10 @@ def _asked(run: Run, request: str) -> Iterator[Copy]:
             yield copy
 
 
-def reading(run: Run, copy: Copy, world: ActContext) -> Step:
+def reading(run: Run, copy: Copy, context: ActContext) -> Step:
     """Return the step that has a copy read again."""
-    update = RunUpdate.ask(run, copy, world.request or new_id(), utcnow())
-    row = world.requested(run, copy.key, "a reading of it")
+    update = RunUpdate.ask(run, copy, context.request or new_id(), utcnow())
+    row = context.requested(run, copy.key, "a reading of it")
     state = "be read again"
     size = weight(run, copy)
     return Step(run, str(copy.key), f"will {state}", update, f"would {state}", size=size, row=row)
@@ -75,18 +75,18 @@ class ReadCopies(Readings):
     def what(self) -> str:
         return f"good copies {evolve(self.copies, status=TRANSFERRED)}".rstrip()
 
-    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Decide about a run: each of its copies that is meant is read."""
         pattern = evolve(self.copies, status=TRANSFERRED)
         found = [one for one in run.copies if pattern.means(one)]
         if not found:
             return [Step(run, self.what, "there is no such good copy", ok=None)]
-        return [_readable(run, one, world) for one in found]
+        return [_readable(run, one, context) for one in found]
 
 
-def _readable(run: Run, copy: Copy, world: ActContext) -> Step:
-    if world.sites.find(copy.host) is None:
+def _readable(run: Run, copy: Copy, context: ActContext) -> Step:
+    if context.sites.find(copy.host) is None:
         return Step(run, str(copy.key), f"{copy.host} is not a site of sites.json", ok=None)
     if copy.location is None:
         return Step(run, str(copy.key), "it has no location", ok=None)
-    return reading(run, copy, world)
+    return reading(run, copy, context)

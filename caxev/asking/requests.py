@@ -176,9 +176,9 @@ class _TakingBack(RequestedAct):
 
     act: RequestedAct
 
-    def steps(self, run: Run, world: ActContext) -> list[Step]:
+    def steps(self, run: Run, context: ActContext) -> list[Step]:
         """Return the steps that take back what no listener has begun."""
-        return list(self.act.withdrawals(run, world))
+        return list(self.act.withdrawals(run, context))
 
 
 # -- following one --------------------------------------------------------------------------------

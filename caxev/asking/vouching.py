@@ -37,19 +37,19 @@ class VouchFor(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
-    def steps(self, run: Run, world: ActContext) -> Iterable[Step]:
+    def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the mark, and then what has every other copy judged again by its own site.
 
         Raises `NothingToDo` if the copy cannot be the one by which others are judged.
         """
-        same, now = same_bytes(world.sites), utcnow()
+        same, now = same_bytes(context.sites), utcnow()
         copy = copy_at(run, self.data, self.site)
         if copy not in voters(run, copy.key, same):
             raise NothingToDo(f"{copy.key} is bad or has no digest yet: it cannot be vouched for")
-        mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": world.by, "at": now}})
+        mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": context.by, "at": now}})
         state = f"{copy.key} of {run} is now the reference; the other copies are compared with it"
         reason = f"the others are compared with it{f': {self.why}' if self.why else ''}"
-        row = world.row(run, copy.key, What.VOUCHED, reason)
+        row = context.row(run, copy.key, What.VOUCHED, reason)
         yield Step(run, self.what, state, mark, row=row)
         # The mark first: the judgements that these writes trigger must find it.
         for update in again(run, copy, same, now):

@@ -159,7 +159,7 @@ class CopyCommand:
         """Write the request; return what it is, and the site whose listener serves it."""
         run = await self._find(asker.database)
         step = await asker.carry_out_one(self.act, run.id)
-        plan = self.act.plan(step.run, await asker.world(self.act))
+        plan = self.act.plan(step.run, await asker.context(self.act))
         self.source = plan.path.source.host
         self._announce(plan)
         return plan.path, plan.doer.name

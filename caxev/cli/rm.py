@@ -118,7 +118,7 @@ async def _planned(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str
     """Return what would happen to the copy of the run that is named."""
     found = await runs.find_one(asker.database)
     run = (await asker.database.runs([found.id]))[found.id]
-    return _row(run, act.copy(run), act.decide(run, await asker.world(act)))
+    return _row(run, act.copy(run), act.decide(run, await asker.context(act)))
 
 
 async def _acted(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, Any]:

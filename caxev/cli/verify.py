@@ -109,12 +109,12 @@ class Verification:
     deep: bool
     request: str | None = None
     any_bad: bool = field(init=False, default=False)
-    _world: ActContext = field(init=False)
+    _context: ActContext = field(init=False)
 
     async def rows(self, database: Database, choice: RunChoice) -> AsyncIterator[Mapping[str, Any]]:
         """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""
-        self._world = await options().asker(database).world(ReadCopies(), self.request)
-        self.sites = self._world.sites
+        self._context = await options().asker(database).context(ReadCopies(), self.request)
+        self.sites = self._context.sites
         now = utcnow()
         async with aclosing(choice.each(database)) as runs:
             async for run in runs:
@@ -145,7 +145,7 @@ class Verification:
 
     async def _ask(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
         """Request that the copy's site, or the one responsible for it, reads it again."""
-        step = reading(run, copy, self._world)
+        step = reading(run, copy, self._context)
         assert step.update is not None
         (fitted,) = await database.write_asked([(step.update, step.row)], utcnow())
         if not fitted:
