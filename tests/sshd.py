@@ -167,18 +167,32 @@ def running(directory: Path, more: str = "") -> Iterator[Server]:
     (directory / "home").mkdir(exist_ok=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    port = free_port()
-    (directory / "config").write_text(_CONFIG.format(port=port, directory=directory) + more)
-    write_known_hosts(directory, port)
-    with (directory / "log").open("wb") as log:
-        command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    server = Server(directory, port, process)
+    server = _started(directory, more)
     try:
-        _wait_until_up(server)
         yield server
     finally:
         server.stop()
+
+
+def _started(directory: Path, more: str) -> Server:
+    """A server that listens: its port could have been taken before it had it."""
+    for left in (2, 1, 0):
+        port = free_port()
+        (directory / "config").write_text(_CONFIG.format(port=port, directory=directory) + more)
+        write_known_hosts(directory, port)
+        with (directory / "log").open("wb") as log:
+            command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        server = Server(directory, port, process)
+        try:
+            _wait_until_up(server)
+        except RuntimeError:
+            server.stop()
+            if not left:
+                raise
+        else:
+            return server
+    raise AssertionError
 
 
 def make_key(path: Path) -> None:
@@ -206,16 +220,11 @@ def free_port() -> int:
 
 
 def _wait_until_up(server: Server) -> None:
+    """Wait until it listens by its own word: at its port another server could answer."""
     deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", server.port), 1) as connection:
-                if connection.recv(4) == b"SSH-":
-                    return
-        except OSError:
-            pass
+    while b"Server listening on" not in (log := (server.directory / "log").read_bytes()):
         if server.process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("sshd did not start: " + (server.directory / "log").read_text())
+            raise RuntimeError(f"sshd did not start: {log.decode(errors='replace')}")
         time.sleep(0.02)
 
 
