@@ -560,13 +560,13 @@ async def test_what_is_requested_is_kept_while_it_is_held(sshd: Server) -> None:
         target = lab.sites.get("lngs")
         usual = Keep().of_request(CopyKey("raw", "lngs"), target, "me@here")
         runs = []
-        for hold in (usual, usual, None):
+        for hold in [usual] * 6 + [None]:
             run = await lab.new_run(at="chicago", start=lab.now() - 1000 * DAY)
             run = await lab.put(run, "stockholm")
             runs.append(await requested(lab, run, hold=hold))
         await lab.settle()
         *kept, spared = [await lab.look(run) for run in runs]
-        assert [status_at(run, "lngs") for run in kept] == ["transferred"] * 2
+        assert [status_at(run, "lngs") for run in kept] == ["transferred"] * 6
         assert status_at(spared, "lngs") is None
         assert all(lab.path(run, "lngs").exists() for run in kept)
         ends = [(copy_at(run, "lngs").arrived_at or NOW) + 30 * DAY for run in kept]

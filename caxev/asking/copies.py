@@ -72,16 +72,11 @@ class CopyRequests(RequestedAct):
     def size_of(self, run: Run, request: str) -> int:
         """Return the copy's bytes."""
         copy = _of(run, request)
-        return 0 if copy is None else weight(run, copy) or 0
+        return 0 if copy is None else run.size_of(copy) or 0
 
 
 def _of(run: Run, request: str) -> Copy | None:
     return next((one for one in run.copies if one.bulk == request), None)
-
-
-def weight(run: Run, copy: Copy) -> int | None:
-    """Return a copy's bytes, if they are known."""
-    return copy.size or (run.raw_size if copy.type == "raw" else None)
 
 
 def withdrawn(run: Run, copy: Copy, context: ActContext) -> Step:
@@ -114,7 +109,7 @@ class CopyData(CopyRequests):
             f"{plan.path.source} to {self.target}",
             REQUESTED,
             new_request(run, plan.path, context.by, utcnow(), plan.hold, bulk=context.request),
-            size=None if source is None else weight(run, source),
+            size=None if source is None else run.size_of(source),
             row=request_row(run, plan.path, context, plan.hold),
         )
 

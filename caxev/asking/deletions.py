@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from caxev.asking.base import DONE, ActContext, DataChoice, RequestedAct, Step
-from caxev.asking.copies import weight
 from caxev.copies.deletion import Intent, intent, withdraw
 from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
@@ -59,7 +58,7 @@ class Deletions(RequestedAct):
         """Return the bytes of the copy, as far as they are known."""
         copy, stone = _of(run, request), _stone(run, request) or {}
         if copy is not None:
-            return weight(run, copy) or 0
+            return run.size_of(copy) or 0
         size = stone.get("size")
         return size if isinstance(size, int) else 0
 
@@ -98,7 +97,7 @@ def deletion(run: Run, wanted: DeletionPlan, context: ActContext) -> Step:
         f"will {_GOES}",
         intent(run, wanted, context.sites, utcnow(), bulk=context.request),
         f"would {_GOES}",
-        size=weight(run, copy),
+        size=run.size_of(copy),
         row=_row(run, wanted, context),
     )
 

@@ -12,7 +12,6 @@ from typing import ClassVar
 from attrs import evolve, field, frozen
 
 from caxev.asking.base import DONE, FAILED, ActContext, RequestedAct, Step
-from caxev.asking.copies import weight
 from caxev.core.clock import utcnow
 from caxev.core.history import What
 from caxev.core.model import TRANSFERRED, Copy, Run, new_id
@@ -46,7 +45,7 @@ class Readings(RequestedAct):
 
     def size_of(self, run: Run, request: str) -> int:
         """Return the bytes that are read."""
-        return sum(weight(run, one) or 0 for one in _asked(run, request))
+        return sum(run.size_of(one) or 0 for one in _asked(run, request))
 
 
 def _asked(run: Run, request: str) -> Iterator[Copy]:
@@ -60,7 +59,7 @@ def reading(run: Run, copy: Copy, context: ActContext) -> Step:
     update = RunUpdate.ask(run, copy, context.request or new_id(), utcnow())
     row = context.requested(run, copy.key, "a reading of it")
     state = "be read again"
-    size = weight(run, copy)
+    size = run.size_of(copy)
     return Step(run, str(copy.key), f"will {state}", update, f"would {state}", size=size, row=row)
 
 

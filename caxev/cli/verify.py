@@ -18,7 +18,6 @@ import trio
 from attrs import define, field
 
 from caxev.asking.base import ActContext, ActPlan
-from caxev.asking.copies import weight
 from caxev.asking.readings import ReadCopies, reading
 from caxev.asking.requests import keep
 from caxev.cli.command import command
@@ -91,7 +90,7 @@ async def _planned(asker: Asker, choice: RunChoice) -> tuple[ActPlan, list[RunId
     async with aclosing(choice.each(asker.database)) as runs:
         async for run in runs:
             copies = [one for one in run.copies if choice.selection.means_copy(one, now)]
-            plan.add("read and compared", sum(weight(run, one) or 0 for one in copies))
+            plan.add("read and compared", sum(run.size_of(one) or 0 for one in copies))
             sites = [asker.sites.find(one.host) for one in copies if one.location is not None]
             if any(site is not None and not is_here(site) for site in sites):
                 asked.append(run.id)
