@@ -185,6 +185,15 @@ class Leases(Sites, Reactions, History, Schema):
         # Only our own: if another process has taken over, its lease must stay.
         await self._ledger.update_one(lease.held, [{"$set": {"expires": "$$NOW"}}])
 
+    @operation
+    async def release_of_dead(self, site: str) -> None:
+        """End the lease of a process that is known to be dead, with what it left open."""
+        former = await self._predecessor(site)
+        if former is not None:
+            # First: a transaction that it was killed in may hold the site's document locked.
+            await self._end_session(former.get("lsid"))
+            await self._ledger.update_one({"_id": site}, [{"$set": {"expires": "$$NOW"}}])
+
 
 def _prolonged(lease_time: float, state: Document) -> Document:
     return {

@@ -364,6 +364,15 @@ def _finished(runs: Sequence[Run], wanted: int) -> bool:
     return len(ends) >= wanted
 
 
+async def _settled(database: Database) -> None:
+    """Wait until nothing runs and nothing is due soon."""
+    while True:
+        # Before the look: the last changes may not have come to all listeners yet.
+        await trio.sleep(SETTLING)
+        if not await _unfinished(database):
+            return
+
+
 async def _unfinished(database: Database) -> list[tuple[Reaction, dict[str, Any]]]:
     """Return the reactions that run or are due soon; others wait for a time, such as an age."""
     soon = utcnow() + timedelta(seconds=PATIENCE)
@@ -390,6 +399,8 @@ def _progress(reactions: Sequence[tuple[Reaction, Mapping[str, Any]]]) -> dict[s
 
 
 async def _summary(world: World, database: Database, seconds: float) -> dict[str, Any]:
+    with trio.move_on_after(PATIENCE):
+        await _settled(database)
     runs = await database.select(Selection(), utcnow())
     copies = [copy for one in runs for copy in one.copies]
     everywhere = [copy for copy in copies if copy.type == "raw"]
@@ -398,7 +409,6 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     pages = [page async for page in database.history_pages(HistorySearch())]
     done = [row for page in pages for row in page if row.event is not None]
     waits = [1000 * row.waited for row in done if row.waited is not None]
-    await trio.sleep(SETTLING)
     # Counted by the server itself, while all listeners idle: an event-driven program makes none.
     before = await trio.to_thread.run_sync(_queries, world)
     await trio.sleep(IDLE)

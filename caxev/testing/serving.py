@@ -24,7 +24,7 @@ from caxev import aio
 from caxev.config import Settings, Sites, load_sites
 from caxev.core.clock import clock
 from caxev.core.registry import Handler, Registry, recorded
-from caxev.database import Database, Lease, open_database
+from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import serve_leases
 from caxev.engine.options import Options
@@ -89,18 +89,11 @@ async def serve_apart(bench: Bench, database: Database, site: str, crash: str = 
     killed = done.returncode == -signal.SIGKILL
     if killed:
         # So that the next turn need not wait for the dead listener's lease to run out.
-        await _expire(database, site)
+        await database.release_of_dead(site)
     elif done.returncode:
         raise RuntimeError(f"the listener failed:\n{done.stderr.decode(errors='replace')}")
     # Each once, in order: handlers pass a point for every run.
     return ListenerEnd(killed, tuple(dict.fromkeys(points)))
-
-
-async def _expire(database: Database, site: str) -> None:
-    """End the lease of a process that is known to be dead."""
-    record = await database.site_record(site)
-    if record is not None:
-        await database.release(Lease(site, record.epoch, OWNER))
 
 
 def _order(bench: Bench, site: str) -> dict[str, object]:
