@@ -12,18 +12,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, TypeVarTuple
 
-import trio
-
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# trio_asyncio is imported only where it is used: it replaces functions of asyncio for the whole
-# process, and worker processes, which have loops of their own, need none of that.
+# trio and trio_asyncio are imported only where they are used: worker processes, which have loops of
+# asyncio's own, start sooner without. And trio_asyncio replaces functions of asyncio for the whole
+# process.
 
 
 @asynccontextmanager
 async def loop() -> AsyncIterator[None]:
     """Run an asyncio loop inside trio's for as long as the block lasts."""
+    import trio
     import trio_asyncio
     from trio_asyncio import _base
 
@@ -49,6 +49,7 @@ async def call(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     On cancellation the asyncio side is cancelled and waited for; if it completes all the same, its
     result is returned.
     """
+    import trio
     import trio_asyncio
 
     await trio.lowlevel.checkpoint_if_cancelled()

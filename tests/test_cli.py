@@ -206,6 +206,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert "no such run" in run.stdout
 
 
+@pytest.mark.parametrize("module", ["caxev.engine.worker", "caxev.transfer.receive"])
+def test_what_others_wait_for_imports_little(module: str) -> None:
+    """A worker process, and the far end of a transfer, start without what they may not need."""
+    heavy = {"asyncssh", "caxev.author", "caxev.config", "cattrs", "pymongo", "trio"}
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_every_command_has_help(caxev: Caxev) -> None:
     """The help of every command and group works, and shows an example."""
     for names, _ in every_command():

@@ -46,8 +46,9 @@ from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identit
 from caxev.handlers import checksum as verify
 from caxev.handlers import deletion, repair, stalled, transfer
 from caxev.handlers.judge import quarantine
-from caxev.transfer import Route, Traffic, links
+from caxev.transfer import Route, links
 from caxev.transfer.carrying import STALLED, TransferPlan
+from caxev.transfer.traffic import Traffic
 from tests import strategies as make
 from tests.places import vouched
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import program
 from caxev.config import Link
-from caxev.transfer import Traffic
+from caxev.transfer.traffic import Traffic
 
 MANY = 1 << 30
 

@@ -24,7 +24,6 @@ from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from caxev import failpoints
 from caxev.core.clock import Clock, clock
-from caxev.core.registry import OF_FILES
 from caxev.logs import begin_relayed
 
 HEADER: Final = struct.Struct(">Q")
@@ -147,8 +146,7 @@ def _die() -> NoReturn:
 
 def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Returned | Raised:
     try:
-        if OF_FILES.encode() in message:  # not before it is needed: it takes time
-            _load(files)
+        _load(files, message)
         task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
         return Returned(_run(task, report))
     except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the task
@@ -157,11 +155,17 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
         sys.stdout.flush()
 
 
-def _load(files: tuple[str, ...]) -> None:
-    from caxev.config import load_file
+def _load(files: tuple[str, ...], message: bytes) -> None:
+    """Load the handler files if the task names what is in them."""
+    if not files:
+        return
+    from caxev.core.registry import OF_FILES  # not before it is needed: it takes time
 
-    for file in files:
-        load_file(file)
+    if OF_FILES.encode() in message:
+        from caxev.config import load_file  # the same
+
+        for file in files:
+            load_file(file)
 
 
 def _run(task: Task, report: Callable[[int, int], None]) -> object:

@@ -8,20 +8,18 @@ method's name in the entry point group ``caxev.transfer``.
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from caxev.config import Site
-from caxev.config.plugins import installed
 from caxev.core.errors import GiveUp
 from caxev.files import Manifest, Moved, Report
 from caxev.transfer.base import Mover, Route
-from caxev.transfer.traffic import Traffic
+
+if TYPE_CHECKING:
+    from caxev.config import Site
 
 __all__ = [
     "Mover",
     "Route",
-    "Traffic",
     "check",
     "manifest",
     "methods",
@@ -31,7 +29,8 @@ __all__ = [
     "unserved",
 ]
 
-# Import paths and not classes: a worker process imports only the mover that it runs.
+# Import paths and not classes: a worker process imports only the mover that it runs. Nor is what
+# reads sites.json imported here: `receive`, for whose start another site waits, needs none of it.
 _OURS: Final = {
     "sftp": "caxev.transfer.ssh:SshMover",
     "scp": "caxev.transfer.ssh:SshMover",
@@ -46,6 +45,8 @@ _GROUP: Final = "caxev.transfer"
 
 def methods() -> frozenset[str]:
     """Return the methods that have a mover, third parties' included."""
+    from caxev.config.plugins import installed
+
     return frozenset(_OURS) | installed(_GROUP)
 
 
@@ -64,6 +65,8 @@ def mover(method: str) -> Mover:
         module, name = _OURS[method].split(":")
         ours: Mover = getattr(importlib.import_module(module), name)()
         return ours
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=_GROUP, name=method):
         theirs: Mover = point.load()()
         return theirs

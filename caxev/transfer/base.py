@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
-from caxev.config import Site
 from caxev.files import (
     Confined,
     Manifest,
@@ -18,6 +17,9 @@ from caxev.files import (
     to_nobody,
     wrong_below,
 )
+
+if TYPE_CHECKING:
+    from caxev.config import Site
 
 
 @frozen
