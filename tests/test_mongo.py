@@ -1079,17 +1079,17 @@ async def test_a_document_as_id_is_passed_over(database: Named, runs: Runs) -> N
         runs.insert_one({"_id": {"a": 1}, "data": [entry()]})
         last = (await added(db)).id
         assert (await follow(db, stream, last))[0] == [first, last]
-        assert (await db.page(SITE, None))[0] == [first, last]
+        assert (await db.page(SITE, None))[0] == [last, first]
 
 
 # -- looks and pages --------------------------------------------------------------------------
 
 
 async def paged(db: Database, site: str = SITE) -> list[Any]:
-    found, (ids, after) = [], await db.page(site, None)
+    found, (ids, before) = [], await db.page(site, None)
     found += ids
-    while after is not None:
-        ids, after = await db.page(site, after)
+    while before is not None:
+        ids, before = await db.page(site, before)
         found += ids
     return found
 

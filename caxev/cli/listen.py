@@ -225,12 +225,12 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
         {"event": None, "handler": request.handler, "why": _requested(request)}
         for request in await database.pending(site)
     ]
-    after, more = None, True
+    before, more = None, True
     while more:
-        ids, after = await database.page(site, after)
+        ids, before = await database.page(site, before)
         looked = await database.snapshot(site, ids, watched=registry.watched)
         rows += new_reactions(registry, looked)
-        more = after is not None
+        more = before is not None
     return await _labelled(database, rows)
 
 

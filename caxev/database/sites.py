@@ -54,12 +54,13 @@ class Gap:
 
 @frozen
 class Scanning:
-    """A scan of all runs that is not complete: it goes on after this run; None: from the start.
+    """A scan of all runs that is not complete.
 
+    It goes on with the runs before this one, that is older ones; None: with the newest.
     `runs`: how many it has compared so far.
     """
 
-    after: RunId | None = None
+    before: RunId | None = None
     runs: int = 0
 
 
@@ -159,10 +160,10 @@ def _scanning_from(value: object) -> Scanning | None:
         return None
     # Whatever else stands there, a scan was begun: from the start is always right.
     row: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
-    after, runs = row.get("after"), row.get("runs")
-    if after is None or not is_plain(after):
+    before, runs = row.get("before"), row.get("runs")
+    if before is None or not is_plain(before):
         return Scanning()
-    return Scanning(after, runs if isinstance(runs, int) else 0)
+    return Scanning(before, runs if isinstance(runs, int) else 0)
 
 
 def _gaps_from(row: Row) -> tuple[Gap, ...]:
@@ -246,7 +247,7 @@ class Sites(Connection):
 
     @operation
     async def begin_scan(self, lease: Lease, start: Timestamp | None, gap: Gap | None) -> None:
-        """Note that all runs are to be scanned, from the first one on.
+        """Note that all runs are to be scanned, from the newest one on.
 
         From now on the stream goes on at `start`, if given: what changes during the scan comes by
         it. `gap` is what the scan makes up for. Raises `LeaseLost`.
@@ -268,7 +269,7 @@ class Sites(Connection):
         await guard(
             self._ledger,
             lease,
-            fields={"scanning": {"after": scanning.after, "runs": scanning.runs}},
+            fields={"scanning": {"before": scanning.before, "runs": scanning.runs}},
         )
         point("database.scanning.page")
 

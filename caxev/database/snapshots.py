@@ -171,20 +171,23 @@ class Recording(Sites, Quarantine):
         return {row["_id"]["r"]: sets.get(row.get("by"), frozenset()) for row in rows}
 
     @operation
-    async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
-        """Return a page of run ids, and the `after` with which to ask for the next page, or None.
+    async def page(self, site: str, before: RunId | None) -> tuple[list[RunId], RunId | None]:
+        """Return a page of run ids, and the `before` with which to ask for the next page, or None.
 
-        Runs that the site has seen but that are no longer stored are among them, so that a scan
-        also finds what was deleted.
+        The newest come first: a site that starts looks at the runs of today first. Runs that the
+        site has seen but that are no longer stored are among them, so that a scan also finds what
+        was deleted.
         """
-        low: Any = MinKey() if after is None else after
-        # By the index's bounds: a filter would stop at ids of another type.
-        cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).min([("_id", low)])
-        ids = [row["_id"] for row in await cursor.limit(PAGE + 1).to_list(None)]
-        more = ids.pop() if len(ids) > PAGE else None
+        cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).sort("_id", -1)
+        if before is not None:
+            # By the index's bounds: a filter would stop at ids of another type.
+            cursor = cursor.max([("_id", before)])
+        ids = [row["_id"] for row in await cursor.limit(PAGE).to_list(None)]
+        more = ids[-1] if len(ids) == PAGE else None
         # As far as this page goes, so that each run that was seen is on exactly one page.
-        high = MaxKey() if more is None else more
-        bounds = {"$gt": _key(site, low), "$lte": _key(site, high)}
+        low: Any = MinKey() if more is None else more
+        high: Any = MaxKey() if before is None else before
+        bounds = {"$gte": _key(site, low), "$lt": _key(site, high)}
         rows = await self._ledger.find({"_id": bounds}, {"_id": 1}).to_list(None)
         keys = [row["_id"] for row in rows]
         seen = [key["r"] for key in keys if "r" in key and is_plain(key["r"])]

@@ -87,12 +87,12 @@ class Requests:
         self.recorder.intake.look_again()
 
     async def _replay(self, request: Request) -> None:
-        after, ids = None, list(request.runs or ())
+        before, ids = None, list(request.runs or ())
         while True:
             if request.runs is None:
-                ids, after = await self.context.database.page(self.context.lease.site, after)
+                ids, before = await self.context.database.page(self.context.lease.site, before)
             await self._fire_again(ids, request)
-            if after is None:
+            if before is None:
                 return
 
     async def _fire_again(self, ids: Sequence[RunId], request: Request) -> None:

@@ -236,7 +236,7 @@ class Watcher:
     # -- scans --------------------------------------------------------------------------------
 
     async def begin_scan(self, *, gap: Gap | None = None, restart: bool = False) -> None:
-        """Have all runs scanned from the first one on. With `restart`, stream on from now."""
+        """Have all runs scanned from the newest one on. With `restart`, stream on from now."""
         database, lease = self.context.database, self.context.lease
         # One that is under way must not note its place after this.
         async with self._scan_noting:
@@ -267,18 +267,18 @@ class Watcher:
         number = self._scans
         database, lease = self.context.database, self.context.lease
         meter = ScanMeter(await database.estimated_runs(), scanning.runs)
-        after, runs = scanning.after, scanning.runs
+        before, runs = scanning.before, scanning.runs
         while True:
-            ids, after = await database.page(lease.site, after)
+            ids, before = await database.page(lease.site, before)
             await self.recorder.snapshot(dict.fromkeys(ids, utcnow()))
             runs += len(ids)
             async with self._scan_noting:
                 if number != self._scans:
                     return  # history was lost again, or somebody asked for another scan
-                if after is None:
+                if before is None:
                     await database.finish_scan(lease, utcnow(), self.context.registry.watched)
                     break
-                await database.note_scanned(lease, Scanning(after, runs))
+                await database.note_scanned(lease, Scanning(before, runs))
             if (line := meter.line(runs, trio.current_time())) is not None:
                 logger.info("{}", line)
         logger.info("scanned {} runs", runs)
