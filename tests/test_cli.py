@@ -951,7 +951,7 @@ async def _listening(db: Any) -> bool:
 
 
 async def _no_requests(db: Any) -> bool:
-    return not await db.pending("lngs")
+    return not (await db.waiting("lngs"))[0]
 
 
 @pytest.mark.replicaset

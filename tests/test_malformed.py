@@ -233,7 +233,7 @@ async def _goes_on(database: Named) -> None:
 
 async def _is_done(db: Database, run: Any) -> bool:
     found = [one for one in await engine.reactions(db, SITE) if one.run == run]
-    asked = [one for one in await db.pending(SITE) if one.kind == "scan"]
+    asked = [one for one in (await db.waiting(SITE))[1] if one.kind == "scan"]
     return [reaction.state.value for reaction in found] == ["done"] and not asked
 
 

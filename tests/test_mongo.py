@@ -68,6 +68,8 @@ from caxev.database import (
     Scanning,
     Stream,
     open_database,
+    reactions,
+    run_queries,
 )
 from caxev.database.runs import GIVEN_UP_KEPT, snapshot_projection
 from caxev.files import Manifest
@@ -138,6 +140,57 @@ async def racing(number: int, function: Callable[[int], Awaitable[Any]]) -> list
         for i in range(number):
             nursery.start_soon(one, i)
     return results
+
+
+# -- as many as people like -------------------------------------------------------------------
+
+
+async def test_requests_are_read_one_at_a_time(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """However many wait: the oldest that can be read; lists have their number, not their runs."""
+    ids = [ObjectId() for _ in range(3)]
+    parts = [Request("replay", tuple(ids[:2]), bulk="all"), Request("replay", (), bulk="all")]
+    async with engine.opened(database) as db:
+        server.caxev_requests.insert_one({"site": SITE, "kind": 7})
+        for request in (*parts, Request("replay")):
+            await db.add_request(SITE, request, "me", utcnow())
+        more = Request("replay", tuple(ids[1:]), bulk="all")
+        await db.add_request("chicago", more, "me", utcnow())
+        oldest = await db.next_request(SITE)
+        assert oldest is not None
+        assert oldest.runs == tuple(ids[:2])
+        assert await db.next_request("depot") is None
+        number, shown = await db.waiting(SITE, 3)
+        assert (number, [one.runs for one in shown]) == (4, [2, 0])
+        number, shown = await db.waiting(SITE)
+        assert (number, [one.runs for one in shown]) == (4, [2, 0, None])
+        waits, back = await db.parts_of("all")
+        assert (waits.number, waits.runs, back.number) == (3, set(ids), 0)
+        assert await db.take_back("all", utcnow()) == 3
+        waits, back = await db.parts_of("all")
+        assert (waits.number, back.number, back.runs) == (0, 3, set(ids))
+
+
+async def test_what_is_held_or_waits_is_read_in_pages(
+    database: Named, server: MongoDatabase[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither all runs that people hold, nor all that waits for a site, is in memory at once."""
+    monkeypatch.setattr(run_queries, "PAGE", 2)
+    monkeypatch.setattr(reactions, "_AT_A_TIME", 2)
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        holds = [{"by": "me", "at": utcnow()}]
+        runs = [await added(db, entry(holds=holds)) for _ in range(3)]
+        await added(db, entry())
+        pages = [page async for page in db.held()]
+        assert [len(page) for page in pages] == [2, 1]
+        assert {run.id for page in pages for run in page} == {run.id for run in runs}
+        await db.ingest(lease, Ingest({}, [reaction_of(run, lease) for run in runs]), utcnow())
+        waits = {"handler": {"$exists": True}}
+        server.caxev_ledger.update_many(waits, {"$set": {"hindered": utcnow()}})
+        found = [len(page) async for page in db.hindered(SITE)]
+        assert found == [2, 1]
 
 
 # -- updates of runs --------------------------------------------------------------------------
@@ -622,7 +675,8 @@ async def test_a_deposed_process_raises_and_writes_nothing(
         run = await added(one, entry())
         running, free = await owed(one, run, old, claimed=1, free=1)
         await one.add_request(SITE, Request("scan"), "me", utcnow())
-        (request,) = await one.pending(SITE)
+        request = await one.next_request(SITE)
+        assert request is not None
         await taken(other, "other", 60.0)
         now = utcnow()
         changing = RunUpdate.change_copy(run, run.copies[0], "transferred")

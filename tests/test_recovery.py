@@ -555,7 +555,7 @@ async def test_a_scan_finds_what_the_stream_did_not_say(database: Named) -> None
 
 
 async def _served(db: Database) -> bool:
-    return not await db.pending(SITE)
+    return not (await db.waiting(SITE))[0]
 
 
 # -- bad runs ---------------------------------------------------------------------------------

@@ -197,6 +197,10 @@ def test_what_people_asked_for_is_shown(page: Page, server: Server) -> None:
     asked = {"site": "lngs", "kind": "replay", "by": "me@host", "at": datetime.now(UTC)}
     request = server.caxev_requests.insert_one(asked).inserted_id
     page.until(lambda: "me@host" in page.get("/requests").text)
+    asked = {"site": "lngs", "kind": "scan", "at": datetime.now(UTC)}
+    server.caxev_requests.insert_many([dict(asked) for _ in range(200)])
+    page.until(lambda: "and 1 more" in page.get("/requests").text)
+    server.caxev_requests.delete_many({"kind": "scan"})
     server.caxev_requests.delete_one({"_id": request})
     page.until(lambda: "No listener has a request" in page.get("/requests").text)
     hold = {"by": "you@host", "why": "a talk", "at": datetime.now(UTC)}

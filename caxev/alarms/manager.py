@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import aclosing
 from random import random
 from typing import Final
 
@@ -196,8 +197,10 @@ class AlarmManager(Alarms):
         for key in self._active_keys(UNCANCELLABLE):
             self.clear(key)  # it has ended with its process
         if refusals := self._active_keys(REFUSED):
-            awaited = {refused_key(one) for one in await self.database.hindered(site)}
-            for key in refusals - awaited:
+            async with aclosing(self.database.hindered(site)) as pages:
+                async for page in pages:
+                    refusals -= {refused_key(one) for one in page}
+            for key in refusals:
                 self.clear(key)
         standing = await self.database.standing_keys(key.removeprefix(PARKED) for key in about)
         failures = [reaction for reaction in failures if not self._is_active(parked_key(reaction))]

@@ -208,11 +208,9 @@ async def _progress_of_listeners(
     """Return how many runs, or sites, no listener has still to look at."""
     waits, back = await asker.database.parts_of(request.id)
     if request.runs is None:
-        total, left, gone = len(act.sites), len(waits), len(back)
+        total, left, gone = len(act.sites), waits.number, back.number
     else:
-        left = len({run for one in waits for run in one.runs or ()})
-        gone = len({run for one in back for run in one.runs or ()})
-        total = len(request.runs)
+        total, left, gone = len(request.runs), len(waits.runs), len(back.runs)
     return RequestProgress(total, max(total - left - gone, 0), 0, {"waiting": left} if left else {})
 
 

@@ -133,7 +133,8 @@ async def _listed(database: Database, site: str | None, who: str | None) -> list
     now = utcnow()
     return [
         row
-        for run in await database.held()
+        async for page in database.held()
+        for run in page
         for row in _rows(run, now)
         if site in (None, row["host"]) and who in (None, row["by"])
     ]

@@ -27,7 +27,7 @@ from caxev.finite import Finite
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.database import Database, Request, Snapshots
+    from caxev.database import Database, Snapshots, WaitingRequest
     from caxev.engine.metrics_push import PushAddress
     from caxev.engine.options import Options
     from caxev.metrics_server import MetricsAddress
@@ -223,7 +223,7 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     rows = [row async for row in _due(database, site)]
     rows += [
         {"event": None, "handler": request.handler, "why": _requested(request)}
-        for request in await database.pending(site)
+        for request in (await database.waiting(site))[1]
     ]
     before, more = None, True
     while more:
@@ -249,8 +249,8 @@ def new_reactions(registry: Registry, found: Snapshots) -> Iterator[dict[str, An
         }
 
 
-def _requested(request: Request) -> str:
-    what = "all runs" if request.runs is None else _runs(len(request.runs))
+def _requested(request: WaitingRequest) -> str:
+    what = "all runs" if request.runs is None else _runs(request.runs)
     return f"requested: {request.kind} of {what}"
 
 

@@ -128,7 +128,7 @@ async def site_rows(
             **_process_cells(records.get(one), [found for found in processes if found.site == one]),
             **{key: tally.get(one, {}).get(key, 0) for key in ("pending", "running", "failed")},
             **_moving_cells(moving.get(one, ())),
-            "requests": len(await database.pending(one)),
+            "requests": (await database.waiting(one, 1))[0],
             **_alarm_cells([alarm for alarm in alarms if alarm.alarm.site == one]),
         }
         for one in listed

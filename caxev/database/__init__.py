@@ -51,7 +51,7 @@ from caxev.database.indexes import URGENT_FIRST
 from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
-from caxev.database.requests import Request
+from caxev.database.requests import Request, WaitingRequest
 from caxev.database.sites import Disk, Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import AWAIT, Batch, Stream
@@ -87,6 +87,7 @@ __all__ = [
     "Snapshots",
     "Stream",
     "Unreachable",
+    "WaitingRequest",
     "WrongSchema",
     "amend",
     "concerns_one",

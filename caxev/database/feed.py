@@ -7,11 +7,12 @@ nothing changes. Snapshots change most often and are not shown: the server leave
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from attrs import frozen
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.asynchronous.database import AsyncDatabase
 
 from caxev.core.alarms import AlarmState
@@ -25,7 +26,7 @@ from caxev.database.client import Document, HistoryLost
 from caxev.database.connection import PAGE, operation
 from caxev.database.processes import KIND as PROCESS
 from caxev.database.processes import processes_from
-from caxev.database.requests import ANY_SITE, Request, Requests
+from caxev.database.requests import SHOWN, Requests, WaitingRequest
 from caxev.database.rows import alarm_state_from, reaction_from
 from caxev.database.selections import query_of
 from caxev.database.sites import ACTIVE, SHOWN_OF_SITES, SITE, Position, SiteRecord
@@ -86,8 +87,8 @@ class News:
     """Without their `keys`, which are many."""
     left: frozenset[str] = frozenset()
     """Owners of processes that left."""
-    requests: tuple[Request, ...] | None = None
-    """All that wait now; None: as before."""
+    requests: tuple[int, list[WaitingRequest]] | None = None
+    """How many wait now, and the oldest; None: as before."""
 
 
 class FeedStream(ChangeCursor):
@@ -179,7 +180,7 @@ class Feeds(Requests):
             ended=frozenset(alarms) - kept,
             processes=processes,
             left=frozenset(name for _, name in owners) - {one.owner for one in processes},
-            requests=await self._waiting() if changed.requests else None,
+            requests=await self._waiting(None, SHOWN) if changed.requests else None,
         )
 
     async def _documents(self, ids: Collection[RunId]) -> dict[RunId, Document]:
@@ -218,31 +219,39 @@ class Feeds(Requests):
         cursor = self._ledger.find({"_id": {"$in": ids}, "kind": PROCESS}, _OF_PROCESSES)
         return tuple(processes_from(await cursor.to_list(None)))
 
-    async def _waiting(self) -> tuple[Request, ...]:
-        return tuple(await self._pending(ANY_SITE))
-
     # -- the pass at the start --------------------------------------------------------------
 
     @operation
     async def feed_ledger(self) -> News:
-        """Read the sites, the open reactions and the alarms, each by its index."""
+        """Read the sites, alarms, processes and requests, each by its index."""
         sites = self._ledger.find({"kind": SITE}, {**SHOWN_OF_SITES, "active": ACTIVE})
-        rows: list[Document] = []
-        for state in _OPEN:
-            query: Document = {"site": _TEXTS, "state": state}
-            if state == State.RUNNING.value:
-                query["epoch"] = {"$exists": True}
-            rows += await self._ledger.find(query, {"kept": 0}).to_list(None)
         alarms = await self._ledger.find({"kind": ALARM}).to_list(None)
         processes = await self._ledger.find({"kind": PROCESS}, _OF_PROCESSES).to_list(None)
         return News(
             {},
             sites=tuple([SiteRecord.from_document(one) async for one in sites]),
-            reactions=self._open(rows),
             alarms=tuple(a for _, a in self._read(self._ledger, alarms, alarm_state_from)),
             processes=tuple(processes_from(processes)),
-            requests=await self._waiting(),
+            requests=await self._waiting(None, SHOWN),
         )
+
+    async def feed_reactions(self) -> AsyncGenerator[News, None]:
+        """Read the open reactions page by page, by their index."""
+        for state in _OPEN:
+            cursor = await self._of_state(state)
+            while rows := await self._next_of(cursor):
+                yield News({}, reactions=self._open(rows))
+
+    @operation
+    async def _of_state(self, state: str) -> AsyncCursor[Document]:
+        query: Document = {"site": _TEXTS, "state": state}
+        if state == State.RUNNING.value:
+            query["epoch"] = {"$exists": True}
+        return self._ledger.find(query, {"kept": 0})
+
+    @operation
+    async def _next_of(self, cursor: AsyncCursor[Document]) -> list[Document]:
+        return await cursor.to_list(PAGE)
 
     @operation
     async def feed_runs(self, after: RunId | None) -> tuple[list[Document], RunId | None]:

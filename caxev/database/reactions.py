@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from caxev.database.writes import AT_ONCE, Lease, guard, write_each
 
 Order = Sequence[tuple[str, int]]
 OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
+MOVING: Final = 10_000
+"""Running reactions whose progress is read at once."""
 
 
 class Reactions(Quarantine):
@@ -106,9 +108,11 @@ class Reactions(Quarantine):
             if error.code not in DOCUMENT_CODES:
                 raise
         # One document that the server refuses must not keep those behind it asleep.
-        found = await self._ledger.find(waiting, {"_id": 1}).to_list(None)
-        writes = [UpdateOne({**waiting, "_id": one["_id"]}, change) for one in found]
-        return (await write_each(self._ledger, writes))[0]
+        woken, cursor = 0, self._ledger.find(waiting, {"_id": 1})
+        while found := await cursor.to_list(AT_ONCE):
+            writes = [UpdateOne({**waiting, "_id": one["_id"]}, change) for one in found]
+            woken += (await write_each(self._ledger, writes))[0]
+        return woken
 
     @operation
     async def reactions(
@@ -163,20 +167,24 @@ class Reactions(Quarantine):
             query["lane"] = {"$in": await self._lanes(site)}
         return self._ledger.find(query, batch_size=_AT_A_TIME).sort("due", -1).limit(limit)
 
+    async def hindered(self, site: str) -> AsyncGenerator[list[Reaction], None]:
+        """Return the site's open reactions that wait for something outside, page by page."""
+        cursor = await self._open_hindered(site)
+        while page := await self._next_page(cursor):
+            yield [reaction for reaction, _ in page]
+
     @operation
-    async def hindered(self, site: str) -> list[Reaction]:
-        """Return the site's open reactions that wait for something outside."""
-        return await self._reactions(
-            {"site": site, "state": State.PENDING.value, "hindered": {"$exists": True}}
-        )
+    async def _open_hindered(self, site: str) -> AsyncCursor[Document]:
+        query = {"site": site, "state": State.PENDING.value, "hindered": {"$exists": True}}
+        return self._ledger.find(query, {"kept": 0}, batch_size=_AT_A_TIME)
 
     @operation
     async def moving(self, sites: Iterable[str]) -> list[tuple[Reaction, Document]]:
-        """Return the claimed reactions of these sites that have reported progress."""
+        """Return claimed reactions of these sites that have reported progress, up to `MOVING`."""
         # The epoch is there for the index of claimed reactions.
         claimed = {"site": {"$in": list(sites)}, "epoch": {"$exists": True}}
         query = {**claimed, "state": State.RUNNING.value, "progress": {"$type": "object"}}
-        return await self._documented(self._ledger.find(query))
+        return await self._documented(self._ledger.find(query, {"kept": 0}).limit(MOVING))
 
     @operation
     async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import UNREADABLE, State
 from caxev.core.model import RunId
 from caxev.database.client import Document
-from caxev.database.connection import Session, operation
+from caxev.database.connection import LONG_LIMIT, Session, operation, within
 from caxev.database.history import History
 from caxev.database.rows import Malformed, Row, is_plain
 from caxev.database.sites import Sites
@@ -21,6 +21,12 @@ from caxev.failpoints import point
 
 ANY_SITE: Final = {"site": {"$exists": True}}
 """Finds what waits for a listener: requests about many runs are kept beside it."""
+SHOWN: Final = 1000
+"""Waiting requests that are shown at once, without their runs."""
+_WITHOUT_RUNS: Final = {
+    **dict.fromkeys(("site", "kind", "handler", "force", "alarm", "by", "at"), 1),
+    "runs": {"$cond": [{"$isArray": "$runs"}, {"$size": "$runs"}, "$runs"]},
+}
 _TAKEN_BACK: Final = "was_for"
 """The field that names the site of a request which was taken back."""
 
@@ -48,6 +54,29 @@ class Request:
     bulk: str | None = None
 
 
+@frozen
+class WaitingRequest:
+    """A request that waits for a listener, without its runs: `runs` is how many, None: all."""
+
+    id: Any
+    site: str
+    kind: str
+    runs: int | None
+    handler: str | None = None
+    force: bool = False
+    alarm: str | None = None
+    by: str = ""
+    at: datetime | None = None
+
+
+@define
+class Parts:
+    """Parts of a request about many runs: how many they are, and the runs that they name."""
+
+    number: int = 0
+    runs: set[RunId] = field(factory=set)
+
+
 def request_from(document: Document) -> Request:
     """Return the request that a document holds."""
     row = Row.of(document)
@@ -65,6 +94,23 @@ def request_from(document: Document) -> Request:
         by=row.text("by", ""),
         at=row.moment("at", None),
         bulk=row.text("bulk", None),
+    )
+
+
+def waiting_from(document: Document) -> WaitingRequest:
+    """Return what is shown of a request: `runs` is a list, or how long that is."""
+    row = Row.of(document)
+    runs = document.get("runs")
+    return WaitingRequest(
+        id=document["_id"],
+        site=row.text("site", ""),
+        kind=row.text("kind"),
+        runs=len(runs) if isinstance(runs, list) else row.whole("runs", None),
+        handler=row.text("handler", None),
+        force=row.flag("force", default=False),
+        alarm=row.text("alarm", None),
+        by=row.text("by", ""),
+        at=row.moment("at", None),
     )
 
 
@@ -98,15 +144,17 @@ class Requests(Sites, History):
 
         await (add(None) if row is None else self._transaction(add))
 
-    @operation
-    async def parts_of(self, bulk: str) -> tuple[list[Request], list[Request]]:
+    @within(LONG_LIMIT)
+    async def parts_of(self, bulk: str) -> tuple[Parts, Parts]:
         """Return what is left of a request about many runs: what waits, and what was taken back."""
-        found = await self._requests.find({"bulk": bulk}).to_list(None)
-        parts = self._read(self._requests, found, request_from)
-        return (
-            [one for document, one in parts if "site" in document],
-            [one for document, one in parts if "site" not in document],
-        )
+        waits, back = Parts(), Parts()
+        # One after the other: each site has parts of its own, which all name the same runs.
+        async for document in self._requests.find({"bulk": bulk}):
+            for _, one in self._read(self._requests, [document], request_from):
+                parts = waits if "site" in document else back
+                parts.number += 1
+                parts.runs.update(one.runs or ())
+        return waits, back
 
     @operation
     async def take_back(self, bulk: str, now: datetime) -> int:
@@ -125,13 +173,27 @@ class Requests(Sites, History):
         return (await self._requests.update_many(back, change)).modified_count
 
     @operation
-    async def pending(self, site: str | None = None) -> list[Request]:
-        """Return the requests that wait for a site, or for any, oldest first."""
-        return await self._pending(ANY_SITE if site is None else {"site": site})
+    async def next_request(self, site: str) -> Request | None:
+        """Return the oldest request that waits for a site; None if none does."""
+        # Not all of them: people may ask for more than fits in memory.
+        async for document in self._requests.find({"site": site}, batch_size=1).sort("_id"):
+            for _, request in self._read(self._requests, [document], request_from):
+                return request
+        return None
 
-    async def _pending(self, query: Document) -> list[Request]:
-        rows = await self._requests.find(query).sort("_id").to_list(None)
-        return [request for _, request in self._read(self._requests, rows, request_from)]
+    @operation
+    async def waiting(
+        self, site: str | None = None, limit: int = SHOWN
+    ) -> tuple[int, list[WaitingRequest]]:
+        """Return how many requests wait for a site, or for any, and the oldest of them."""
+        return await self._waiting(site, limit)
+
+    async def _waiting(self, site: str | None, limit: int) -> tuple[int, list[WaitingRequest]]:
+        query = ANY_SITE if site is None else {"site": site}
+        number = await self._requests.count_documents(query)
+        cursor = self._requests.find(query, _WITHOUT_RUNS).sort("_id").limit(limit)
+        rows = self._read(self._requests, await cursor.to_list(None), waiting_from)
+        return number, [one for _, one in rows]
 
     @operation
     async def finish_request(self, lease: Lease, request: Request) -> None:

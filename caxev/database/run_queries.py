@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -50,11 +50,20 @@ class Runs(RunPages):
         cursor = self._runs.find({"_id": {"$in": list(ids)}})
         return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
 
-    @within(LONG_LIMIT)
-    async def held(self) -> list[Run]:
-        """Read the runs with a copy that somebody holds or has held, in the order of numbers."""
+    async def held(self) -> AsyncGenerator[list[Run], None]:
+        """Read the runs with a copy that somebody holds or has held, by number, page by page."""
+        cursor = await self._open_held()
+        while page := await self._next_held(cursor):
+            yield page
+
+    @operation
+    async def _open_held(self) -> AsyncCursor[Document]:
         held = {"data.holds.at": {"$exists": True}}
-        return await _read(self._shown(held).sort("number").allow_disk_use(True))
+        return self._shown(held).sort("number").allow_disk_use(True)
+
+    @within(LONG_LIMIT)
+    async def _next_held(self, cursor: AsyncCursor[Document]) -> list[Run]:
+        return [Run.from_document(document) for document in await cursor.to_list(PAGE)]
 
     @within(LONG_LIMIT)
     async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:

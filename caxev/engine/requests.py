@@ -54,7 +54,7 @@ class Requests:
     async def serve(self) -> None:
         """Carry out all requests that are there, the oldest first."""
         database, lease = self.context.database, self.context.lease
-        for request in await database.pending(lease.site):
+        while (request := await database.next_request(lease.site)) is not None:
             try:
                 await self._serve(request)
             except DatabaseError as error:

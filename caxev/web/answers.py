@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import datetime
 from typing import Final
 
@@ -32,6 +32,7 @@ OFTEN: Final = 60.0
 """Seconds for which nothing is asked again."""
 BULKS: Final = 20
 CANDIDATES: Final = 100
+HOLDS: Final = 500
 
 
 @frozen
@@ -60,6 +61,14 @@ class HoldRow:
     terms: str
 
 
+@frozen
+class Holds:
+    """How many holds there are, and the first of them."""
+
+    number: int = 0
+    rows: tuple[HoldRow, ...] = ()
+
+
 @define(eq=False)
 class Answers:
     """Asks the database. `counted` is called with the name of a view that has something new."""
@@ -68,7 +77,7 @@ class Answers:
     database: Database
     counted: Callable[[str], None]
     holdings: Counted[Holdings] = field(init=False)
-    holds: Counted[tuple[HoldRow, ...]] = field(init=False)
+    holds: Counted[Holds] = field(init=False)
     bulks: Counted[tuple[BulkRow, ...]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -79,7 +88,7 @@ class Answers:
             return lambda: self.counted(view)
 
         self.holdings = Counted(self._holdings, Holdings(), OFTEN, mark, new("storage"))
-        self.holds = Counted(self._holds, (), OFTEN, mark, new("holds"))
+        self.holds = Counted(self._holds, Holds(), OFTEN, mark, new("holds"))
         self.bulks = Counted(self._bulks, (), OFTEN, mark, new("requests"))
 
     async def run(self) -> None:
@@ -99,9 +108,14 @@ class Answers:
             readings.setdefault(row["host"], {})[row["week"]] = row["copies"]
         return Holdings(sizes, readings, now)
 
-    async def _holds(self) -> tuple[HoldRow, ...]:
-        now = utcnow()
-        return tuple(row for run in await self.database.held() for row in _hold_rows(run, now))
+    async def _holds(self) -> Holds:
+        now, rows, number = utcnow(), list[HoldRow](), 0
+        async with aclosing(self.database.held()) as pages:
+            async for page in pages:
+                found = [row for run in page for row in _hold_rows(run, now)]
+                number += len(found)
+                rows += found[: HOLDS - len(rows)]
+        return Holds(number, tuple(rows))
 
     async def _bulks(self) -> tuple[BulkRow, ...]:
         found = await self.database.bulks(BULKS)

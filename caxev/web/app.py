@@ -181,8 +181,8 @@ class Pages:
 
     async def holds(self, request: Request) -> Response:
         """Show the copies that somebody holds."""
-        rows = await self.answers.holds.get()
-        return self.frame.page(request, "Holds", "holds.html", rows=rows, at=self.answers.holds.at)
+        found = self.answers.holds
+        return self.frame.page(request, "Holds", "holds.html", holds=await found.get(), at=found.at)
 
     async def runs(self, request: Request) -> Response:
         """List runs, newest first."""

@@ -135,13 +135,12 @@ def change_value(change: Change) -> Value:
 
 def request_value(request: Any) -> Value:
     """Return a request that waits for a listener; `runs` None: all."""
-    runs = None if request.runs is None else len(request.runs)
     return {
         "id": str(request.id),
         "site": request.site,
         "kind": request.kind,
         "handler": request.handler,
-        "runs": runs,
+        "runs": request.runs,
         "alarm": request.alarm,
         "by": request.by,
         "at": request.at,

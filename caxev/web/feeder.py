@@ -7,6 +7,7 @@ twice changes nothing. Without a viewer and without a change no document is read
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any, Final
 
@@ -145,7 +146,7 @@ class Feeder:
         state.of_processes(news.processes, news.left)
         state.changed += bool(news.runs)
         if news.requests is not None:
-            state.requests = news.requests
+            state.waiting, state.requests = news.requests
         return {*news.runs, *(one.run for one in reactions)}
 
     async def _name(self) -> None:
@@ -161,6 +162,9 @@ class Feeder:
         news = await self.database.feed_ledger()
         self.state.forget_ledger()
         self._apply(news, utcnow())
+        async with aclosing(self.database.feed_reactions()) as pages:
+            async for page in pages:
+                self._apply(page, utcnow())
         self.heard(Heard())
         await self._pass_runs()
         self.state.runs.begin()

@@ -7,7 +7,7 @@ changes. Times are UTC.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -25,7 +25,7 @@ Record: TypeAlias = Any
 """A `caxev.database.SiteRecord`: what is pure imports nothing of the database."""
 
 Asked: TypeAlias = Any
-"""A `caxev.database.Request`."""
+"""A `caxev.database.WaitingRequest`."""
 
 FRESH: Final = timedelta(minutes=3)
 """A process that has not reported for so long is gone: it reports every minute."""
@@ -91,8 +91,10 @@ class LiveState:
     sites: dict[str, Record] = field(factory=dict)
     processes: dict[str, Process] = field(factory=dict)
     """What listening processes reported last, by their owners."""
-    requests: tuple[Asked, ...] = ()
-    """What waits for a listener."""
+    requests: Sequence[Asked] = ()
+    """The oldest of what waits for a listener."""
+    waiting: int = 0
+    """How many requests wait."""
     reactions: dict[str, Open] = field(factory=dict)
     alarms: dict[tuple[str, str], AlarmState] = field(factory=dict)
     labels: dict[RunId, str] = field(factory=dict)
@@ -162,7 +164,7 @@ class LiveState:
 
     def forget_ledger(self) -> None:
         """Forget what the ledger had: a new pass reads all of it."""
-        self.requests = ()
+        self.requests, self.waiting = (), 0
         known = (self.sites, self.processes, self.alarms, self.reactions, self._places, self._due)
         for one in (*known, self.groups):
             one.clear()

@@ -107,7 +107,9 @@ def requests_parts(scene: Scene, bulks: Sequence[Any]) -> Parts:
         if group.status == REQUESTED:
             wanted[group.host] += number
     return {
-        "waiting": render("requests_waiting.html", requests=state.requests),
+        "waiting": render(
+            "requests_waiting.html", requests=state.requests[:LISTED], number=state.waiting
+        ),
         "wanted": render("requests_wanted.html", wanted=wanted.most_common(), bulks=bulks),
     }
 
@@ -151,5 +153,7 @@ def view_of(scene: Scene, name: str) -> View | None:
     return SIMPLE.get(name)
 
 
+LISTED: Final = 200
+"""Waiting requests that the page lists."""
 SIMPLE: Final[Mapping[str, View]] = {"now": now_parts, "alarms": alarms_parts}
 """The views that have no parameters."""

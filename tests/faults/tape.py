@@ -179,8 +179,8 @@ async def lifted(ground: TapeGround, runs: Sequence[Born]) -> None:
     waited: set[RunId] = set()
 
     async def all_wait() -> bool:
-        found = await ground.database.hindered(BIRTH)
-        waited.update(one.run for one in found if REFUSAL in one.note)
+        async for page in ground.database.hindered(BIRTH):
+            waited.update(one.run for one in page if REFUSAL in one.note)
         return len(waited) == len(ground.refused)
 
     await ground.until(all_wait, "not all refused runs wait for that to be lifted", within=PATIENCE)
