@@ -59,7 +59,7 @@ from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
-from caxev.engine.watcher import SHOW_EVERY, ScanMeter
+from caxev.engine.watcher import SHOW_EVERY, ScanMeter, Watcher
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster
@@ -221,6 +221,41 @@ async def test_a_new_change_is_served_while_all_runs_are_scanned(
             go_on.set()
             await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1})
             await engine.until(partial(_scanned, db))
+
+
+async def test_a_new_change_is_served_while_the_stream_is_late(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was missed does not hold up what changes now; the stream brings that once more."""
+    monkeypatch.setattr("caxev.engine.shortcut.BACKLOG", 2)
+    monkeypatch.setattr("caxev.engine.shortcut.LATE", 0.0)
+    record, take_in, next_batch = Recorder(), Watcher._take_in, Database.next_batch
+    beside, go_on = trio.Event(), trio.Event()
+
+    async def slow(self: Watcher, ahead: Ahead) -> None:
+        if beside.is_set():
+            await go_on.wait()
+        await take_in(self, ahead)
+
+    async def noted(self: Database, *args: Any) -> Batch:
+        beside.set()
+        return await next_batch(self, *args)
+
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            await add(db, 1)
+            await engine.until(lambda: record.numbers == {1: 1})
+        await add(db, 2, 3)  # were missed
+        monkeypatch.setattr(Watcher, "_take_in", slow)
+        monkeypatch.setattr(Database, "next_batch", noted)
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1})
+            await engine.until(beside.is_set)
+            await add(db, 4)
+            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1, 4: 1})
+            go_on.set()
+            await add(db, 5)
+            await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 6), 1))
 
 
 async def _scanning(db: Database) -> bool:

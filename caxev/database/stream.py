@@ -26,7 +26,7 @@ from pymongo.errors import OperationFailure
 
 from caxev.core.model import CHANGED, ENTRY_FIELDS, Interest, RunId
 from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, Document, HistoryLost
-from caxev.database.connection import Connection, operation
+from caxev.database.connection import LIMIT, Connection, operation, within
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
 from caxev.database.sites import Position
@@ -259,6 +259,14 @@ class Streams(Connection):
         stream = Stream(database, self.settings.collection, interest)
         await stream.open(position)
         return stream
+
+    @within(LIMIT, held=AWAIT)
+    async def next_batch(self, stream: Stream) -> Batch:
+        """Wait for the stream's next batch; empty after a while. Cancelling this ends the stream.
+
+        Raises `HistoryLost`.
+        """
+        return await stream.next(AWAIT)
 
     @operation
     async def close_stream(self, stream: Stream) -> None:

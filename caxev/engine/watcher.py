@@ -31,6 +31,7 @@ from caxev.database import (
 )
 from caxev.engine.context import Context
 from caxev.engine.recorder import Ahead, Recorder
+from caxev.engine.shortcut import BACKLOG, Shortcut, age, opened
 
 T = TypeVar("T")
 
@@ -40,12 +41,8 @@ SCAN_EVERY: Final = 86400.0
 """Seconds between scans that are made as a safety net."""
 LONGEST_WAIT: Final = 30.0
 """Seconds at most between two attempts to open the stream."""
-CLOSING: Final = 2.0
-"""Seconds that closing a stream may take."""
 SHOW_EVERY: Final = 30.0
 """Seconds between two lines of the log about how far a scan is."""
-BACKLOG: Final = 100
-"""Changes in a batch from which on the next one is read while this one is recorded."""
 
 
 @define(eq=False)
@@ -109,19 +106,18 @@ class Watcher:
     async def _read_to_end(self) -> int:
         assert self._position is not None
         context, recorder, changes = self.context, self.recorder, 0
-        stream = await context.database.open_stream(self._position, context.registry.interest)
-        try:
-            while True:
-                ahead = await recorder.read_ahead(stream, context.options.caught_up)
-                if not ahead.batch.changes:
-                    await self._save(ahead.batch.position)
-                    return changes
-                await self._take_in(ahead)
-                await recorder.flush()
-                changes += ahead.batch.changes
-        finally:
-            recorder.forget()
-            await self._close(stream)
+        async with opened(context, self._position) as stream:
+            try:
+                while True:
+                    ahead = await recorder.read_ahead(stream, context.options.caught_up)
+                    if not ahead.batch.changes:
+                        await self._save(ahead.batch.position)
+                        return changes
+                    await self._take_in(ahead)
+                    await recorder.flush()
+                    changes += ahead.batch.changes
+            finally:
+                recorder.forget()
 
     async def _locate(self) -> None:
         """Find the position to start from; if there is none, scan."""
@@ -147,42 +143,39 @@ class Watcher:
 
     async def _follow(self) -> None:
         assert self._position is not None
-        context, recorder = self.context, self.recorder
-        stream = await context.database.open_stream(self._position, context.registry.interest)
-        # While the stream was away a reply to a claim may have been lost, too.
-        await recorder.intake.reconcile()
-        context.trouble.over("stream")
-        # Of size 0: one batch ahead is enough to keep the database busy, more would cost memory.
-        send, receive = trio.open_memory_channel[Ahead](0)
         failed: DatabaseError | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                self._following = nursery.cancel_scope
-                # While one batch is recorded the next one is read.
-                nursery.start_soon(self._read, stream, send)
-                nursery.start_soon(recorder.record_deferred)
-                async for ahead in receive:
-                    await self._take_in(ahead)
-                    ahead.recorded.set()
-        except* DatabaseError as group:
-            failed = _worst(group)  # raised here, Python before 3.11.4 would put it into a group
-        finally:
-            recorder.forget()
-            await self._close(stream)
+        async with opened(self.context, self._position) as stream:
+            # While the stream was away a reply to a claim may have been lost, too.
+            await self.recorder.intake.reconcile()
+            self.context.trouble.over("stream")
+            try:
+                await self._record_all(stream)
+            except* DatabaseError as group:
+                failed = _worst(group)  # raised here, Python before 3.11.4 would group it
+            finally:
+                self.recorder.forget()
         if failed is not None:
             raise failed
+
+    async def _record_all(self, stream: Stream) -> None:
+        # Of size 0: one batch ahead is enough to keep the database busy, more would cost memory.
+        send, receive = trio.open_memory_channel[Ahead](0)
+        shortcut = Shortcut(self.context, self.recorder)
+        async with trio.open_nursery() as nursery:
+            self._following = nursery.cancel_scope
+            # While one batch is recorded the next one is read.
+            nursery.start_soon(self._read, stream, send)
+            nursery.start_soon(self.recorder.record_deferred)
+            nursery.start_soon(shortcut.run)
+            async for ahead in receive:
+                await self._take_in(ahead)
+                ahead.recorded.set()
+                shortcut.judge(ahead.batch)
 
     def reopen(self) -> None:
         """Open the stream anew, from where it is: what concerns the site has changed."""
         if self._following is not None:
             self._following.cancel()
-
-    async def _close(self, stream: Stream) -> None:
-        with trio.move_on_after(CLOSING, shield=True):
-            try:
-                await self.context.database.close_stream(stream)
-            except DatabaseError as error:
-                logger.debug("the stream's cursor is left to expire: {}", error)
 
     async def _read(self, stream: Stream, send: trio.MemorySendChannel[Ahead]) -> None:
         while True:
@@ -194,8 +187,7 @@ class Watcher:
 
     async def _take_in(self, ahead: Ahead) -> None:
         batch, self.answered = ahead.batch, trio.current_time()
-        newest = max(batch.runs.values(), default=None)
-        self.behind = 0.0 if newest is None else max((utcnow() - newest).total_seconds(), 0.0)
+        self.behind = age(batch)
         metrics.changes.labels(self.context.lease.site).inc(batch.changes)
         if batch.changes and await self.recorder.record_batch(ahead):
             self._position, self._saved_at = batch.position, trio.current_time()

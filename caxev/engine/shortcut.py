@@ -1,0 +1,100 @@
+"""Shortcut: serve what changes now while the stream works through what was missed.
+
+After an outage, or after a change of very many runs, what changes now may come behind a hundred
+thousand changes. Then a second stream is opened, from now on, and served in turn with the first.
+That one leaves nothing out: it comes by the same changes later and finds them recorded. So nothing
+depends on the second stream, whose position is kept nowhere.
+
+`watcher` runs a `Shortcut` beside the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev.core.clock import utcnow
+from caxev.database import Batch, DatabaseError, Position, Stream
+from caxev.engine.context import Context
+from caxev.engine.recorder import Recorder
+
+BACKLOG: Final = 100
+"""Changes in a batch from which on there are more where it came from..."""
+LATE: Final = 5.0
+"""...and seconds that the newest of them is old, from which on others need not wait for them."""
+CLOSING: Final = 2.0
+"""Seconds that closing a stream may take."""
+
+
+@asynccontextmanager
+async def opened(context: Context, position: Position) -> AsyncIterator[Stream]:
+    """Open the site's stream after `position`, and close it. Raises `HistoryLost`."""
+    stream = await context.database.open_stream(position, context.registry.interest)
+    try:
+        yield stream
+    finally:
+        with trio.move_on_after(CLOSING, shield=True):
+            try:
+                await context.database.close_stream(stream)
+            except DatabaseError as error:
+                logger.debug("the stream's cursor is left to expire: {}", error)
+
+
+def age(batch: Batch) -> float:
+    """How many seconds ago the newest change of a batch was made; of none: 0."""
+    newest = max(batch.runs.values(), default=None)
+    return 0.0 if newest is None else max((utcnow() - newest).total_seconds(), 0.0)
+
+
+def is_late(batch: Batch) -> bool:
+    """Return whether more changes like these stand before what changes now."""
+    return batch.changes >= BACKLOG and age(batch) >= LATE
+
+
+@define(eq=False)
+class Shortcut:
+    """A second stream, from now on, for as long as the first one is late."""
+
+    context: Context
+    recorder: Recorder
+    _wanted: trio.Event = field(init=False, factory=trio.Event)
+    _reading: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+
+    def judge(self, batch: Batch) -> None:
+        """Open or close the second stream by what the first one has brought."""
+        if is_late(batch):
+            self._wanted.set()
+        elif self._wanted.is_set() and age(batch) < LATE:
+            self._wanted = trio.Event()
+            self._reading.cancel()
+
+    async def run(self) -> None:
+        """Serve what changes now whenever the stream is late, for ever.
+
+        Raises DatabaseError, as the first stream would.
+        """
+        while True:
+            await self._wanted.wait()
+            logger.info("the stream is late: what changes now is served beside it")
+            while self._wanted.is_set():
+                await self._serve()
+
+    async def _serve(self) -> None:
+        """Serve what changes from now on, until the first stream is there, or this one is late."""
+        start = Position(start=await self.context.database.cluster_time())
+        async with opened(self.context, start) as stream:
+            while (batch := await self._next(stream)) is not None and not is_late(batch):
+                await self.recorder.snapshot(batch.runs)
+
+    async def _next(self, stream: Stream) -> Batch | None:
+        """Wait for the next changes; None: there is no need to."""
+        # Only the reading may be cut short: what is recorded has to be started, too.
+        with trio.CancelScope() as self._reading:
+            if self._wanted.is_set():
+                return await self.context.database.next_batch(stream)
+        return None
