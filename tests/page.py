@@ -45,12 +45,16 @@ class _Here(HTTPRedirectHandler):
 
 @define(eq=False)
 class Page:
-    """A running ``caxev web``, at `address`."""
+    """A running ``caxev web``, at `address`; `link` is what it has printed."""
 
-    address: str
+    link: str
     process: subprocess.Popen[bytes]
     log: Path
     events: list[socket.socket] = field(init=False, factory=list)
+
+    @property
+    def address(self) -> str:
+        return self.link.partition("/login")[0]
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
         return self._ask(Request(self.address + path, method=method), headers)

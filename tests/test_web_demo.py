@@ -1,8 +1,9 @@
-"""The running demo in a real browser: runs turn green, and what goes wrong shows by itself."""
+"""The running demo in a real browser: runs turn green, what goes wrong shows and is retried."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,18 +27,15 @@ FOUND: int = int(1000 * PATIENCE)
 
 
 class Watched(NamedTuple):
-    """The demo's sites, the address of the page, and a browser."""
+    """The demo's sites, the link to the page by which we act, and a browser."""
 
     world: World
-    address: str
+    link: str
     browser: Any
 
     def visit(self, path: str, errors: list[str]) -> Any:
-        page = visit(self.browser, self.address + path, errors)
-        page.set_default_timeout(FOUND)
-        page.wait_for_selector('#live[data-state="on"]')
-        page.evaluate("window.first = true")
-        return page
+        """Open a page as somebody who has not the link."""
+        return _followed(visit(self.browser, self.link.partition("/login")[0] + path, errors))
 
     def caxev(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "caxev", *arguments]
@@ -53,9 +51,17 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     ):
         for site in world.listening:
             world.listen(site)
-        address = world.serve_page()
-        assert address is not None
-        yield Watched(world, address, running)
+        link = world.serve_page()
+        assert link is not None
+        yield Watched(world, link, running)
+
+
+def _followed(page: Any) -> Any:
+    """Wait until a page follows what changes, and mark it: a reload would lose the mark."""
+    page.set_default_timeout(FOUND)
+    page.wait_for_selector('#live[data-state="on"]')
+    page.evaluate("window.first = true")
+    return page
 
 
 def test_the_demo_is_watched(watched: Watched) -> None:
@@ -65,6 +71,7 @@ def test_the_demo_is_watched(watched: Watched) -> None:
     _all_listen(now, watched)
     _every_run_turns_green(watched, runs)
     _a_flipped_byte_is_in_the_history(watched, errors)
+    _a_failed_reaction_is_retried(watched, now, errors)
     _a_killed_listener_turns_its_light_red(watched, now)
     assert errors == []
     _the_database_is_away_and_comes_back(watched, now)
@@ -111,6 +118,40 @@ def _a_flipped_byte_is_in_the_history(watched: Watched, errors: list[str]) -> No
     page.wait_for_selector(".history .bad:has-text('found damaged')")
     page.wait_for_selector(".history .good:has-text('repaired')")
     assert page.evaluate("window.first")
+
+
+def _a_failed_reaction_is_retried(watched: Watched, now: Any, errors: list[str]) -> None:
+    """A pull fails on what is in its way; a person takes that away, and retries from the page."""
+    world, number = watched.world, RUNS + 1
+    document = world.take_run(BIRTH, number, SIZE, number)
+    in_the_way = world.dir_of("chicago", "dir_raw") / document["name"]
+    in_the_way.mkdir()
+    (in_the_way / "notes").write_text("of something else")
+    with MongoClient[dict[str, Any]](world.mongod.uri) as client:
+        runs = client[world.settings.database][world.settings.collection]
+        run = runs.insert_one({**document, "tags": [{"name": PROTECTED}]}).inserted_id
+    now.wait_for_selector("#failures:has-text('is not replaced')")
+
+    acting = _followed(visit(watched.browser, watched.link, errors))
+    address = f"{watched.link.partition('/login')[0]}/runs/{run}"
+    acting.goto(address)
+    copy, wanted = "tr:has(th:text-is('raw')):has-text('chicago')", "section:has(#h-open)"
+    _followed(acting).wait_for_selector(f"{wanted} tr:has-text('pull') .bad")
+    acting.wait_for_selector(f"{copy} .bad")
+    shutil.rmtree(in_the_way)
+
+    other = acting.context.new_page()
+    other.goto(address)
+    other.click(".acts summary")
+    other.click(".acts >> text=Retry")
+    assert "failed at chicago" in other.inner_text("section:has(#h-plan)")
+    other.click("text=Retry: 1 run")
+    other.wait_for_selector("text=asked of chicago")
+
+    acting.wait_for_selector(f"{copy} .good")
+    acting.wait_for_selector(f"{wanted} >> text=Nothing is left to do.")
+    assert acting.evaluate("window.first")
+    acting.context.close()
 
 
 def _a_killed_listener_turns_its_light_red(watched: Watched, now: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from html import unescape
 from http.cookies import SimpleCookie
@@ -18,10 +19,18 @@ from attrs import define, field
 from joserfc.jwk import RSAKey
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
+from trio.testing import MockClock
 
+from caxev.cli.options import requester
 from caxev.web.auth.forms import PublicAddress, read_form
-from caxev.web.auth.sessions import SignedCookie
+from caxev.web.auth.gate import Gate
+from caxev.web.auth.oidc import BELIEVED, OidcLogin, Provider
+from caxev.web.auth.options import OidcOptions
+from caxev.web.auth.people import Membership, Person, PersonRole
+from caxev.web.auth.sessions import LoginSession, Sessions, SignedCookie
+from caxev.web.hub import Hub
+from caxev.web.stream import ADMITTED, EventStream
 from tests.mongod import Cluster
 from tests.oidc import CLIENT, SECRET, OidcSimulator, provider
 from tests.page import Answer, Page, serving
@@ -139,10 +148,36 @@ def test_what_does_not_go_together_is_refused() -> None:
         (["--trust", "127.0.0.1"], "of no use"),
         (["--auth", "oidc", "--issuer", "https://iam.example.org"], "--client-id"),
         (["--address", "caxev.example.org"], "https://"),
+        (["--operator"], "--operator-group"),
+        (["--auth", "link"], "--operator"),
+        (["--auth", "link", "--operator", "--host", "0.0.0.0"], "loopback"),
+        (["--auth", "link", "--operator", "--operator-group", "o"], "of no use"),
     ):  # fmt: skip
         command = [sys.executable, "-m", "caxev", "web", *given, "--mongo-uri", "mongodb://x"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert (done.returncode, word in done.stderr) == (2, True), (given, done.stderr)
+
+
+def test_who_has_the_link_acts(mongod: Cluster, tmp_path: Path) -> None:
+    """The one who started it, in their name; everybody else reads, and no other link is of use."""
+    environ = {"CAXEV_MONGO_OPERATOR_URI": mongod.uri}
+    options = ("--auth", "link", "--operator")
+    with serving(tmp_path, mongod.uri, EMPTY, *options, environ=environ) as page:
+        key = page.link.rpartition("=")[2]
+        anybody, me = Visitor(page), Visitor(page)
+        for wrong in ("", "?key=", f"?key={key[:-1]}", "?key=%ff", f"?KEY={key}"):
+            assert anybody.get(f"/login{wrong}").status == 403, wrong
+        assert (anybody.get("/").status, anybody.cookies) == (200, {})
+        assert "read only" in anybody.get("/").text
+        assert anybody.get("/acts/tag?run=1&word=x").status == 403
+        assert 'content="0; url=/"' in me.get(page.link.removeprefix(page.address)).text
+        (cookie,) = me.cookies.values()
+        assert (cookie["samesite"].lower(), cookie["httponly"]) == ("strict", True)
+        assert f"{requester()}, operator" in unescape(me.get("/").text)
+        assert me.get("/acts/tag?word=x").status == 200
+        forged = {"word": "x", "token": "x"}
+        assert me.post("/acts/tag", forged).status == 403
+        assert key not in page.log.read_text()
 
 
 # -- OpenID Connect -------------------------------------------------------------------------------
@@ -323,8 +358,10 @@ def test_people_log_out(page: Page) -> None:
         assert visitor.post("/login/out", fields, **headers).status == 403, (fields, headers)
     assert visitor.get("/login/out").status == 405
     assert visitor.get("/").status == 200
+    kept = visitor.cookies["caxev_session"].value
     assert visitor.post("/login/out", {"token": token}).status == 200
     assert visitor.get("/").status == 401
+    assert page.get("/", cookie=f"caxev_session={kept}").status == 401  # a copy of it, too
 
 
 def test_a_provider_of_no_use(mongod: Cluster, idp: OidcSimulator, tmp_path: Path) -> None:
@@ -341,10 +378,70 @@ def test_a_provider_of_no_use(mongod: Cluster, idp: OidcSimulator, tmp_path: Pat
 # -- without a server -----------------------------------------------------------------------------
 
 
-def connection(**headers: str) -> Request:
+def connection(
+    method: str = "POST", path: str = "/", query: str = "", /, **headers: str
+) -> Request:
     """A request with these headers."""
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw})
+    address = {"path": path, "raw_path": path.encode(), "query_string": query.encode()}
+    return Request({"type": "http", "method": method, "headers": raw, **address})
+
+
+async def test_the_provider_is_asked_again() -> None:
+    """Who logged in an hour ago goes there and back before the next page; nothing else is done."""
+    sessions, address = Sessions.begin(secure=False), PublicAddress("http://127.0.0.1")
+    provider_ = Provider(OidcOptions("http://127.0.0.1:1", "caxev-page"))
+    way = OidcLogin(provider_, Membership(), sessions, address)
+    gate = Gate(PlainTextResponse("in"), way, sessions)
+    navigation = {"sec-fetch-mode": "navigate", "sec-fetch-site": "same-origin"}
+    for age, method, headers, wanted in (
+        (BELIEVED - 60, "GET", navigation, (200, None)),
+        (BELIEVED + 1, "GET", navigation, (303, "/login?next=%2Fruns%3Frun%3D1")),
+        (BELIEVED + 1, "POST", navigation, (401, None)),
+        (BELIEVED + 1, "GET", {"sec-fetch-mode": "cors"}, (401, None)),
+    ):
+        person = Person("anna", PersonRole.OPERATOR)
+        answer = Response()
+        sessions.write(answer, LoginSession(person, began=time.time() - age))
+        cookie = answer.headers["set-cookie"].partition(";")[0]
+        asked = connection(method, "/runs", "run=1", cookie=cookie, **headers)
+        assert await _answer(gate, asked) == wanted, (age, method, headers)
+        log_in_ = await way.log_in(connection("GET", "/login", "", cookie=cookie))
+        # The provider is away: it was asked for.
+        assert log_in_.status_code == (303 if age < BELIEVED else 503)
+
+
+async def _answer(app: Any, request: Request) -> tuple[int, str | None]:
+    starts = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            starts.append(message)
+
+    await app(request.scope, request.receive, send)
+    found = [v.decode() for name, v in starts[0]["headers"] if name == b"location"]
+    return starts[0]["status"], found[0] if found else None
+
+
+def test_a_stream_ends_and_the_browser_asks_again() -> None:
+    """Whoever may not see the page any more hears nothing of it after a while."""
+    trio.run(_watch, clock=MockClock(autojump_threshold=0))
+
+
+async def _watch() -> None:
+    hub, sent = Hub(), []
+
+    async def render() -> dict[str, str]:
+        return {"now": "<p>"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    stream = EventStream(hub, "now", render, None, ADMITTED)
+    began = trio.current_time()
+    await stream({}, trio.sleep_forever, send)
+    assert trio.current_time() - began == ADMITTED
+    assert (sent[-1].get("more_body", False), hub.viewers) == (False, 0)
 
 
 def test_a_session_ends_by_itself() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @command(
     "caxev web",
     "caxev web --port 9000",
+    "caxev web --auth link --operator",
     "caxev web --host 0.0.0.0 --name caxev.example.org --certificate cert.pem --key key.pem",
     output=as_text,
     log=None,
@@ -75,7 +76,8 @@ def web(
 
     By --auth people log in: a proxy names them (--trust, --user-header), or a provider of OpenID
     Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE). With --operator those of
-    --operator-group retry, copy, hold, verify, delete and so on, in their own name.
+    --operator-group retry, copy, hold, verify, delete and so on, in their own name. By --auth link
+    you alone do so, on this machine, after opening the link that is printed.
 
     It needs `pip install 'caxev[web]'`.
     """
@@ -83,8 +85,7 @@ def web(
     given.log("info", lasting=True)
     if (certificate is None) != (key is None):
         raise click.UsageError("--certificate and --key go together")
-    if operator is not login.has_operators:
-        raise click.UsageError("--operator and --operator-group go together")
+    login.check(operator=operator, host=host)
     from caxev import database
 
     try:
@@ -93,6 +94,8 @@ def web(
         raise ConfigError(
             f"the page needs the package {missing.name}: pip install 'caxev[web]'"
         ) from missing
+    entered = login.options()
+    entrance = entered.entrance if entered is not None else ""
     serving = server.PageOptions(
         settings=given.settings(),
         sites=given.sites(),
@@ -102,11 +105,11 @@ def web(
         port=port,
         names=names,
         address=address,
-        login=login.options(),
+        login=entered,
         acting=_acting(given) if operator else None,
         certificate=certificate,
         key=key,
-        started=lambda address: print_line(f"the page is at {address}"),
+        started=lambda address: print_line(f"the page is at {address}{entrance}"),
     )
     database.run(server.serve, serving)
 

@@ -11,19 +11,22 @@ import click
 from attrs import frozen
 
 from caxev.cli.command import Function, together
+from caxev.cli.options import requester
 
 if TYPE_CHECKING:
-    from caxev.web.auth.options import LoginOptions, OidcOptions, ProxyOptions
+    from caxev.web.auth.options import LinkOptions, LoginOptions, OidcOptions, ProxyOptions
 
 _NEEDS: Final = {
     "none": (),
     "proxy": ("trust", "user_header"),
     "oidc": ("issuer", "client_id"),
+    "link": (),
 }
 _MAY_HAVE: Final = {
     "none": (),
     "proxy": ("groups_header", "reader_group", "operator_group"),
     "oidc": ("scope", "name_claim", "groups_claim", "reader_group", "operator_group"),
+    "link": (),
 }
 
 
@@ -38,9 +41,18 @@ class LoginChoice:
     def is_needed(self) -> bool:
         return self.way != "none"
 
-    @property
-    def has_operators(self) -> bool:
-        return "operator_group" in self.given
+    def check(self, *, operator: bool, host: str) -> None:
+        """Check that it goes with the other options. Raises click's error."""
+        if self.way != "link":
+            if operator is not ("operator_group" in self.given):
+                raise click.UsageError("--operator and --operator-group go together")
+            return
+        from caxev.web.auth.options import is_loopback
+
+        if not operator:
+            raise click.UsageError("--auth link needs --operator: without it everybody only reads")
+        if not is_loopback(host):
+            raise click.UsageError("--auth link is for this machine: --host must be of loopback")
 
     @classmethod
     def of(cls, *, auth: str, **given: Any) -> LoginChoice:
@@ -64,8 +76,12 @@ class LoginChoice:
         from caxev.web.auth.people import Membership
 
         readers, operators = self._groups("reader_group"), self._groups("operator_group")
-        by = self._proxy() if self.way == "proxy" else self._oidc()
-        return LoginOptions(by, Membership(readers, operators))
+        return LoginOptions(self._by(), Membership(readers, operators))
+
+    def _by(self) -> ProxyOptions | OidcOptions | LinkOptions:
+        if self.way == "proxy":
+            return self._proxy()
+        return self._oidc() if self.way == "oidc" else _link()
 
     def _groups(self, name: str) -> frozenset[str]:
         return frozenset(self.given.get(name, ()))
@@ -82,6 +98,12 @@ class LoginChoice:
 
         own = ("issuer", "client_id", "scope", "name_claim", "groups_claim")
         return OidcOptions(**{name: self.given[name] for name in own if name in self.given})
+
+
+def _link() -> LinkOptions:
+    from caxev.web.auth.options import LinkOptions
+
+    return LinkOptions(requester())
 
 
 def _option(name: str) -> str:
@@ -121,7 +143,8 @@ def logs_in() -> Callable[[Function], Function]:
             type=click.Choice([*_NEEDS]),
             default="none",
             show_default=True,
-            help="How people log in: by a proxy before the page, or by OpenID Connect.",
+            help="How people log in: by a proxy before the page, by OpenID Connect, or the one who "
+            "starts it by a link that it prints.",
         ),
         _groups("--reader-group", "Who may see the page; may be repeated. [default: all]"),
         _groups("--operator-group", "Who may also act, with --operator; may be repeated."),

@@ -202,17 +202,21 @@ class World:
         return {site: left(process) for site, process in self.listeners.items()}
 
     def serve_page(self) -> str | None:
-        """Start ``caxev web`` as a process; return its address, None without the extra ``web``."""
+        """Start ``caxev web`` as a process; return the link to it by which we also act.
+
+        None without the extra ``web``.
+        """
         if find_spec("starlette") is None:
             return None
-        command = [sys.executable, "-m", "caxev", "web", "--port", "0"]
+        command = [sys.executable, "-m", "caxev", "web", "--port", "0", "--auth", "link"]
+        acting = {"CAXEV_MONGO_OPERATOR_URI": self.mongod.uri, "PYTHONUNBUFFERED": "1"}
         with (self._made("logs") / "web.log").open("ab") as log:
             process = start_with_us(
-                command,
+                [*command, "--operator"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **self.environment, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **self.environment, **acting},
             )
         self._stack.callback(end, process)
         assert process.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -23,6 +24,7 @@ from caxev.web.acts.links import links
 from caxev.web.answers import Answers
 from caxev.web.api import Api
 from caxev.web.assets import KINDS, asset
+from caxev.web.auth.sessions import session_of
 from caxev.web.broadcast import EVENTS, RUNS
 from caxev.web.frame import Frame
 from caxev.web.hub import MOST_VIEWERS, Hub, Render
@@ -34,7 +36,7 @@ from caxev.web.run import History, RunView
 from caxev.web.scene import Scene
 from caxev.web.site import configuration, process_rows, site_parts
 from caxev.web.storage import rules_of, storage_parts
-from caxev.web.stream import EventStream
+from caxev.web.stream import ADMITTED, EventStream
 from caxev.web.views import Failures, Parts
 
 TEXTS: Final = (
@@ -260,7 +262,8 @@ class Pages:
         seen = request.headers.get("last-event-id") or request.query_params.get("seen")
         if self.hub.viewers >= MOST_VIEWERS:
             raise HTTPException(503, "Too many watch: this page does not follow what changes.")
-        return EventStream(self.hub, name, render, seen)
+        seconds = inf if session_of(request) is None else ADMITTED
+        return EventStream(self.hub, name, render, seen, seconds)
 
     def _rendering(self, name: str) -> Render | None:
         scene, answers = self.scene, self.answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Final
 
 import trio
@@ -14,18 +15,24 @@ from caxev.web.hub import BEHIND, Hub, Render, Viewer, message
 
 ALIVE: Final = 15.0
 """Seconds of silence after which the browser hears that all is well."""
+ADMITTED: Final = 600.0
+"""Seconds after which the browser of a person who has logged in must ask again whether it may."""
 AGAIN: Final = b"retry: 2000\n\n"
 """Milliseconds after which a browser that lost the connection tries again."""
 
 
 @frozen
 class EventStream:
-    """Sends the parts of a view as they change, until the browser has gone or is too slow."""
+    """Sends the parts of a view as they change, until the browser has gone or is too slow.
+
+    It ends after `seconds`, too; the browser then connects again, if it still may.
+    """
 
     hub: Hub
     name: str
     render: Render
     seen: str | None
+    seconds: float = inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
@@ -35,7 +42,8 @@ class EventStream:
             try:
                 await self.hub.join(self.name, self.render, viewer, self.seen)
                 nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
-                await _send_all(send, receiver)
+                await _send_all(send, receiver, trio.current_time() + self.seconds)
+                nursery.cancel_scope.cancel()
             except GiveUp:
                 await _refuse(send, 404)
                 nursery.cancel_scope.cancel()
@@ -46,7 +54,7 @@ class EventStream:
                 self.hub.leave(self.name, viewer)
 
 
-async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes]) -> None:
+async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes], until: float) -> None:
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-store"),
@@ -55,11 +63,12 @@ async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes]) -> N
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     first = AGAIN + message("alive", {})
     await send({"type": "http.response.body", "body": first, "more_body": True})
-    while True:
+    while trio.current_time() < until:
         data = message("alive", {})
-        with trio.move_on_after(ALIVE):
+        with trio.move_on_after(min(ALIVE, until - trio.current_time())):
             data = await messages.receive()
         await send({"type": "http.response.body", "body": data, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:

@@ -169,7 +169,7 @@ def _operator(request: Request) -> Person:
     """Return the operator who asks. Raises `HTTPException` if it is none."""
     session = session_of(request)
     if session is None or not session.person.may_act:
-        raise HTTPException(403, "Only operators act: see --operator-group.")
+        raise HTTPException(403, "Only operators act: see caxev web --operator.")
     return session.person
 
 

@@ -1,6 +1,6 @@
 """Who gets in, and what they may do there.
 
-`gate` stands before every page: it asks one `Way` who a person is, `proxy` or `oidc`, and refuses
-the rest. Without one everybody who reaches the address reads, and nobody acts. `forms` reads what a
-page of ours has sent, and refuses what another one has.
+`gate` stands before every page: it asks one `Way` who a person is, `proxy`, `oidc` or `link`, and
+refuses the rest. Without one everybody who reaches the address reads, and nobody acts. `forms`
+reads what a page of ours has sent, and refuses what another one has.
 """

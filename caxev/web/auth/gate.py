@@ -9,16 +9,16 @@ from urllib.parse import urlencode
 
 from attrs import frozen
 from starlette.requests import HTTPConnection
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from caxev.metrics_server import Login
-from caxev.web.auth.people import NotAdmitted
+from caxev.web.auth.options import LOGIN
+from caxev.web.auth.people import LogInAgain, NotAdmitted
 from caxev.web.auth.sessions import LOGOUT_KEY, SCOPE_KEY, LoginSession, Sessions
 from caxev.web.guard import App, Message, Receive, Scope, Send
 from caxev.web.rendering import render
 
-LOGIN: Final = "/login"
 CALLBACK: Final = f"{LOGIN}/callback"
 LOGOUT: Final = f"{LOGIN}/out"
 OPEN: Final = frozenset({"/healthz", LOGIN, CALLBACK})
@@ -33,8 +33,13 @@ class Way(Protocol):
     def logs_in(self) -> bool:
         """Whether people log in at `LOGIN`, and out."""
 
-    def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
-        """Return the session of who asks, whose cookie names `known`. Raises `NotAdmitted`."""
+    def session(
+        self, connection: HTTPConnection, known: LoginSession | None
+    ) -> LoginSession | None:
+        """Return the session of who asks, whose cookie names `known`; None: they only read.
+
+        Raises `NotAdmitted`.
+        """
 
     def routes(self) -> Sequence[Route]:
         """Return the addresses that it needs."""
@@ -64,7 +69,9 @@ class Gate:
             await self._refused(connection, why)(scope, receive, send)
             return
         scope[SCOPE_KEY], scope[LOGOUT_KEY] = session, LOGOUT if self.way.logs_in else None
-        await self.app(scope, receive, send if session is known else self._with(session, send))
+        if session is not None and session is not known:
+            send = self._with(session, send)
+        await self.app(scope, receive, send)
 
     def _with(self, session: LoginSession, send: Send) -> Send:
         carrier = Response()
@@ -79,6 +86,8 @@ class Gate:
         return with_cookie
 
     def _refused(self, connection: HTTPConnection, why: NotAdmitted) -> Response:
+        if isinstance(why, LogInAgain) and _opens_a_page(connection):
+            return RedirectResponse(_login(asked_for(connection)), 303)
         if connection.url.path.startswith(("/api/", "/events", "/metrics")):
             return PlainTextResponse(f"{why}\n", why.status)
         return door(str(why), why.status, asked_for(connection), logs_in=self.way.logs_in)
@@ -101,6 +110,15 @@ def _comes_from_elsewhere(connection: HTTPConnection) -> bool:
     return is_page and connection.headers.get("sec-fetch-site") == "cross-site"
 
 
+def _opens_a_page(connection: HTTPConnection) -> bool:
+    is_page = connection.headers.get("sec-fetch-mode") == "navigate"
+    return is_page and connection.scope["method"] == "GET"
+
+
+def _login(following: str) -> str:
+    return f"{LOGIN}?{urlencode({'next': following})}"
+
+
 def asked_for(connection: HTTPConnection) -> str:
     """Return the address that was asked for, within this page."""
     raw, query = connection.scope["raw_path"], connection.scope["query_string"]
@@ -114,7 +132,7 @@ def local(address: str) -> str:
 
 def door(words: str, status: int, following: str, *, logs_in: bool) -> Response:
     """Return a page for those who are not in: why, and the way in if there is one."""
-    login = f"{LOGIN}?{urlencode({'next': following})}" if logs_in else None
+    login = _login(following) if logs_in else None
     html = render("door.html", words=words, login=login, bounce=None)
     return HTMLResponse(html, status, {"cache-control": "no-store"})
 

@@ -24,9 +24,9 @@ from starlette.routing import Route
 from caxev.config import ConfigError
 from caxev.config.settings import secret
 from caxev.web.auth.forms import PublicAddress, read_form
-from caxev.web.auth.gate import CALLBACK, LOGIN, LOGOUT, bounce, door, local
-from caxev.web.auth.options import OidcOptions
-from caxev.web.auth.people import Membership, NotAdmitted, Person
+from caxev.web.auth.gate import CALLBACK, LOGOUT, bounce, door, local
+from caxev.web.auth.options import LOGIN, OidcOptions
+from caxev.web.auth.people import LogInAgain, Membership, NotAdmitted, Person
 from caxev.web.auth.sessions import LoginSession, Sessions, SignedCookie
 
 SECRET: Final = "CAXEV_OIDC_CLIENT_SECRET"  # noqa: S105  # a variable's name
@@ -34,6 +34,8 @@ PATIENCE: Final = 10.0
 """Seconds that the provider has for an answer."""
 MINUTES: Final = 10
 """How long a person may take to log in there."""
+BELIEVED: Final = 3600.0
+"""Seconds for which a person is who the provider said they are."""
 ENDPOINTS: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 ALGORITHMS: Final = (
     "RS256",
@@ -85,7 +87,12 @@ class Provider:
 
 @define(eq=False)
 class OidcLogin:
-    """People who log in at a provider; the session holds who they are until it ends."""
+    """People who log in at a provider; the session holds who they are until it ends.
+
+    What the provider has said about a person is believed for `BELIEVED` seconds. The next page then
+    leads there and back, which asks for nothing while the person is still logged in there; who has
+    lost a group or the account has lost it here, too.
+    """
 
     provider: Provider
     membership: Membership
@@ -101,10 +108,12 @@ class OidcLogin:
         self._client = self.provider.client()
 
     def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
-        """Return the session that is known. Raises `NotAdmitted` if there is none."""
+        """Return the session that is known. Raises `NotAdmitted` if there is none, or too old."""
         del connection
         if known is None:
             raise NotAdmitted(401, "You are not logged in.")
+        if known.age > BELIEVED:
+            raise LogInAgain
         return known
 
     def routes(self) -> Sequence[Route]:
@@ -118,7 +127,8 @@ class OidcLogin:
     async def log_in(self, request: Request) -> Response:
         """Send the browser to the provider, unless its session is good."""
         following = local(request.query_params.get("next", "/"))
-        if self.sessions.read(request) is not None:
+        known = self.sessions.read(request)
+        if known is not None and known.age <= BELIEVED:
             return RedirectResponse(following, 303)
         request.scope["session"] = flow = {"next": following}
         try:
@@ -153,9 +163,9 @@ class OidcLogin:
 
     async def log_out(self, request: Request) -> Response:
         """End the session."""
-        await read_form(request, self.address)
+        session, _ = await read_form(request, self.address)
         answer = door("You are logged out.", 200, "/", logs_in=True)
-        self.sessions.cookie.delete(answer)
+        self.sessions.end(answer, session)
         return answer
 
     async def _known_provider(self) -> Mapping[str, Any]:

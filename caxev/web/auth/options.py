@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TypeAlias
+import secrets
+from typing import Final, TypeAlias
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from caxev.web.auth.people import Membership
 
+LOGIN: Final = "/login"
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -33,8 +35,29 @@ class OidcOptions:
 
 
 @frozen
-class LoginOptions:
-    """How people get in, and the groups that give them a role."""
+class LinkOptions:
+    """The person who started the page acts, by a link with a key that only they are shown."""
 
-    by: ProxyOptions | OidcOptions
+    name: str
+    key: str = field(default=Factory(lambda: secrets.token_urlsafe(24)), repr=False)
+
+
+@frozen
+class LoginOptions:
+    """How people get in, and the groups that give them a role; the link asks for none."""
+
+    by: ProxyOptions | OidcOptions | LinkOptions
     membership: Membership
+
+    @property
+    def entrance(self) -> str:
+        """What follows the address of the page in the link by which a person gets in."""
+        return f"{LOGIN}?key={self.by.key}" if isinstance(self.by, LinkOptions) else ""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

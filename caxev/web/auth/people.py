@@ -39,6 +39,13 @@ class NotAdmitted(Exception):
         self.status = status
 
 
+class LogInAgain(NotAdmitted):
+    """What is known about the person is too old: at a page, their browser goes to the log-in."""
+
+    def __init__(self) -> None:
+        super().__init__(401, "You logged in too long ago: log in again.")
+
+
 @frozen
 class Membership:
     """The groups that make a person a reader or an operator; without `readers`, all are readers."""

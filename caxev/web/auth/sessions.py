@@ -1,11 +1,13 @@
 """Sessions: signed cookies, which end by themselves and which no other site's page can use.
 
-The key is made at the start, so nobody has to keep it: a restart ends all sessions.
+The key is made at the start, so nobody has to keep it: a restart ends all sessions. One that a
+person has ended is remembered until its cookie is too old, wherever a copy of that may be.
 """
 
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any, Final
 
 from attrs import Factory, field, frozen
@@ -23,10 +25,16 @@ LOGOUT_KEY: Final = "caxev.logout"
 
 @frozen
 class LoginSession:
-    """A person's session. `token` stands in every form that is made for it."""
+    """A person's session, begun at a time (Unix). `token` stands in every form made for it."""
 
     person: Person
     token: str = Factory(lambda: secrets.token_urlsafe(24))
+    began: float = Factory(time.time)
+
+    @property
+    def age(self) -> float:
+        """Seconds since its beginning."""
+        return time.time() - self.began
 
 
 def session_of(connection: HTTPConnection) -> LoginSession | None:
@@ -90,6 +98,8 @@ class Sessions:
     """The sessions of people who have got in."""
 
     cookie: SignedCookie
+    _ended: dict[str, float] = field(init=False, factory=dict)
+    """The tokens of sessions that people have ended, and when."""
 
     @classmethod
     def begin(cls, *, secure: bool) -> Sessions:
@@ -101,10 +111,22 @@ class Sessions:
         value = self.cookie.read(connection)
         if value is None:
             return None
-        name, role, token = value
-        return LoginSession(Person(name, PersonRole(role)), token)
+        name, role, token, began = value
+        if token in self._ended:
+            return None
+        return LoginSession(Person(name, PersonRole(role)), token, began)
 
     def write(self, response: Response, session: LoginSession) -> None:
         """Have the browser name this session from now on."""
         person = session.person
-        self.cookie.write(response, (person.name, person.role.value, session.token))
+        value = (person.name, person.role.value, session.token, session.began)
+        self.cookie.write(response, value)
+
+    def end(self, response: Response, session: LoginSession) -> None:
+        """End a session at once; have the browser forget it."""
+        now = time.time()
+        for token, at in list(self._ended.items()):
+            if now - at > self.cookie.seconds:
+                del self._ended[token]
+        self._ended[session.token] = now
+        self.cookie.delete(response)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 from caxev.config import ConfigError
 from caxev.web.auth.forms import PublicAddress
 from caxev.web.auth.gate import Way
-from caxev.web.auth.options import LoginOptions, OidcOptions, ProxyOptions
+from caxev.web.auth.link import LinkLogin
+from caxev.web.auth.options import LinkOptions, LoginOptions, OidcOptions, ProxyOptions, is_loopback
 from caxev.web.auth.people import Membership
 from caxev.web.auth.proxy import ProxyLogin
 from caxev.web.auth.sessions import Sessions
@@ -18,6 +18,8 @@ def way_of(options: LoginOptions, sessions: Sessions, address: PublicAddress) ->
     """Return how people get in. Raises `ConfigError`."""
     if isinstance(options.by, ProxyOptions):
         return ProxyLogin(options.by, options.membership)
+    if isinstance(options.by, LinkOptions):
+        return LinkLogin(options.by, sessions)
     return _oidc(options.by, options.membership, sessions, address)
 
 
@@ -34,11 +36,3 @@ def _oidc(
             f"--auth oidc needs the package {missing.name}: pip install 'caxev[web,oidc]'"
         ) from missing
     return OidcLogin(Provider(options), membership, sessions, address)
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -46,6 +46,7 @@ function rows(list) {
 
 async function reload() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (answer.status === 401) location.reload(); // where people log in
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = document.importNode(page.querySelector("main"), true);
@@ -96,7 +97,7 @@ function listen() {
   source.onerror = () => {
     show("off", "reconnecting");
     // The browser tries again by itself, unless the server has answered with an error.
-    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 5000);
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => reload().finally(listen), 15000);
   };
 }
 
