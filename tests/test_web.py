@@ -209,6 +209,31 @@ def test_what_people_asked_for_is_shown(page: Page, server: Server) -> None:
     assert "until it is released (a talk)" in page.get("/holds").text
 
 
+def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Path) -> None:
+    """On SIGHUP, as a listener does: open pages show it; a mistake changes nothing."""
+    file = tmp_path / "sites.json"
+    file.write_text(SITES.read_text())
+    server.runs_new.insert_one(run_document(1, ("raw", "lngs", "transferred")))
+    with serving(tmp_path, database.uri, database.name, sites=file) as page:
+        page.ready()
+        seen = page.watch("storage")
+        assert next(seen)
+        assert page.get("/sites/elsewhere").status == 404
+        read = json.loads(file.read_text())
+        given = read["sites"] if isinstance(read, dict) else read
+        given[0]["purge"] = 30
+        given.append({"name": "elsewhere", "hostname": "h.example", "dir_raw": "/data"})
+        file.write_text(json.dumps(read))
+        page.process.send_signal(signal.SIGHUP)
+        page.until(lambda: page.get("/sites/elsewhere").status == 200)
+        assert any("raw data after" in parts.get("purges", "") for _, parts in seen)
+        file.write_text("[{]")
+        page.process.send_signal(signal.SIGHUP)
+        page.until(lambda: "keeping the previous configuration" in page.log.read_text())
+        assert page.get("/sites/elsewhere").status == 200
+        assert "changed: elsewhere, lngs.purge" in page.log.read_text()
+
+
 def test_sites_are_compared(page: Page, server: Server) -> None:
     """A listener's version, its stand-by, its disk, and in which keys its sites.json differs."""
     now = datetime.now(UTC)

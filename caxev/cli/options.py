@@ -66,6 +66,12 @@ class GlobalOptions:
             self._sites = load_sites(find_sites(self.config))
         return self._sites
 
+    def reread(self) -> Sites:
+        """Read sites.json again, as it is now. Raises `ConfigError`: then nothing has changed."""
+        self._sites = load_sites(find_sites(self.config))
+        self._registries.clear()
+        return self._sites
+
     def settings(self) -> Settings:
         """Return where the database is. Raises `ConfigError`."""
         self._use_environment_file()

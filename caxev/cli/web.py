@@ -101,6 +101,7 @@ def web(
         sites=given.sites(),
         history=timeline.rows,
         handlers=handlers_by_site(given.handlers, given.sites()),
+        reread=lambda: (given.reread(), handlers_by_site(given.handlers, given.sites())),
         host=host,
         port=port,
         names=names,

@@ -33,6 +33,7 @@ from caxev.web.broadcast import Broadcast
 from caxev.web.feeder import Feeder
 from caxev.web.guard import LOOPBACK, WRITING, Guard
 from caxev.web.hub import Hub
+from caxev.web.reloading import PageReloader, Reread
 from caxev.web.run import History
 from caxev.web.scene import Scene
 from caxev.web.state import LiveState
@@ -50,7 +51,7 @@ class PageOptions:
     `address` is that by which browsers reach it, if this is not the one that they ask it for.
     `login`: how people get in; None: everybody reads. `acting`: operators act; None: nobody does.
     `history` makes rows of what happened to a run, and `handlers` are rows of what handlers there
-    are; `started` is called with the address.
+    are; `reread` reads sites.json and these again. `started` is called with the address.
     """
 
     settings: Settings
@@ -65,6 +66,7 @@ class PageOptions:
     certificate: Path | None = None
     key: Path | None = None
     handlers: Sequence[Mapping[str, Any]] = ()
+    reread: Reread | None = None
     started: Callable[[str], None] = print
 
     @property
@@ -91,25 +93,29 @@ async def serve(options: PageOptions) -> None:
             await operators.check()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
-            await serve_on(options, database, leaving.asked, operators)
+            await _serve_on(options, database, leaving, operators)
             nursery.cancel_scope.cancel()
 
 
-async def serve_on(
-    options: PageOptions, database: Database, leave: trio.Event, operators: Database | None = None
+async def _serve_on(
+    options: PageOptions, database: Database, leaving: Leaving, operators: Database | None
 ) -> None:
-    """Serve from an open database until `leave` is set; `operators` is as their user reaches it."""
+    """Serve from an open database until asked to leave; `operators` is as their user reaches it."""
     state, hub = LiveState(), Hub()
     scene = Scene(state, options.sites)
-    feeder = Feeder(database, state, Broadcast(scene, hub))
+    broadcast = Broadcast(scene, hub)
+    feeder = Feeder(database, state, broadcast)
     pages = Pages(scene, database, hub, options.history, options.handlers)
     app = _guarded(pages, options, operators)
+    if options.reread is not None:
+        databases = [one for one in (database, operators) if one is not None]
+        leaving.hangup = PageReloader(pages, broadcast, options.reread, databases).reload
     async with trio.open_nursery() as nursery:
         nursery.start_soon(feeder.run)
         nursery.start_soon(hub.run)
         nursery.start_soon(pages.answers.run)
         nursery.start_soon(_tick, hub)
-        await _serve_http(app, options, leave)
+        await _serve_http(app, options, leaving.asked)
         nursery.cancel_scope.cancel()
 
 
