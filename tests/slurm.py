@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from attrs import define
+from attrs import Factory, define
+
+from caxev.testing.mongod import start_with_us
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "deploy" / "slurm.conf.example"
@@ -69,9 +70,13 @@ exec {program} "$@"
 
 @define
 class Slurm:
-    """A cluster of one node. `environment` is what a client needs; `directory` holds its things."""
+    """A cluster of one node. `environment` is what a client needs; `directory` holds its things.
+
+    Its daemons stay in the foreground, and so die with the process that has started them.
+    """
 
     directory: Path
+    _daemons: list[subprocess.Popen[bytes]] = Factory(list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,10 +105,17 @@ class Slurm:
         """What Slurm knows of its jobs, a line each."""
         return [line for line in self.ask("scontrol", "-o", "show", "job").splitlines() if line]
 
-    def start_controller(self) -> None:
-        """Start slurmctld."""
-        conf = str(self.directory / "slurm.conf")
-        subprocess.run([_found("slurmctld"), "-f", conf], check=True, timeout=PATIENCE)
+    def start(self, daemon: str, *options: str) -> None:
+        """Start a daemon. What it reports before it has a log goes to ``DAEMON.out``."""
+        with (self.directory / f"{daemon}.out").open("wb") as out:
+            process = start_with_us(
+                [_found(daemon), *options],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        self._daemons.append(process)
 
     def end_jobs(self) -> None:
         """Cancel all jobs, and wait until none runs: they would outlive the daemons."""
@@ -114,18 +126,17 @@ class Slurm:
                 return
             time.sleep(0.1)
 
-    def stop(self, daemon: str) -> None:
-        """End a daemon, and wait until it is gone."""
-        try:
-            pid = int((self.directory / f"{daemon}.pid").read_text())
-        except (FileNotFoundError, ValueError):
-            return
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)  # asked, it first waits for answers that do not come
-            deadline = time.monotonic() + 15
-            while time.monotonic() < deadline:
-                os.kill(pid, 0)
-                time.sleep(0.02)
+    @property
+    def lost(self) -> bool:
+        """Whether a daemon has ended by itself."""
+        return any(daemon.poll() is not None for daemon in self._daemons)
+
+    def stop(self) -> None:
+        """End the daemons, the last one first, and wait until they are gone."""
+        while self._daemons:
+            daemon = self._daemons.pop()
+            daemon.kill()  # asked, it first waits for answers that do not come
+            daemon.wait()
 
 
 def missing() -> str | None:
@@ -156,20 +167,16 @@ def running(directory: Path) -> Iterator[Slurm]:
         (directory / name).mkdir()
     _write_wrappers(slurm)
     _write_configuration(slurm)
-    environment = {**os.environ, **slurm.environment}
     try:
-        _start_munge(directory)
-        slurm.start_controller()
-        subprocess.run(
-            [_found("slurmd"), "-f", environment["SLURM_CONF"]], check=True, timeout=PATIENCE
-        )
-        _wait_until_idle(slurm)
+        _start_munge(slurm)
+        slurm.start("slurmctld", "-D")
+        slurm.start("slurmd", "-D")
+        _wait_for(slurm, lambda: _is_idle(slurm))
         yield slurm
     finally:
         with suppress(subprocess.SubprocessError):
             slurm.end_jobs()
-        for daemon in reversed(DAEMONS):
-            slurm.stop(daemon)
+        slurm.stop()
 
 
 def _write_wrappers(slurm: Slurm) -> None:
@@ -200,35 +207,33 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], other.getsockname()[1]
 
 
-def _start_munge(directory: Path) -> None:
-    key = directory / "munge.key"
+def _start_munge(slurm: Slurm) -> None:
+    key, socket_file = slurm.directory / "munge.key", slurm.directory / "munge.sock"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
-    subprocess.run(
-        [
-            _found("munged"),
-            f"--key-file={key}",
-            f"--socket={directory}/munge.sock",
-            f"--pid-file={directory}/munged.pid",
-            f"--log-file={directory}/munged.log",
-            f"--seed-file={directory}/munged.seed",
-            "--force",
-        ],
-        check=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
+    files = {"key": key, "socket": socket_file}
+    files |= {name: slurm.directory / f"munged.{name}" for name in ("pid", "log", "seed")}
+    options = [
+        f"--{name}{'' if name == 'socket' else '-file'}={file}" for name, file in files.items()
+    ]
+    slurm.start("munged", "--foreground", "--force", *options)
+    _wait_for(slurm, socket_file.exists)
 
 
-def _wait_until_idle(slurm: Slurm) -> None:
+def _is_idle(slurm: Slurm) -> bool:
+    with suppress(subprocess.CalledProcessError):
+        return "idle" in slurm.ask("sinfo", "-h", "-o", "%T")
+    return False
+
+
+def _wait_for(slurm: Slurm, condition: Callable[[], bool]) -> None:
+    """Wait until it holds. Raises RuntimeError if a daemon ends, or after `STARTS` seconds."""
     deadline = time.monotonic() + STARTS
-    while True:
-        with suppress(subprocess.CalledProcessError):
-            if "idle" in slurm.ask("sinfo", "-h", "-o", "%T"):
-                return
-        if time.monotonic() > deadline:
-            log = (slurm.directory / "slurmctld.log").read_text()
-            raise RuntimeError(f"Slurm did not start: {log[-2000:]}")
+    while not condition():
+        if time.monotonic() > deadline or slurm.lost:
+            logs = sorted([*slurm.directory.glob("*.out"), *slurm.directory.glob("*.log")])
+            ends = (f"{log.name}: {log.read_text(errors='replace')[-2000:]}" for log in logs)
+            raise RuntimeError("Slurm did not start: " + "\n".join(ends))
         time.sleep(0.05)
 
 

@@ -18,6 +18,7 @@ from attrs import define, frozen
 
 from caxev.config import Site
 from caxev.files import Manifest, Moved, Report
+from caxev.testing.mongod import start_with_us
 from caxev.transfer import Route
 from caxev.transfer.ssh import Endpoint, SshMover
 
@@ -182,7 +183,7 @@ def _started(directory: Path, more: str) -> Server:
         write_known_hosts(directory, port)
         with (directory / "log").open("wb") as log:
             command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = start_with_us(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         server = Server(directory, port, process)
         try:
             _wait_until_up(server)
