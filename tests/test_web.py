@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -27,6 +28,7 @@ from pymongo import MongoClient
 from caxev.core.alarms import Alarm, AlarmState
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
+from caxev.core.transcript import packed
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.reactions import reaction_document
 from caxev.web.guard import POLICY
@@ -39,6 +41,7 @@ from tests.sinks import certificate
 
 pytestmark = pytest.mark.replicaset
 Server = Any
+NOW = datetime.now(UTC)
 VIEWS = (
     *("/", "/runs", "/links", "/links?window=7d", "/failures", "/storage", "/alarms"),
     *("/sites/lngs", "/sites/chicago", "/sites/lngs/purge", "/sites", "/requests", "/holds"),
@@ -148,6 +151,40 @@ def test_a_run_s_page_follows_it(page: Page, server: Server) -> None:
     next(events)
     server.runs_new.update_one({"_id": run}, {"$set": {"data.1.status": "error"}})
     assert "error" in next(events)[1]["run"]
+
+
+def test_a_run_s_page_has_jobs_and_logs(page: Page, server: Server) -> None:
+    """What the database has of them, as text and not without end, whatever anybody wrote there."""
+    run = server.runs_new.find_one({"number": 1})["_id"]
+    assert "h-jobs" not in page.get(f"/runs/{run}").text
+    job = {"name": "n.2", "id": "4711<b>", "attempt": 2, "log": "/jobs/0.log", "submitted": NOW}
+    ended = {"name": "n.2", "how": "exit", "why": "<i>exit status 3", "host": "node7", "at": NOW}
+    entry = {"type": "processed", "host": "chicago", "status": "error", "pax_version": "v6"}
+    server.runs_new.update_one(
+        {"_id": run}, {"$push": {"data": {**entry, "job": job, "job_ended": ended}}}
+    )
+    page.until(lambda: "4711&lt;b&gt;" in page.get(f"/runs/{run}").text)
+    text = page.get(f"/runs/{run}").text
+    for wanted in ("node7", "&lt;i&gt;exit status 3", "/jobs/0.log"):
+        assert wanted in text, wanted
+    assert "What programs printed" not in text
+
+    bomb = zlib.compress(b"x" * (64 << 20))
+    kept = [packed("first\n<script>alert(1)</script>\x1b[31m"), bomb, b"no zlib"]
+    row = {"at": NOW, "site": "lngs", "what": "done", "handler": "backup", "run": run}
+    server.caxev_history.insert_one({"_id": "a", **row, "kept": kept[1:], "kept_parts": 3})
+    server.caxev_history.insert_one({"_id": "b", **row, "kept": kept[:1], "kept_parts": 1})
+    note = failed(run, "no", kept=[packed("still open")], kept_parts=1)
+    server.caxev_ledger.insert_one(note)
+    page.until(lambda: f"/output/{run}" in page.get(f"/runs/{run}").text)
+    page.until(lambda: "still open" in page.get(f"/output/{run}").text)
+    text = page.get(f"/output/{run}").text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\x1b[31m" in text
+    assert "[unreadable]" in text
+    assert "[... more than is shown ...]" in text
+    assert len(text) < 200_000
+    assert page.get("/output/%7B").status == 404
+    assert "Nothing is kept" in page.get("/output/1").text
 
 
 def test_the_state_is_a_stream_of_events(page: Page, server: Server) -> None:

@@ -12,6 +12,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from caxev.core.alarms import Alarm, AlarmState
+from caxev.core.transcript import packed
 from caxev.database.alarms import alarm_id, alarm_row
 from tests.browser import browser as launched
 from tests.browser import visit
@@ -56,6 +57,12 @@ def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
          "expires": now + timedelta(hours=1), "streamed": now, "scanned": now,
          "disks": [{"root": "/data/lngs/raw", "free": 12 * 10**9, "size": 10**13}]}
     )  # fmt: skip
+    text = packed("wide " * 200 + "\n<b>x")
+    row = {"at": now, "site": "lngs", "what": "done", "run": document["_id"], "kept": [text]}
+    server.caxev_history.insert_one({"_id": "a", **row, "kept_parts": 1})
+    job = {"name": "n.1", "id": "4" * 60, "attempt": 1, "log": "/long" * 40, "submitted": now}
+    made = {"type": "processed", "host": "lngs", "status": "transferring", "job": job}
+    server.runs_new.update_one({"_id": document["_id"]}, {"$push": {"data": made}})
     for owner in ("here:1", "there:1:0123456789ab"):
         server.caxev_ledger.insert_one(
             {"_id": {"process": owner, "s": "lngs"}, "kind": "process", "site": "lngs",
@@ -77,7 +84,9 @@ def paths(server: Server) -> list[str]:
     run = server.runs_new.find_one({"number": 3})["_id"]
     views = ["/", "/runs", "/links", "/failures", "/storage", "/alarms", "/sites", "/handlers"]
     views += ["/requests", "/holds", "/sites/lngs", "/sites/lngs/purge", "/failures?site=chicago"]
-    return [*views, f"/runs/{run}", "/runs?run=x", "/no"]
+    last = server.runs_new.find_one({"number": 8})["_id"]
+    more = [f"/runs/{run}", f"/runs/{last}", f"/output/{last}"]
+    return [*views, *more, "/runs?run=x", "/no"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -117,6 +117,8 @@ def _a_flipped_byte_is_in_the_history(watched: Watched, errors: list[str]) -> No
     watched.caxev("verify", "--deep", "--run", "1", "--site", "stockholm")
     page.wait_for_selector(".history .bad:has-text('found damaged')")
     page.wait_for_selector(".history .good:has-text('repaired')")
+    # What the job that made peaks at chicago was, as far as the database knows.
+    page.wait_for_selector("section:has(#h-jobs) tr:has-text('chicago'):has-text('local') .good")
     assert page.evaluate("window.first")
 
 

@@ -17,10 +17,12 @@ from trio.testing import MockClock
 from caxev.config import Site, Sites
 from caxev.core.ledger import State
 from caxev.core.model import Run
+from caxev.core.transcript import last_of, packed, unpacked
 from caxev.database import DatabaseError, Disk
 from caxev.web import data
 from caxev.web.counted import Counted
 from caxev.web.growth import DAYS_KEPT, Growth
+from caxev.web.jobs import job_rows
 from caxev.web.lights import Level
 from caxev.web.links import MATRIX, link_rows, matrix
 from caxev.web.listing import cells, columns
@@ -43,6 +45,48 @@ def scene(state: LiveState, *names: str, **fields: Any) -> Scene:
         for name in names or ("lngs", "chicago")
     }
     return Scene(state, Sites(Path("sites.json"), sites), lambda: NOW)
+
+
+# -- jobs and logs --------------------------------------------------------------------------------
+
+
+SENT = {"name": "n.2", "attempt": 2, "claimed": 1478874000000}
+GONE_WRONG = {"name": "n.2", "how": "memory", "why": "oom", "host": "node7", "at": NOW}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"job": SENT}, ("pending", None, "")),
+        ({"job": {**SENT, "id": "7", "submitted": NOW}}, ("sent", None, "")),
+        ({"job": {**SENT, "id": "7"}, "error": "again"}, ("sent", None, "again")),
+        ({"job": SENT, "job_ended": {**GONE_WRONG, "name": "n.1"}}, ("pending", None, "")),
+        ({"job": SENT, "job_ended": GONE_WRONG}, ("failed", "node7", "oom")),
+        ({"job": SENT, "job_ended": {**GONE_WRONG, "how": "done", "why": ""}},
+         ("done", "node7", "")),
+        ({"job": SENT, "status": "verifying"}, ("done", None, "")),
+        ({"job": SENT, "status": "error"}, ("failed", None, "")),
+        ({"job": {"name": 7}}, None),
+        ({"job": "x", "job_ended": []}, None),
+        ({"job": {**SENT, "claimed": 1e300, "submitted": "x"}}, ("pending", None, "")),
+    ],
+)  # fmt: skip
+def test_jobs_are_what_their_entries_say(fields: dict[str, Any], wanted: Any) -> None:
+    """The state of the present attempt, whatever stands in the document."""
+    entry = {"type": "processed", "host": "lngs", "status": "transferring", **fields}
+    known = scene(LiveState()).sites
+    rows = list(job_rows(Run.from_document({"_id": 1, "data": [entry]}), known))
+    assert [(one.state, one.node, one.why) for one in rows] == ([wanted] if wanted else [])
+
+
+@given(st.lists(st.text(), min_size=1, max_size=3), st.integers(1, 20))
+def test_the_end_of_the_output_is_shown(texts: list[str], most: int) -> None:
+    """Its last characters, however it was cut into parts."""
+    parts = list(map(packed, texts))
+    found = last_of(parts, len(parts), most)
+    assert found.endswith(unpacked(parts, len(parts))[-most:])
+    assert len(found) <= most + 50
+    assert "earlier output left out" in last_of(parts, len(parts) + 1, most)
 
 
 # -- growth and room ------------------------------------------------------------------------------

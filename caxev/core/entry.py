@@ -202,6 +202,10 @@ class BatchJob(Record):
     """The number of retries, by the way in which the attempt before had failed."""
     id = EntryField(anything)
     """The batch system's name for it; None until it is sent."""
+    submitted = EntryField(as_utc)
+    """When it was sent, or started as a process of the listener; UTC."""
+    log = EntryField(text)
+    """Where its output is, at its site."""
     input = EntryField(text)
     """The type of the data that it reads."""
     input_version = EntryField(text)
@@ -223,6 +227,10 @@ class JobResult(Record):
     name = EntryField(text)
     """That of the job, as in `BatchJob`."""
     how = EntryField(text)
+    why = EntryField(words)
+    host = EntryField(text)
+    """The node where it ran."""
+    at = EntryField(as_utc)
 
 
 @frozen

@@ -10,6 +10,9 @@ KEPT: Final = 512 << 10
 """Compressed bytes that one call of `Job.keep` keeps."""
 KEPT_PARTS: Final = 16
 """The latest calls that are kept: together they fit into one document of the ledger."""
+READ: Final = 16 << 20
+"""Bytes of a part that `last_of` reads: packed, they can be a thousandth of that."""
+_CHUNK: Final = 1 << 18
 
 
 def packed(text: str) -> bytes:
@@ -30,3 +33,27 @@ def unpacked(parts: Sequence[bytes], number: int) -> str:
     texts = [zlib.decompress(part).decode(errors="replace") for part in parts]
     lost = number - len(texts)
     return "\n".join([f"[... {lost} earlier parts left out ...]"] * (lost > 0) + texts)
+
+
+def last_of(parts: Sequence[bytes], number: int, most: int) -> str:
+    """Return the last `most` characters, or nearly, of what is kept of `number` parts.
+
+    What anybody may have written there costs little: it is read in little memory, and up to a
+    limit.
+    """
+    text = "\n".join(_end_of(part, most) for part in parts)
+    is_whole = len(text) <= most and number <= len(parts)
+    return text if is_whole else f"[... earlier output left out ...]\n{text[-most:]}"
+
+
+def _end_of(part: bytes, most: int) -> str:
+    reader, data, end, read = zlib.decompressobj(), part, bytearray(), 0
+    try:
+        while data and not reader.eof:
+            if read > READ:
+                return "[... more than is shown ...]"
+            some = reader.decompress(data, _CHUNK)
+            end, read, data = (end + some)[-4 * most :], read + len(some), reader.unconsumed_tail
+    except zlib.error:
+        return "[unreadable]"
+    return end.decode(errors="replace")

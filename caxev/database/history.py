@@ -35,6 +35,9 @@ _FEW: Final = 20
 _LATEST: Final = 20
 """Rows of which one is of the latest epoch of a site: others follow in order of time, or nearly."""
 _DUPLICATE: Final = 11000
+KeptOutput: TypeAlias = tuple[tuple[bytes, ...], int]
+"""The last parts of what programs printed, packed, and how many there were."""
+_LAST_PARTS: Final = {"$slice": -2}
 
 
 @frozen(kw_only=True)
@@ -108,6 +111,24 @@ class History(Quarantine):
         """
         cursor = await self._search(search, after, limit)
         return self._history_rows(await cursor.to_list(None))
+
+    @operation
+    async def outputs(self, run: RunId, limit: int) -> list[HistoryRow]:
+        """Return the newest rows of a run with what programs printed: of each the last parts."""
+        if limit <= 0:
+            return []
+        query = {"run": run, "kept": {"$exists": True}}
+        cursor = self._history.find(query, {"kept": _LAST_PARTS}, batch_size=_FEW)
+        order = [("at", DESCENDING), ("_id", DESCENDING)]
+        return self._history_rows(await cursor.sort(order).limit(limit).to_list(None))
+
+    @operation
+    async def open_outputs(self, reactions: Sequence[str]) -> dict[str, KeptOutput]:
+        """Return what the programs of open reactions printed, by their keys: the last parts."""
+        query = {"_id": {"$in": list(reactions)}, "kept": {"$exists": True}}
+        fields: Document = {"kept_parts": 1, "kept": _LAST_PARTS}
+        found = await self._ledger.find(query, fields).to_list(None)
+        return {one["_id"]: kept_output(one) for one in found}
 
     async def history_pages(
         self, search: HistorySearch, limit: int = 0
@@ -240,7 +261,7 @@ def history_row_from(document: Mapping[str, Any]) -> HistoryRow:
     )
 
 
-def kept_output(document: Mapping[str, Any]) -> tuple[tuple[bytes, ...], int]:
+def kept_output(document: Mapping[str, Any]) -> KeptOutput:
     """Return the packed output in a document, and of how many parts these are the last."""
     kept, parts = document.get("kept"), document.get("kept_parts")
     output = tuple(one for one in kept if isinstance(one, bytes)) if isinstance(kept, list) else ()

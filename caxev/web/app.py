@@ -79,6 +79,7 @@ class Pages:
             Route("/", self.now),
             Route("/runs", self.runs),
             Route("/runs/{id:path}", self.run),
+            Route("/output/{id:path}", self.output),
             Route("/links", self.links),
             Route("/failures", self.failures),
             Route("/storage", self.storage),
@@ -243,6 +244,17 @@ class Pages:
             raise HTTPException(404, str(gone)) from gone
         title = shown(self.scene.state.label(listing.id_of(path)), 60)
         return self.frame.live(request, title, f"run:{path}", "run.html", parts, current="Runs")
+
+    async def output(self, request: Request) -> Response:
+        """Show what programs printed while reactions to a run ran."""
+        path = request.path_params["id"]
+        try:
+            rows, run = await self.run_view.outputs(path), listing.id_of(path)
+        except (GiveUp, BadFilter) as gone:
+            raise HTTPException(404, str(gone)) from gone
+        more: dict[str, Any] = {"current": "Runs", "run": run}
+        more["label"] = self.scene.state.label(run)
+        return self.frame.page(request, "Output", "output.html", rows=rows, **more)
 
     # -- what changes -----------------------------------------------------------------------
 

@@ -49,6 +49,7 @@ MARKS: Final = {
     "done": ("good", "check"),
     "running": ("busy", "arrow"),
     "pending": ("wait", "clock"),
+    "sent": ("wait", "clock"),
     "failed": ("bad", "cross"),
     "critical": ("bad", "cross"),
     "warning": ("warn", "warn"),

@@ -16,7 +16,9 @@ from caxev.core.selection import source_of
 from caxev.database import Database, HistorySearch
 from caxev.web import listing
 from caxev.web.acts.links import links, naming
+from caxev.web.jobs import job_rows
 from caxev.web.listing import BadFilter
+from caxev.web.outputs import OutputRow, output_rows
 from caxev.web.rendering import lines, render
 from caxev.web.scene import Scene
 
@@ -46,6 +48,10 @@ class RunView:
         past = await self.database.history(HistorySearch(runs=[run_id]))
         return {"run": self._run(found, past)}
 
+    async def outputs(self, path: str) -> list[OutputRow]:
+        """Return what programs printed that is kept. Raises `GiveUp` if that is no run's path."""
+        return await output_rows(self.scene.state, self.database, _id_of(path))
+
     def _run(self, run: Run, past: Sequence[HistoryRow]) -> str:
         raw = json.dumps(run.document, indent=2, default=str, ensure_ascii=True)
         cut = f"\n… {len(raw) - RAW_SHOWN:,} more characters" if len(raw) > RAW_SHOWN else ""
@@ -63,6 +69,8 @@ class RunView:
             copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
             open=open_,
             history=rows,
+            jobs=list(job_rows(run, self.scene.sites)),
+            has_output=any(one.outputs for one in open_) or any(one.outputs for one in past),
             raw=lines(raw[:RAW_SHOWN] + cut),
         )
 

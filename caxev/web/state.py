@@ -35,10 +35,11 @@ LABELS_KEPT: Final = 50_000
 
 @frozen
 class Open:
-    """A reaction that is not done, with its progress."""
+    """A reaction that is not done, with its progress; `outputs`: whether output of it is kept."""
 
     reaction: Reaction
     progress: ReportedProgress | None = None
+    outputs: bool = False
 
     @property
     def place(self) -> tuple[str, State]:
@@ -116,7 +117,8 @@ class LiveState:
     def of_reaction(self, reaction: Reaction, document: Mapping[str, Any]) -> None:
         """Take an open reaction as it is now."""
         self.done(reaction.id)
-        one = Open(reaction, ReportedProgress.of(document.get("progress")))
+        progress = ReportedProgress.of(document.get("progress"))
+        one = Open(reaction, progress, bool(document.get("kept_parts")))
         self.reactions[reaction.id] = self._places.setdefault(one.place, {})[reaction.id] = one
         self.groups[OpenGroup.of(one)] += 1
         if reaction.state is State.PENDING:
