@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -250,7 +251,11 @@ def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Pat
     """On SIGHUP, as a listener does: open pages show it; a mistake changes nothing."""
     file = tmp_path / "sites.json"
     file.write_text(SITES.read_text())
-    server.runs_new.insert_one(run_document(1, ("raw", "lngs", "transferred")))
+    for number, days in enumerate((10, 400, 600, None)):
+        document = run_document(number, ("raw", "lngs", "transferred"))
+        if days is not None:
+            document["data"][0]["verified_at"] = NOW - timedelta(days=days)
+        server.runs_new.insert_one(document)
     with serving(tmp_path, database.uri, database.name, sites=file) as page:
         page.ready()
         seen = page.watch("storage")
@@ -258,17 +263,22 @@ def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Pat
         assert page.get("/sites/elsewhere").status == 404
         read = json.loads(file.read_text())
         given = read["sites"] if isinstance(read, dict) else read
-        given[0]["purge"] = 30
+        given[0] |= {"purge": 30, "patrol": {"days": 500}}
         given.append({"name": "elsewhere", "hostname": "h.example", "dir_raw": "/data"})
         file.write_text(json.dumps(read))
         page.process.send_signal(signal.SIGHUP)
         page.until(lambda: page.get("/sites/elsewhere").status == 200)
         assert any("raw data after" in parts.get("purges", "") for _, parts in seen)
+        patrol = page.until(
+            lambda: re.search("[0-9]+ % within 500 days.*", page.get("/storage").text)
+        )
+        assert patrol[0].startswith("50 % within 500 days, oldest <time")
+        assert ", 1 never" in patrol[0]
         file.write_text("[{]")
         page.process.send_signal(signal.SIGHUP)
         page.until(lambda: "keeping the previous configuration" in page.log.read_text())
         assert page.get("/sites/elsewhere").status == 200
-        assert "changed: elsewhere, lngs.purge" in page.log.read_text()
+        assert "changed: elsewhere, lngs.patrol, lngs.purge" in page.log.read_text()
 
 
 def test_sites_are_compared(page: Page, server: Server) -> None:

@@ -61,8 +61,9 @@ def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
     row = {"at": now, "site": "lngs", "what": "done", "run": document["_id"], "kept": [text]}
     server.caxev_history.insert_one({"_id": "a", **row, "kept_parts": 1})
     job = {"name": "n.1", "id": "4" * 60, "attempt": 1, "log": "/long" * 40, "submitted": now}
-    made = {"type": "processed", "host": "lngs", "status": "transferring", "job": job}
-    server.runs_new.update_one({"_id": document["_id"]}, {"$push": {"data": made}})
+    server.runs_new.update_one({"_id": document["_id"]}, {"$push": {"data": {
+        "type": "processed", "host": "lngs", "status": "transferring", "job": job,
+    }}})  # fmt: skip
     for owner in ("here:1", "there:1:0123456789ab"):
         server.caxev_ledger.insert_one(
             {"_id": {"process": owner, "s": "lngs"}, "kind": "process", "site": "lngs",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from caxev.config import Site, Sites
+from caxev.config.retention import Patrol
 from caxev.core.ledger import State
 from caxev.core.model import Run
 from caxev.core.transcript import last_of, packed, unpacked
@@ -179,8 +180,9 @@ def test_storage_by_host() -> None:
     state = LiveState()
     for number, status in enumerate(("transferred", "transferred", "error", "verifying")):
         state.runs.put(run(number, ("lngs", status), ("tsm", "transferred")), NOW)
-    readings = {"lngs": {0: 1, 5: 1, None: 2}}
-    counted = Holdings({("lngs", "raw"): 7}, readings, NOW)
+    readings = {"lngs": {0: 1, 35: 1, None: 2}}
+    oldest = {"lngs": NOW - timedelta(days=35.5)}
+    counted = Holdings({("lngs", "raw"): 7}, readings, oldest, NOW)
     sites = scene(state).sites
     by_name = {**sites.by_name, "tsm": Site(name="tsm", hostname="localhost", method="tsm")}
     made = Scene(state, evolve(sites, by_name=by_name), lambda: NOW)
@@ -189,6 +191,12 @@ def test_storage_by_host() -> None:
     assert (raw.good, raw.busy, raw.bad, raw.bytes) == (2, 1, 1, 7)
     assert lngs.reading is not None
     assert "1 within a month, 1 within 3 months" in lngs.reading.bar
+    assert (lngs.reading.percent, lngs.reading.never) == (None, 2)
+    for days, percent in ((1, 25), (35, 25), (36, 50), (1000, 50)):
+        by_name["lngs"] = evolve(sites.get("lngs"), patrol=Patrol(days))
+        (lngs, _) = host_rows(Scene(state, evolve(sites, by_name=by_name), lambda: NOW), counted)
+        assert lngs.reading is not None
+        assert (lngs.reading.percent, lngs.reading.oldest) == (percent, oldest["lngs"]), days
     assert (tsm.tape, tsm.reading) == ("tape: 0 running, 0 waiting, 0 failed", None)
     assert host_rows(made, Holdings())[0].bytes is None
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from caxev.core.entry import moment
 from caxev.core.ledger import State
 from caxev.core.model import TRANSFERRED, TRANSFERRING
 from caxev.database.client import Document
@@ -101,34 +102,37 @@ class Figures(Connection):
         return [{**row["_id"], "number": row["number"]} for row in rows]
 
     @within(LONG_LIMIT)
-    async def readings(self, now: datetime) -> list[dict[str, Any]]:
-        """Count good copies by host, and by how many weeks ago they were read.
+    async def readings(self, now: datetime, longest: int) -> list[dict[str, Any]]:
+        """Count good copies by host, and by how many whole days ago they were read.
 
-        Each row has `host`, `week` and `copies`; the week None is of those that were never read, as
-        far as is known.
+        Each row has `host`, `day` (at most `longest`), `copies`, and `oldest`, when the first of
+        them was read. The day None is of those that were never read, as far as is known.
         """
         read = "$data.verified_at"
-        weeks = {"$floor": {"$divide": [{"$subtract": [now, read]}, WEEK]}}
-        week = {"$cond": [{"$eq": [{"$type": read}, "date"]}, weeks, None]}
+        days = {"$floor": {"$divide": [{"$subtract": [now, read]}, DAY]}}
+        is_read = {"$eq": [{"$type": read}, "date"]}
+        day = {"$cond": [is_read, {"$min": [days, longest]}, None]}
+        key: Document = {"host": "$data.host", "day": day}
         good: Document = {"data.status": TRANSFERRED}
         pipeline: list[Document] = [
             {"$match": good},
             {"$project": {f"data.{name}": 1 for name in ("host", "status", "verified_at")}},
             {"$unwind": "$data"},
             {"$match": {**good, "data.host": {"$type": "string"}}},
-            {"$group": {"_id": {"host": "$data.host", "week": week}, "copies": {"$sum": 1}}},
+            {"$group": {"_id": key, "copies": {"$sum": 1}, "oldest": {"$min": read}}},
         ]
         rows = await (await self._runs.aggregate(pipeline)).to_list(None)
         return [
             {
                 "host": row["_id"]["host"],
-                "week": None if (found := row["_id"]["week"]) is None else max(int(found), 0),
+                "day": None if (found := row["_id"]["day"]) is None else max(int(found), 0),
                 "copies": row["copies"],
+                "oldest": moment(row["oldest"]),
             }
             for row in rows
         ]
 
 
-WEEK: Final = 7 * 86400 * 1000
+DAY: Final = 86400 * 1000
 """Milliseconds."""
 _OF_JOBS: Final = ("host", "type", "status", "job", "job_ended")

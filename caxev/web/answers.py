@@ -26,7 +26,7 @@ from caxev.web import drawing
 from caxev.web.counted import Counted
 from caxev.web.growth import HostType
 from caxev.web.scene import Scene
-from caxev.web.storage import Candidate, Holdings, candidate
+from caxev.web.storage import Candidate, Holdings, candidate, longest_patrol
 
 OFTEN: Final = 60.0
 """Seconds for which nothing is asked again."""
@@ -104,9 +104,13 @@ class Answers:
             if one["bytes"] is not None:
                 sizes[one["host"], one["type"]] += int(one["bytes"])
         readings: dict[str, dict[int | None, int]] = {}
-        for row in await self.database.readings(now):
-            readings.setdefault(row["host"], {})[row["week"]] = row["copies"]
-        return Holdings(sizes, readings, now)
+        oldest: dict[str, datetime] = {}
+        for row in await self.database.readings(now, longest_patrol(self.scene.sites)):
+            host, day = row["host"], row["day"]
+            readings.setdefault(host, {})[day] = row["copies"]
+            if day is not None:
+                oldest[host] = min(row["oldest"], oldest.get(host, now))
+        return Holdings(sizes, readings, oldest, now)
 
     async def _holds(self) -> Holds:
         now, rows, number = utcnow(), list[HoldRow](), 0

@@ -44,4 +44,5 @@ class PageReloader:
         changed = ", ".join(differing(scene.sites.keys, sites.keys)) or "nothing"
         logger.info("reloaded {}; changed: {}", sites.path, changed)
         scene.sites, self.pages.handlers = sites, handlers
+        scene.state.changed += 1  # what is counted by the rules of sites.json is counted again
         self.broadcast(Heard())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import pairwise
+from math import ceil
 from typing import Final
 
 from attrs import Factory, frozen
@@ -21,7 +22,7 @@ from caxev.web.growth import HostType
 from caxev.web.rendering import render
 from caxev.web.scene import DiskUse, Scene
 
-WEEK: Final = 7.0
+WEEK: Final = timedelta(days=7)
 AGES: Final = ((30.0, "a month"), (90.0, "3 months"), (365.0, "a year"))
 """Ages, in days, that readings are grouped by."""
 PURGES: Final = frozenset({"purge", "purge_processed", "make_room"})
@@ -32,12 +33,14 @@ PURGES: Final = frozenset({"purge", "purge_processed", "make_room"})
 class Holdings:
     """What only the database can count.
 
-    `bytes` by host and type; `readings` are, by host, how many good copies were read so many weeks
-    ago (None: never, as far as is known). `at` is when they were counted; None: not yet.
+    `bytes` by host and type; `readings` are, by host, how many good copies were read so many days
+    ago (None: never, as far as is known), `oldest` when the first of these was. `at` is when they
+    were counted; None: not yet.
     """
 
     bytes: Mapping[HostType, int] = Factory(dict)
     readings: Mapping[str, Mapping[int | None, int]] = Factory(dict)
+    oldest: Mapping[str, datetime] = Factory(dict)
     at: datetime | None = None
 
 
@@ -56,12 +59,22 @@ class TypeRow:
 
 @frozen
 class Reading:
-    """How many copies of a host were read again lately: by age, as one bar and in words."""
+    """How many copies of a host were read again lately: by age, as one bar and in words.
+
+    `share` of them within the `days` of the host's patrol (None: it has none), `oldest` the longest
+    ago, `never` not at all, as far as is known.
+    """
 
     days: float | None
     share: float | None
     bar: str
+    oldest: datetime | None
     never: int
+
+    @property
+    def percent(self) -> int | None:
+        """The share in percent: 100 only if it is all."""
+        return None if self.share is None else int(100 * self.share)
 
 
 @frozen
@@ -128,7 +141,7 @@ def host_rows(scene: Scene, counted: Holdings) -> list[HostRow]:
             ),
             tuple(scene.disks(host)),
             scene.state.runs.growth.rate(host, scene.now) * 86400,
-            _reading(scene.sites.find(host), counted.readings.get(host)),
+            _reading(scene.sites.find(host), counted),
             _tape(scene, host),
         )
         for host in scene.hosts
@@ -150,32 +163,37 @@ def _type_row(scene: Scene, of: HostType, n: Counter[str], counted: Holdings) ->
 # -- reading again --------------------------------------------------------------------------------
 
 
-def _reading(site: Site | None, weeks: Mapping[int | None, int] | None) -> Reading | None:
-    if site is None or not site.readable or not weeks:
+def longest_patrol(sites: Sites) -> int:
+    """Return the days beyond which no view asks how old a reading is."""
+    periods = [one.patrol.days for one in sites.values() if one.patrol is not None]
+    return ceil(max([AGES[-1][0], *periods]))
+
+
+def _reading(site: Site | None, counted: Holdings) -> Reading | None:
+    read = counted.readings.get(site.name) if site is not None else None
+    if site is None or not site.readable or not read:
         return None
     days = site.patrol.days if site.patrol else None
-    total = sum(weeks.values())
-    ages = [_within(weeks, 0, AGES[0][0])]
-    ages += [_within(weeks, younger, older) for (younger, _), (older, _) in pairwise(AGES)]
-    never = weeks.get(None, 0)
+    total = sum(read.values())
+    ages = [_within(read, 0, AGES[0][0])]
+    ages += [_within(read, younger, older) for (younger, _), (older, _) in pairwise(AGES)]
+    never = read.get(None, 0)
     parts = [
         *((f"age-{n}", one) for n, one in enumerate(ages)),
         ("age-3", total - sum(ages) - never),
     ]
     words = ", ".join(f"{n:,} {text}" for (_, n), text in zip(parts, _legend(), strict=True))
     bar = drawing.stack([*parts, ("none", never)], f"read again: {words}; {never:,} never")
-    share = None if days is None else _within(weeks, 0, days + WEEK) / total
-    return Reading(days, share, bar, never)
+    share = None if days is None else _within(read, 0, days) / total
+    return Reading(days, share, bar, counted.oldest.get(site.name), never)
 
 
 def _legend() -> list[str]:
     return [*(f"within {name}" for _, name in AGES), "longer ago"]
 
 
-def _within(weeks: Mapping[int | None, int], younger: float, older: float) -> int:
-    return sum(
-        n for week, n in weeks.items() if week is not None and younger <= week * WEEK < older
-    )
+def _within(read: Mapping[int | None, int], younger: float, older: float) -> int:
+    return sum(n for day, n in read.items() if day is not None and younger <= day < older)
 
 
 def _tape(scene: Scene, host: str) -> str | None:
@@ -208,7 +226,7 @@ def purge_rows(scene: Scene) -> list[PurgeRow]:
         if not rules and not waiting:
             continue
         due = sum(one.due <= now for one in waiting)
-        week = sum(now < one.due <= now + timedelta(days=WEEK) for one in waiting)
+        week = sum(now < one.due <= now + WEEK for one in waiting)
         following = min(waiting, key=lambda one: one.due, default=None)
         rows.append(
             PurgeRow(
