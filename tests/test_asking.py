@@ -7,25 +7,31 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from operator import itemgetter
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
 from pymongo import MongoClient
 
 from caxev import HERE, Job
 from caxev import copy as on_copy
 from caxev.asking import requests
+from caxev.asking.annotations import CommentRuns, TagRuns
 from caxev.asking.archives import BringRaw, ReadArchived
-from caxev.asking.base import DONE, FAILED, ActContext, DataChoice, RequestedAct
+from caxev.asking.base import DONE, FAILED, Act, ActContext, DataChoice, RequestedAct
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
 from caxev.asking.deletions import DeleteCopies, Terms
-from caxev.asking.holding import Keep
+from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.asking.listeners import ListenerAct, Replay, RetryReactions
 from caxev.asking.readings import ReadCopies
 from caxev.core.clock import utcnow
@@ -93,7 +99,7 @@ def test_how_far_a_run_is(act: RequestedAct, run: Run, state: str | None) -> Non
 
 
 RAW = DataChoice("raw")
-KEPT: tuple[RequestedAct | ListenerAct, ...] = (
+KEPT: tuple[Act | ListenerAct, ...] = (
     CopyData(RAW, None, "lngs", Keep(3.0, utcnow(), "for a talk")),
     CopyData(DataChoice("processed", "v1"), "chicago", "lngs"),
     DeleteCopies("lngs", RAW, Terms(less=True, why="full")),
@@ -103,6 +109,11 @@ KEPT: tuple[RequestedAct | ListenerAct, ...] = (
     CopyCatalogued(RAW, "rucio", "lngs", {"from_rse": "DISK1"}),
     GiveUpDatasets(RAW, "rucio", "taken in error"),
     FreeDisk(RAW, "rucio", "lngs"),
+    TagRuns("good", remove=True),
+    CommentRuns("the gate was open"),
+    HoldCopies("lngs", RAW, Keep(3.0, utcnow(), "for a talk")),
+    ReleaseCopies("lngs", RAW, everybody=True),
+    ForgetCopies("tape", RAW, "lost", "error"),
     RetryReactions(("lngs", "chicago"), "pull"),
     Replay(("lngs",), force=True),
 )
@@ -159,6 +170,16 @@ def found(database: Named, collection: str, **query: Any) -> list[Document]:
         return list(client[database.name][collection].find(query))
 
 
+def only_request(database: Named) -> Document:
+    (request,) = found(database, "caxev_requests", terms={"$exists": True})
+    return request
+
+
+def what_was_asked(request: Document) -> Document:
+    """A request's document without what it says of the process that writes."""
+    return {name: request[name] for name in request.keys() - {"written", "failed", "writer"}}
+
+
 def figures(asking: Caxev) -> tuple[int, int, int]:
     """How much of the only request is done, pending and withdrawn."""
     answer = asking("requests", "--json")
@@ -184,20 +205,22 @@ def test_one_request_that_can_be_cancelled_and_resumed(
     answer = asking(*args)
     assert answer.code == 0, answer
     assert figures(asking) == (0, MANY, 0)
-    (request,) = found(database, "caxev_requests", terms={"$exists": True})
+    request = only_request(database)
     assert request["expires"] - request["at"] == timedelta(days=730)
     name = request["_id"]
     if args[0] != "copy":
         assert f"caxev requests watch {name}" in answer.err
     assert asking("requests", "cancel", name).code == 0
     assert figures(asking) == (0, 0, MANY)
+    rows = Counter(row["what"] for row in found(database, "caxev_history"))
+    assert rows["requested"] == rows["cancelled"] == rows.total() / 2
     after = [run["data"] for run in found(database, "runs_new")]
     if args[0] in {"copy", "replay"}:
         assert after == before
     assert not found(database, "caxev_requests", site="lngs")
     assert asking("requests", "resume", name, "--no-wait").code == 0
     assert figures(asking) == (0, MANY, 0)
-    assert found(database, "caxev_requests", terms={"$exists": True}) == [request]
+    assert what_was_asked(only_request(database)) == what_was_asked(request)
 
 
 @pytest.mark.replicaset
@@ -220,6 +243,10 @@ async def test_a_replay_is_done_when_the_listener_has_taken_it(
         assert answer.code == 0, answer
         await engine.until(lambda: len(seen) == 2 * MANY)
         assert await run(figures, asking) == (MANY, 0, 0)
+        # What a listener has taken is not asked for again.
+        name = only_request(database)["_id"]
+        assert (await run(lambda: asking("requests", "resume", name))).code == 0
+        assert not found(database, "caxev_requests", bulk=name)
 
 
 @pytest.mark.replicaset
@@ -230,6 +257,7 @@ def test_a_row_of_history_is_as_sure_as_its_change(asking: Caxev, database: Name
         ("tag", "add", "good", "--run", "1-3"),
         ("rm", "--run", "1-3", *AT),
         ("replay", "--run", "1", *AT),
+        ("replay", "--run", "1-3", *AT),
     )
     before = found(database, "runs_new")
     with MongoClient[Document](database.uri) as client:
@@ -248,32 +276,184 @@ def test_a_row_of_history_is_as_sure_as_its_change(asking: Caxev, database: Name
     assert all("@" in row["by"] for row in rows)
 
 
+# -- what is done once it is written --------------------------------------------------------------
+
+WHOLE = 60
+TAG = ("tag", "add", "good")
+HOLD = ("hold", *AT, "--why", "a talk")
+COMMENT = ("comment", "the gate was open")
+
+
+@pytest.fixture
+def many(asking: Caxev, database: Named) -> Caxev:
+    """The command line, with more runs than are written to at once."""
+    more = [engine.run_document(number) for number in range(MANY + 1, WHOLE + 1)]
+    for document in more:
+        document["data"] = [entry("lngs", location=f"/lngs/{document['number']}")]
+    with MongoClient[Document](database.uri) as client:
+        client[database.name]["runs_new"].insert_many(more)
+    return asking
+
+
+def marks(database: Named) -> list[tuple[str, int]]:
+    """Each run, and how often it has the tag, the hold or the comment."""
+    return [
+        (
+            str(run["_id"]),
+            sum(len(one) for one in (run.get("tags", ()), run.get("comments", ())))
+            + len(run["data"][0].get("holds", ())),
+        )
+        for run in found(database, "runs_new")
+    ]
+
+
+def written(database: Named) -> int:
+    """How many runs have it; none has it twice, and each has its row of history."""
+    counts = marks(database)
+    assert max(number for _, number in counts) <= 1
+    rows = sorted(str(row["run"]) for row in found(database, "caxev_history"))
+    assert rows == sorted(run for run, number in counts if number)
+    return len(rows)
+
+
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.05)
+
+
+@define
+class Going:
+    """A command of a process of its own; how it ended, and what it printed for people."""
+
+    process: subprocess.Popen[str]
+    code: int | None = None
+    err: str = ""
+
+    def end(self) -> None:
+        _, self.err = self.process.communicate(timeout=60)
+        self.code = self.process.returncode
+
+
+@contextmanager
+def stopped_at(
+    database: Named,
+    args: Sequence[str],
+    number: int,
+    done: Callable[[Named], int] = lambda database: sum(count for _, count in marks(database)),
+) -> Iterator[Going]:
+    """A command that has written to so many runs, and waits; it goes on and ends afterwards."""
+    with MongoClient[Document](database.uri) as client, client.start_session() as session:
+        runs = client[database.name]["runs_new"]
+        with session.start_transaction():
+            # Somebody else writes to one of the next group: until that ends, the command waits.
+            runs.update_one({"number": number + 19}, {"$set": {"x": 1}}, session=session)
+            with started(database, args) as process:
+                going = Going(process)
+                try:
+                    wait(lambda: done(database) == number)
+                    yield going
+                finally:
+                    session.abort_transaction()
+                if going.code is None:
+                    going.end()
+
+
 @pytest.mark.replicaset
-async def test_what_is_interrupted_is_given_again(asking: Caxev, database: Named) -> None:
-    """Whole groups are written, each with its rows; the same command does the rest, once."""
-    many = 60
-    documents = [engine.run_document(number) for number in range(MANY + 1, many + 1)]
-    args = ("tag", "add", "good", "--run", f"1-{many}", "--yes")
+def test_ctrl_c_leaves_what_is_done(many: Caxev, database: Named) -> None:
+    """The rest is withdrawn; resumed, it is done, each run once."""
+    with stopped_at(database, TAG, 40) as going:
+        assert figures(many) == (40, 20, 0)
+        going.process.send_signal(signal.SIGINT)
+        going.end()
+    name = only_request(database)["_id"]
+    assert (going.code, figures(many)) == (130, (40, 0, 20)), going
+    assert f"request {name}: 60 runs, add tag 'good'" in going.err
+    assert f"40 of 60 runs written; caxev requests resume {name} does the rest" in going.err
+    assert many("requests", "resume", name).code == 0
+    assert (written(database), figures(many)) == (WHOLE, (WHOLE, 0, 0))
+    assert many("requests", "resume", name).code == 0
+    assert written(database) == WHOLE
+
+
+@pytest.mark.replicaset
+def test_another_terminal_cancels_it(many: Caxev, database: Named) -> None:
+    """The command ends with the reason, and nothing more is written."""
+    with stopped_at(database, HOLD, 40) as going:
+        name = only_request(database)["_id"]
+        cancelled = many("requests", "cancel", name)
+        assert (cancelled.code, "withdrawn: 20 runs" in cancelled.out) == (0, True)
+    assert (going.code, f"request {name} was cancelled" in going.err) == (1, True), going
+    assert (written(database), figures(many)) == (40, (40, 0, 20))
+    resumed = many("requests", "resume", name)
+    assert (resumed.code, resumed.out.splitlines()[-1]) == (0, "60 of 60 done")
+    assert written(database) == WHOLE
+
+
+@pytest.mark.replicaset
+def test_nothing_is_requested_behind_a_cancellation(many: Caxev, database: Named) -> None:
+    """Although the command that requests has not finished when another terminal cancels it."""
+
+    def requested(database: Named) -> int:
+        return len(found(database, "runs_new", **{"data.host": "depot"}))
+
+    with stopped_at(database, ("copy", "--to", "depot", "--no-wait"), 20, requested) as going:
+        name = only_request(database)["_id"]
+        assert figures(many) == (0, WHOLE, 0)
+        assert many("requests", "cancel", name).code == 0
+    assert (going.code, f"request {name} was cancelled" in going.err) == (1, True), going
+    assert (requested(database), figures(many)) == (0, (0, 0, WHOLE))
+
+
+@pytest.mark.replicaset
+def test_killed_it_is_resumed(many: Caxev, database: Named) -> None:
+    """After kill -9 it is seen to wait for somebody; even a comment is not written twice."""
+    crash = "engine:database.asked.after:2"
+    with started(database, COMMENT, CAXEV_CRASH=crash) as process:
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert (written(database), figures(many)) == (40, (40, 20, 0))
+    assert many("requests", "resume", only_request(database)["_id"]).code == 0
+    assert (written(database), figures(many)) == (WHOLE, (WHOLE, 0, 0))
+
+
+@pytest.mark.replicaset
+def test_one_process_writes(many: Caxev, database: Named) -> None:
+    """If it is resumed while the command still runs, the command ends; each run is written once."""
+    with stopped_at(database, COMMENT, 20) as going:
+        name, writer = itemgetter("_id", "writer")(only_request(database))
+        resuming = started(database, ("requests", "resume", name), which=())
+        wait(lambda: only_request(database)["writer"] != writer)
+    with resuming:
+        assert resuming.wait(60) == 0
+    assert (going.code, written(database), figures(many)) == (1, WHOLE, (WHOLE, 0, 0))
+
+
+@pytest.mark.replicaset
+def test_what_is_refused_is_tried_again(many: Caxev, database: Named) -> None:
+    """A copy that went meanwhile has failed; once it is back, the rest is done."""
     with MongoClient[Document](database.uri) as client:
         runs = client[database.name]["runs_new"]
-        runs.insert_many(documents)
-        with client.start_session() as session, session.start_transaction():
-            # Somebody else writes to one of the last group: until that ends, the command waits.
-            runs.update_one({"number": many - 1}, {"$set": {"x": 1}}, session=session)
-            with started(database, args) as process:
-                await engine.until(lambda: runs.count_documents({"tags.name": "good"}) == 40)
-                process.send_signal(signal.SIGINT)
-                _, err = await trio.to_thread.run_sync(process.communicate)
-            session.abort_transaction()
-    assert process.returncode == 130, err
-    assert f"interrupted: 40 of {many} runs written; the same command does the rest" in err
-    assert (await trio.to_thread.run_sync(lambda: asking(*args))).code == 0
-    assert len(found(database, "runs_new", **{"tags.name": "good"})) == many
-    assert len(found(database, "caxev_history", what="tagged")) == many
+        with stopped_at(database, HOLD, 20):
+            gone = runs.find_one_and_update({"number": WHOLE}, {"$set": {"data.0.host": "x"}})
+        assert gone is not None
+        assert figures(many) == (WHOLE - 1, 0, 0)
+        assert [*only_request(database)["failed"]] == [gone["_id"]]
+        runs.update_one({"number": WHOLE}, {"$set": {"data.0.host": "lngs"}})
+    assert many("requests", "resume", only_request(database)["_id"]).code == 0
+    assert (written(database), figures(many)) == (WHOLE, (WHOLE, 0, 0))
 
 
-def started(database: Named, args: Sequence[str]) -> subprocess.Popen[str]:
+ALL = ("--run", f"1-{WHOLE}", "--yes")
+
+
+def started(
+    database: Named, args: Sequence[str], which: Sequence[str] = ALL, **environment: str
+) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
-    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
-    command = [sys.executable, "-m", "caxev", *args]
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name, **environment}
+    command = [sys.executable, "-m", "caxev", *args, *which]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )

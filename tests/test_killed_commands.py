@@ -95,7 +95,9 @@ DEEDS: dict[str, tuple[str, Callable[[Place], list[Document] | None]]] = {
     "rm --cancel": (f"rm --run 1 {AT} --cancel", going),
     "rm of several": (f"rm --run 1-2 {AT}", known),
     "hold": (f"hold --run 1 {AT} --why talk", known),
+    "hold of several": (f"hold --run 1-2 {AT} --why talk", known),
     "tag": ("tag add good --run 1", known),
+    "tag of several": ("tag add good --run 1-2", known),
     "register": (f"register {{root}}/raw/{NAME} {AT}", unknown),
     "register --create": (f"register {{root}}/raw/{NAME} {AT} --run 1 --create", unheard_of),
     "stray --delete": (f"stray {AT} --delete --age 0", strays),
@@ -103,7 +105,7 @@ DEEDS: dict[str, tuple[str, Callable[[Place], list[Document] | None]]] = {
     "vouch": (f"vouch --run 1 {AT}", at_odds),
 }
 """What is given, and what stands there before: the entries of the run, with files of its own."""
-ONCE = ("rm", "rm of several", "tag")
+ONCE = ("rm", "rm of several", "tag", "tag of several")
 """What is refused if it was done: the history has one row of it, however often it is given."""
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -26,10 +27,12 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.synchronous.database import Database as MongoDatabase
 
+from caxev.asking.listeners import row_of
 from caxev.config import Settings
 from caxev.copies.remaining import EVER
 from caxev.core.clock import utcnow
 from caxev.core.entry import NOTED
+from caxev.core.history import What
 from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
 from caxev.core.model import (
     DELETING,
@@ -60,6 +63,7 @@ from caxev.database import (
     DatabaseError,
     Gap,
     HistoryLost,
+    HistorySearch,
     Ingest,
     Lease,
     LeaseLost,
@@ -167,7 +171,10 @@ async def test_requests_are_read_one_at_a_time(
         assert (number, [one.runs for one in shown]) == (4, [2, 0, None])
         waits, back = await db.parts_of("all")
         assert (waits.number, waits.runs, back.number) == (3, set(ids), 0)
-        assert await db.take_back("all", utcnow()) == 3
+        row = partial(row_of, what=What.CANCELLED, by="me")
+        assert await db.take_back("all", utcnow(), row) == 3
+        rows = await db.history(HistorySearch(what=["cancelled"]))
+        assert sorted(row.site for row in rows) == ["chicago", SITE, SITE]
         waits, back = await db.parts_of("all")
         assert (waits.number, back.number, back.runs) == (0, 3, set(ids))
 

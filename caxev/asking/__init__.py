@@ -15,8 +15,8 @@ person; nothing here prints, parses options or asks for a confirmation::
     step = await asker.carry_out_one(act, run.id)                   # about one run: raises, with
                                                                     # the rule that is against it
 
-What takes its time is kept as one request, which has an id and can be followed, cancelled and
-resumed (in `requests`)::
+What is asked of several runs is kept as one request, which has an id and can be followed, cancelled
+and resumed (in `requests`)::
 
     request = await requests.keep(asker, act, plan.runs)
     async with aclosing(requests.carry_out(asker, request)) as steps: ...

@@ -5,6 +5,8 @@ A tag that is added or removed is an event, to which handlers react; a comment i
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from attrs import frozen
 
 from caxev.asking.base import Act, ActContext, Step
@@ -17,12 +19,17 @@ from caxev.core.update import RunUpdate
 class TagRuns(Act):
     """Add a tag, or with `remove` take it away. It is kept with who added it."""
 
+    kind: ClassVar[str] = "tag"
     name: str
     remove: bool = False
 
     @property
     def what(self) -> str:
         return f"tag {self.name!r}"
+
+    @property
+    def words(self) -> str:
+        return f"{'remove' if self.remove else 'add'} {self.what}"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run; one that is as it should be already is left alone."""
@@ -41,12 +48,19 @@ class TagRuns(Act):
 class CommentRuns(Act):
     """Add a comment. It is kept with who wrote it, and when."""
 
+    kind: ClassVar[str] = "comment"
     text: str
 
     @property
     def what(self) -> str:
         return "comment"
 
+    @property
+    def words(self) -> str:
+        return f"comment: {self.text}"
+
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run: nothing is against a comment."""
-        return Step(run, self.what, "added", RunUpdate.add_comment(run, self.text, context.by))
+        row = context.row(run, None, What.COMMENTED, self.text)
+        update = RunUpdate.add_comment(run, self.text, context.by)
+        return Step(run, self.what, "added", update, row=row)

@@ -1,13 +1,12 @@
 """Plan acts for a person, and carry them out: here asking meets the database.
 
 Writes go to the runs in groups, each in one transaction with its rows of history, so that a row is
-there exactly if its write is. Whoever is interrupted has written whole groups: the same act again
-does the rest.
+there exactly if its write is. Whoever is interrupted has written whole groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,7 @@ from caxev.core.registry import Registry
 from caxev.core.selection import Selection
 
 if TYPE_CHECKING:
-    from caxev.database import Database
+    from caxev.database import Database, RequestPart
 
 CHANGED: Final = "the run has just changed: try again"
 TOGETHER: Final = 20
@@ -73,18 +72,23 @@ class Asker:
                     yield run, act.tried(run, context)
 
     async def carry_out(
-        self, act: Act, runs: Iterable[RunId], request: str | None = None
+        self,
+        act: Act,
+        runs: Iterable[RunId],
+        request: str | None = None,
+        writer: str | None = None,
     ) -> AsyncGenerator[Step, None]:
         """Do it for these runs; return each step as it was made, or with the reason why not.
 
-        Each run is decided about anew, as it is now. Runs that are gone are left out.
+        Each run is decided about anew, as it is now. Runs that are gone are left out. With the
+        token of the request's `writer` the runs are counted there. Raises `NothingToDo` then once
+        the request is cancelled, or goes on elsewhere.
         """
         context = await self.context(act, request)
-        for some in pages(runs, _PAGE):
-            found = [run async for run in self.whole(some)]
-            for few in pages(found, TOGETHER):
-                for step in await self._write(few, lambda run: act.tried(run, context)):
-                    yield step
+        writing = _Writing(self, lambda run: act.tried(run, context), request, writer)
+        for few in pages(runs, TOGETHER):
+            for step in await writing.write(few):
+                yield step
 
     async def carry_out_one(self, act: Act, run: RunId) -> Step:
         """Do it for one run; return its first step.
@@ -95,7 +99,7 @@ class Asker:
         found = [one async for one in self.whole([run])]
         if not found:
             raise NoSuchRun("the run was deleted")
-        steps = await self._write(found, lambda one: act.steps(one, context))
+        steps = await _Writing(self, lambda one: act.steps(one, context)).write_runs(found)
         return steps[0]
 
     async def whole(self, ids: Iterable[RunId]) -> AsyncGenerator[Run, None]:
@@ -106,25 +110,52 @@ class Asker:
                 if one in found:
                     yield found[one]
 
-    async def _write(
-        self, runs: Sequence[Run], decide: Callable[[Run], Iterable[Step]]
+
+@frozen
+class _Writing:
+    """Writes the steps that `decide` makes; for a request if it has the token of its writer."""
+
+    asker: Asker
+    decide: Callable[[Run], Iterable[Step]]
+    request: str | None = None
+    writer: str | None = None
+
+    async def write(self, ids: Sequence[RunId]) -> list[Step]:
+        """Decide about runs and write to them, all together; return the steps."""
+        found = [run async for run in self.asker.whole(ids)]
+        gone = {*ids} - {run.id for run in found}
+        return await self.write_runs(found, gone)
+
+    async def write_runs(
+        self, runs: Sequence[Run], gone: Collection[RunId] = frozenset()
     ) -> list[Step]:
         """Decide about runs and write; those that have changed meanwhile are decided about anew."""
         done: list[Step] = []
         for _ in range(_TRIES):
-            steps = [step for run in runs for step in decide(run)]
-            missed = await self._write_steps(steps)
+            steps = [step for run in runs for step in self.decide(run)]
+            part = self._part([*gone, *(run.id for run in runs)], gone, steps)
+            missed = await self._write_steps(steps, part)
             done += [one for one in steps if one.run.id not in missed]
             if not missed:
                 return done
-            runs = [run async for run in self.whole(list(missed))]
-        return [*done, *(step.failed(CHANGED) for run in runs for step in decide(run))]
+            runs, gone = [run async for run in self.asker.whole(list(missed))], frozenset()
+        return [*done, *(step.failed(CHANGED) for run in runs for step in self.decide(run))]
 
-    async def _write_steps(self, steps: Sequence[Step]) -> set[RunId]:
+    async def _write_steps(self, steps: Sequence[Step], part: RequestPart | None) -> set[RunId]:
         """Write steps together; return the runs of which one did not fit any more."""
         writes = [(one, one.update) for one in steps if one.update is not None]
-        if not writes:
+        if not writes and part is None:
             return set()
         asked = [(update, one.row) for one, update in writes]
-        fitted = await self.database.write_asked(asked, utcnow())
+        fitted = await self.asker.database.write_asked(asked, utcnow(), part)
         return {one.run.id for (one, _), fits in zip(writes, fitted, strict=True) if not fits}
+
+    def _part(
+        self, ids: Sequence[RunId], gone: Collection[RunId], steps: Iterable[Step]
+    ) -> RequestPart | None:
+        from caxev.database import RequestPart
+
+        if self.request is None or self.writer is None:
+            return None
+        refused = {one.run.id for one in steps if one.update is None and one.ok is not True}
+        return RequestPart(self.request, self.writer, ids, {*gone, *refused})

@@ -87,7 +87,7 @@ class ActContext:
         return record.away if record is not None and record.active else {}
 
     def row(
-        self, run: Run, aspect: Aspect, what: str, reason: str = "", *, source: str = ""
+        self, run: Run, aspect: Aspect | None, what: str, reason: str = "", *, source: str = ""
     ) -> HistoryRow:
         """Return the row of history about what the person asks for, of this aspect of the run."""
         site = aspect.host if isinstance(aspect, CopyKey) else ""
@@ -140,12 +140,17 @@ class Act:
     """
 
     kind: ClassVar[str] = ""
-    """The name of such requests in the database; empty: they are done once they are written."""
+    """The name of such requests in the database; empty: they are not kept."""
 
     @property
     def what(self) -> str:
         """The data concerned, in words, of a run for which nothing is written."""
         raise NotImplementedError
+
+    @property
+    def words(self) -> str:
+        """What is done, in the list of requests."""
+        return f"{self.kind}: {self.what}"
 
     @property
     def place(self) -> str | None:
@@ -178,7 +183,7 @@ class Act:
 class RequestedAct(Act):
     """An act whose steps only request: listeners do the rest. The entries of copies show how far.
 
-    `kind` is the act's name in the database. Each step leaves the id of the request in the entry.
+    Others are done once they are written. Each step leaves the id of the request in the entry.
     """
 
     def state_of(self, run: Run, request: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from attrs import frozen
 
@@ -18,6 +19,7 @@ from caxev.core.update import RunUpdate
 class ForgetCopies(Act):
     """Remove the entries of data at a host, of any status or one; `why` is kept."""
 
+    kind: ClassVar[str] = "forget"
     host: str
     data: DataChoice
     why: str
@@ -39,7 +41,8 @@ class ForgetCopies(Act):
         planned = f"would be forgotten: it is {copy.status}"
         row = context.row(run, copy.key, What.FORGOTTEN, self.why)
         update = self.update(run, copy, context.by)
-        return Step(run, str(copy.key), "forgotten", update, planned, row=row)
+        size = run.size_of(copy)
+        return Step(run, str(copy.key), "forgotten", update, planned, size=size, row=row)
 
     def update(self, run: Run, copy: Copy, by: str) -> RunUpdate:
         """Return the write that removes an entry.

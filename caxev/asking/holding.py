@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 from attrs import evolve, field, frozen
 
@@ -53,6 +54,7 @@ class Keep:
 class HoldCopies(Act):
     """Keep copies at a site; a deletion that is under way is withdrawn unless bytes are going."""
 
+    kind: ClassVar[str] = "hold"
     site: str
     data: DataChoice
     keep: Keep = field(factory=Keep)
@@ -76,6 +78,7 @@ class HoldCopies(Act):
 class ReleaseCopies(Act):
     """End the person's holds of copies at a site; with `everybody` those of others, too."""
 
+    kind: ClassVar[str] = "release"
     site: str
     data: DataChoice
     everybody: bool = False
@@ -104,4 +107,4 @@ def _written(run: Run, copy: Copy, holds: list[Hold], state: str, row: HistoryRo
     update = holding(run, copy, holds)
     if update is None:
         return Step(run, str(copy.key), "it is being erased: too late", ok=False)
-    return Step(run, str(copy.key), state, update, row=row)
+    return Step(run, str(copy.key), state, update, size=run.size_of(copy), row=row)

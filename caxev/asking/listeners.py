@@ -6,6 +6,7 @@ listener carries it out.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -40,11 +41,15 @@ class ListenerAct:
     handler: str | None = None
 
     def requests(self, runs: Sequence[RunId] | None, bulk: str | None = None) -> list[Request]:
-        """Return what each of the sites is asked for."""
+        """Return what the sites are asked for, as parts of the request `bulk`."""
         from caxev.database import Request
 
-        several = (None,) if runs is None else pages(runs)
-        return [Request(self.kind, page, self.handler, bulk=bulk) for page in several]
+        several = [None] if runs is None else list(pages(runs))
+        return [
+            Request(self.kind, page, self.handler, bulk=bulk, site=site)
+            for site in self.sites
+            for page in several
+        ]
 
     @property
     def words(self) -> str:
@@ -81,7 +86,7 @@ class Replay(ListenerAct):
         return f"replayed at {', '.join(self.sites)}"
 
     def requests(self, runs: Sequence[RunId] | None, bulk: str | None = None) -> list[Request]:
-        """Return what each of the sites is asked for."""
+        """Return what the sites are asked for, as parts of the request `bulk`."""
         return [evolve(one, force=self.force) for one in super().requests(runs, bulk)]
 
 
@@ -109,32 +114,33 @@ def handler_called(name: str, registries: Iterable[Registry]) -> str:
     raise ConfigError(f"no handler {name!r} {known_names(name, sorted(names))}")
 
 
-async def leave(asker: Asker, site: str, requests: Sequence[Request]) -> dict[str, Any]:
-    """Leave requests for a site's listener, and return how many, and whether one listens now."""
-    for request in requests:
-        row = _row(site, request, asker.by)
-        await asker.database.add_request(site, request, asker.by, utcnow(), row)
-    record = await asker.database.site_record(site)
-    return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
+async def leave(asker: Asker, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Leave requests for listeners; return as `asked`."""
+    for one in requests:
+        row = row_of(one, What.REQUESTED, asker.by)
+        await asker.database.add_request(one.site, one, asker.by, utcnow(), row)
+    return await asked(asker, requests)
 
 
-async def leave_all(
-    asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, bulk: str | None = None
-) -> list[dict[str, Any]]:
-    """Leave what an act asks of each of its sites, as a part of the request `bulk`."""
-    requests = act.requests(runs, bulk)
-    return [await leave(asker, site, requests) for site in act.sites]
+async def asked(asker: Asker, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Return for each site how many requests were left there, and whether one listens now."""
+    rows = []
+    for site, number in Counter(one.site for one in requests).items():
+        record = await asker.database.site_record(site)
+        active = bool(record and record.active)
+        rows.append({"site": site, "queued": number, "listening": active})
+    return rows
 
 
-def _row(site: str, request: Request, by: str) -> HistoryRow:
+def row_of(request: Request, what: str, by: str) -> HistoryRow:
     """Return the row of history about a request to a site's listener."""
     runs = request.runs or ()
     of = "" if request.runs is None else f" of {counted(len(runs))}"
     words = [f"{request.kind}{of}", request.handler or "", request.alarm or ""]
     words.append("forced" if request.force else "")
-    deed = Deed(what=What.REQUESTED, reason=", ".join(filter(None, words)), by=by)
+    deed = Deed(what=what, reason=", ".join(filter(None, words)), by=by)
     run = runs[0] if len(runs) == 1 else None
-    return HistoryRow(at=utcnow(), site=site, deed=deed, run=run)
+    return HistoryRow(at=utcnow(), site=request.site, deed=deed, run=run)
 
 
 async def failures(
@@ -154,7 +160,7 @@ async def failures(
 async def clear_alarm(asker: Asker, name: str) -> Mapping[str, Any]:
     """Ask the listener of its site to end the alarm of this id. Raises `NothingToDo`.
 
-    Returns as `leave`, with the alarm's `summary`.
+    Returns as `asked`, with the alarm's `summary`.
     """
     from caxev.database import Request
 
@@ -163,5 +169,5 @@ async def clear_alarm(asker: Asker, name: str) -> Mapping[str, Any]:
     if alarm is None:
         near = hint(name, [one.id for one in found], "caxev alarms lists those that are")
         raise NothingToDo(f"no alarm {name!r} is active: {near}")
-    left = await leave(asker, alarm.site, [Request("clear", alarm=alarm.key)])
+    (left,) = await leave(asker, [Request("clear", alarm=alarm.key, site=alarm.site)])
     return {**left, "summary": alarm.summary}

@@ -1,46 +1,55 @@
 """Requests about many runs: kept under an id, carried out, followed, cancelled and resumed.
 
-What listeners do later is one request, whatever it is: copies, deletions, readings, a replay. Its
-document holds the act and the runs, and is never changed. What listeners have done shows in the
-entries of copies, each of which names the request, or by which of its parts still wait. It is
-withdrawn by the same conditional writes that a listener's claim excludes, so that nothing is left
-half-done; resumed, it is carried out for the runs of which nothing is pending or done.
+What is asked of several runs is one request, whatever it is. Its document holds the act and the
+runs; one process at a time writes to these, and counts them there in the same transactions. Whoever
+cancels the request, or goes on with it, ends that process's right to write.
 
-What is done as soon as it is written (tags, comments, holds) is no request: it can be interrupted
-at any time, and given again.
+What listeners do later (copies, deletions, readings) shows in the entries of copies, each of which
+names the request. It is withdrawn by the same conditional writes that a listener's claim excludes,
+so that nothing is left half-done; resumed, it is carried out for the runs of which nothing is
+pending or done. What listeners are asked for themselves (a replay) shows by which parts still wait.
+
+What is done once it is written (tags, comments, holds) shows in the counts. Cancelled, what is
+written stays; resumed, the rest is written.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from datetime import datetime
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
+from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
 from attrs import define, field, frozen
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
 
+from caxev.asking.annotations import CommentRuns, TagRuns
 from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.asker import Asker
-from caxev.asking.base import DONE, FAILED, ActContext, RequestedAct, Step
+from caxev.asking.base import DONE, FAILED, Act, ActContext, RequestedAct, Step
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
 from caxev.asking.deletions import DeleteCopies
-from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, leave_all
+from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.holding import HoldCopies, ReleaseCopies
+from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, row_of
 from caxev.asking.readings import ReadCopies
 from caxev.config.errors import known_names
 from caxev.core.amounts import lasting, size
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
+from caxev.core.history import What
 from caxev.core.model import Run, RunId, new_id
 
 if TYPE_CHECKING:
     from caxev.database import BulkRequest
 
-KINDS: Final[Mapping[str, type[RequestedAct | ListenerAct]]] = {
+KINDS: Final[Mapping[str, type[Act | ListenerAct]]] = {
     one.kind: one
     for one in (
         CopyData,
@@ -51,11 +60,20 @@ KINDS: Final[Mapping[str, type[RequestedAct | ListenerAct]]] = {
         CopyCatalogued,
         GiveUpDatasets,
         FreeDisk,
+        TagRuns,
+        CommentRuns,
+        HoldCopies,
+        ReleaseCopies,
+        ForgetCopies,
         RetryReactions,
         Replay,
     )
 }
 """The acts that are kept as requests, by their names in the database."""
+TO_WRITE: Final = "to write"
+"""The state of runs to which a process has still to write what is asked of them."""
+_PATIENCE: Final = 5.0
+"""Seconds in which a process that ends must have noted that it writes no more."""
 _KNOWN: Final = 20
 """Requests among which a misspelt id is looked for."""
 _converter: Final = Converter()
@@ -81,6 +99,17 @@ class RequestProgress:
         """How many are pending."""
         return sum(self.pending.values())
 
+    def left(self, passed: timedelta) -> float | None:
+        """Return the seconds that the rest takes at the rate of the time passed; None: unknown."""
+        if not (self.waiting and self.done):
+            return None
+        return passed.total_seconds() / self.done * self.waiting
+
+    @property
+    def missing(self) -> int:
+        """How many `carry_out` would do, or do again."""
+        return self.failed + self.withdrawn + self.pending.get(TO_WRITE, 0)
+
     @property
     def withdrawn(self) -> int:
         """How many are neither: they were withdrawn, or what was asked cannot be done any more."""
@@ -90,10 +119,11 @@ class RequestProgress:
 # -- keeping one ----------------------------------------------------------------------------------
 
 
-async def keep(
-    asker: Asker, act: RequestedAct | ListenerAct, runs: Sequence[RunId] | None
-) -> BulkRequest:
-    """Keep a request for runs, such as those of a plan, or (None) for all; `carry_out` does it."""
+async def keep(asker: Asker, act: Act | ListenerAct, runs: Sequence[RunId] | None) -> BulkRequest:
+    """Keep a request for runs, such as those of a plan, or (None) for all.
+
+    What listeners are asked for themselves waits for them then; `carry_out` does the rest.
+    """
     from caxev.database import BulkRequest
 
     request = BulkRequest(
@@ -104,17 +134,19 @@ async def keep(
         by=asker.by,
         at=utcnow(),
     )
-    await asker.database.add_bulk(request)
+    parts = act.requests(runs, request.id) if isinstance(act, ListenerAct) else []
+    rows = [row_of(one, What.REQUESTED, asker.by) for one in parts]
+    await asker.database.add_bulk(request, list(zip(parts, rows, strict=True)))
     return request
 
 
-def terms_of(act: RequestedAct | ListenerAct) -> Mapping[str, Any]:
+def terms_of(act: Act | ListenerAct) -> Mapping[str, Any]:
     """Return an act as plain values, of which `act_of` makes it again."""
     terms: Mapping[str, Any] = _converter.unstructure(act)
     return terms
 
 
-def act_of(request: BulkRequest) -> RequestedAct | ListenerAct:
+def act_of(request: BulkRequest) -> Act | ListenerAct:
     """Return the act of a request. Raises `NothingToDo` if this caxev does not know such acts."""
     cls = KINDS.get(request.kind)
     try:
@@ -140,33 +172,58 @@ async def request_called(asker: Asker, name: str) -> BulkRequest:
 async def carry_out(asker: Asker, request: BulkRequest) -> AsyncGenerator[Step, None]:
     """Do what is missing of a request: of a new one all, of a resumed one what was withdrawn.
 
-    The person who asks now is who asked for that.
+    The person who asks now is who asked for that. Raises `NothingToDo` once the request is
+    cancelled, or goes on elsewhere. Whatever ends this, the rest is not done then.
     """
     act = act_of(request)
     if isinstance(act, ListenerAct):
-        if not await asker.database.ask_again(request.id):
-            await leave_all(asker, act, request.runs, request.id)
+        await asker.database.ask_again(
+            request.id, partial(row_of, what=What.REQUESTED, by=asker.by)
+        )
         return
-    missing = [
+    async with writing(asker, request) as now:
+        missing = now.left if not isinstance(act, RequestedAct) else await _unasked(asker, act, now)
+        async with aclosing(asker.carry_out(act, missing, now.id, now.writer)) as steps:
+            async for step in steps:
+                yield step
+
+
+@asynccontextmanager
+async def writing(asker: Asker, request: BulkRequest) -> AsyncIterator[BulkRequest]:
+    """Be the one process that writes for a request; give what it is now."""
+    writer = new_id()
+    now = await asker.database.begin_bulk(request.id, writer)
+    if now is None:
+        raise NothingToDo(f"there is no request {request.id} any more")
+    try:
+        yield now
+    finally:
+        with trio.move_on_after(_PATIENCE, shield=True):
+            await asker.database.end_bulk(request.id, writer)
+
+
+async def _unasked(asker: Asker, act: RequestedAct, request: BulkRequest) -> list[RunId]:
+    return [
         run.id
         async for run in asker.whole(request.runs or ())
         if act.state_of(run, request.id) in (None, FAILED)
     ]
-    async with aclosing(asker.carry_out(act, missing, request.id)) as steps:
-        async for step in steps:
-            yield step
 
 
 async def cancel(asker: Asker, request: BulkRequest) -> int:
-    """Withdraw what no listener has begun; return how many steps these were."""
+    """Withdraw what nobody has begun; return how many steps these were."""
     act = act_of(request)
     if isinstance(act, ListenerAct):
-        return await asker.database.take_back(request.id, utcnow())
-    taking_back, number = _TakingBack(act), 0
-    runs = request.runs or ()
-    async with aclosing(asker.carry_out(taking_back, runs, request.id)) as steps:
-        async for step in steps:
-            number += step.update is not None
+        rows = partial(row_of, what=What.CANCELLED, by=asker.by)
+        return await asker.database.take_back(request.id, utcnow(), rows)
+    number = (await progress(asker, request)).pending.get(TO_WRITE, 0)
+    # First, so that nothing is written behind what is taken back.
+    await asker.database.end_bulk(request.id)
+    if isinstance(act, RequestedAct):
+        steps = asker.carry_out(_TakingBack(act), request.runs or (), request.id)
+        async with aclosing(steps):
+            async for step in steps:
+                number += step.update is not None
     return number
 
 
@@ -189,6 +246,23 @@ async def progress(asker: Asker, request: BulkRequest) -> RequestProgress:
     act = act_of(request)
     if isinstance(act, ListenerAct):
         return await _progress_of_listeners(asker, request, act)
+    request = await asker.database.bulk(request.id) or request
+    if isinstance(act, RequestedAct):
+        return await _progress_of_entries(asker, request, act)
+    total, failed = len(request.runs or ()), len(request.failed)
+    pending = _to_write(request, total - request.written)
+    return RequestProgress(total, request.written - failed, failed, pending)
+
+
+def _to_write(request: BulkRequest, number: int) -> dict[str, int]:
+    # Of what nobody writes, the rest was withdrawn.
+    return {TO_WRITE: number} if number and request.writer is not None else {}
+
+
+async def _progress_of_entries(
+    asker: Asker, request: BulkRequest, act: RequestedAct
+) -> RequestProgress:
+    """Return what the entries of copies say."""
     states: Counter[str] = Counter()
     total = done = 0
     async for run in asker.whole(request.runs or ()):
@@ -199,6 +273,7 @@ async def progress(asker: Asker, request: BulkRequest) -> RequestProgress:
             total, done = total + amount, done + (amount if state == DONE else 0)
     pending = {state: n for state, n in states.items() if state not in (DONE, FAILED)}
     number = len(request.runs or ())
+    pending |= _to_write(request, number - states.total())
     return RequestProgress(number, states[DONE], states[FAILED], pending, total, done)
 
 
@@ -240,7 +315,6 @@ class ProgressMeter:
 def described(request: BulkRequest) -> str:
     """Return what a request is about, in words."""
     try:
-        act = act_of(request)
+        return act_of(request).words
     except NothingToDo:
         return request.kind
-    return act.words if isinstance(act, ListenerAct) else f"{request.kind}: {act.what}"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime
 from shutil import get_terminal_size
 from textwrap import indent
@@ -177,15 +178,15 @@ def show_lines(rows: Sequence[Row], line: Callable[[Row], str], *, failed: bool 
 
 def stream(
     columns: Sequence[Column],
-    rows: Callable[Concatenate[Database, P], AsyncIterable[Row]],
+    rows: Callable[Concatenate[Database, P], AsyncGenerator[Row, None]],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> None:
     """Print a table of copies whose rows `rows` reads from the database one by one."""
 
     async def show_all(database: Database) -> None:
-        found = rows(database, *args, **kwargs)
-        await show_rows(columns, found, empty="there are no such copies")
+        async with aclosing(rows(database, *args, **kwargs)) as found:
+            await show_rows(columns, found, empty="there are no such copies")
 
     options().with_database(show_all)
 

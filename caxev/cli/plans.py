@@ -1,7 +1,7 @@
 """Show what a command is about to do to many runs, have a person confirm it, and do it.
 
-Every command that acts on selected runs goes through `ask_each`, and prints the same rows. An act
-that listeners carry out later is one request, if it is about many runs: see `caxev.cli.requests`.
+Every command that acts on selected runs goes through `ask_each`, and prints the same rows. What is
+asked of several runs is one request: see `caxev.cli.requests`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import click
 from attrs import define, field
 
 from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
-from caxev.asking.listeners import ListenerAct, leave_all
+from caxev.asking.listeners import ListenerAct, asked, leave
 from caxev.cli.command import Function
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, confirm, print_line, show
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
+from caxev.core.amounts import lasting
 from caxev.core.model import RunId
 
 if TYPE_CHECKING:
@@ -44,14 +45,13 @@ def asks(function: Function) -> Function:
 
 
 def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
-    """Show a plan about many runs, and have a person confirm it unless `yes`.
+    """Show a plan about several runs, and have a person confirm it, if they are many, unless `yes`.
 
     Raises click's error if nobody can be asked.
     """
-    if plan.number <= few:
-        return
-    print_line(plan.words, err=True)
-    if yes:
+    if plan.number > min(few, 1):
+        print_line(plan.words, err=True)
+    if plan.number <= few or yes:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{counted(plan.number)} are more than {few}: add --yes to go on")
@@ -61,19 +61,18 @@ def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
 def ask_each(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool, few: int = FEW) -> Rows:
     """Do what an act is about to each selected run, unless it is a dry run; return the rows.
 
-    Of many runs the plan is shown first, and a person confirms it. Each run is decided about again
-    when its turn comes. Ctrl-C leaves what is done.
+    Of several runs the plan is shown first; of many, a person confirms it. Each run is decided
+    about again when its turn comes. Ctrl-C leaves what is done.
     """
     if dry_run:
         return options().with_asker(_planned, runs, act)[1]
-    is_request = act.kind != "" and not runs.names_one
-    if not is_request and runs.selection.at_most <= few:
+    if runs.names_one and few:
         return options().with_asker(_done_at_once, runs, act)
     plan, _, left = options().with_asker(_planned, runs, act)
     confirm_plan(plan, yes=yes, few=few)
-    doing = _Doing(plan, left)
+    doing = _Doing(act, plan, left)
     try:
-        return options().with_asker(doing.run, act, is_request=is_request)
+        return options().with_asker(doing.run, is_request=not runs.names_one)
     except KeyboardInterrupt:
         doing.interrupted()
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -113,35 +112,40 @@ async def one_step(asker: Asker, runs: RunChoice, act: Act) -> Step:
 class _Doing:
     """What a plan does, while it is being done. `rows` begins with what the plan leaves alone."""
 
+    act: Act
     plan: ActPlan
     rows: Rows
     request: BulkRequest | None = None
     _number: int = field(init=False, default=0)
+    _begun: float = field(init=False, factory=monotonic)
     _shown: float = field(init=False, factory=monotonic)
 
-    async def run(self, asker: Asker, act: Act, *, is_request: bool) -> Rows:
+    async def run(self, asker: Asker, *, is_request: bool) -> Rows:
         """Do it, and return the rows."""
         from caxev.asking import requests
 
-        steps = asker.carry_out(act, self.plan.runs)
-        if is_request and self.plan.runs:
-            assert isinstance(act, RequestedAct)
-            self.request = await requests.keep(asker, act, self.plan.runs)
+        steps = asker.carry_out(self.act, self.plan.runs)
+        if is_request and self.act.kind and self.plan.runs:
+            self.request = await requests.keep(asker, self.act, self.plan.runs)
+            # At once: another terminal can cancel it.
+            print_line(f"request {self.request.id}: {title(self.request)}", err=True)
             steps = requests.carry_out(asker, self.request)
         async with aclosing(steps):
             async for step in steps:
                 self.rows.append(step_row(step))
                 self._show()
-        if self.request is not None:
-            name = self.request.id
-            print_line(f"request {name}: caxev requests watch {name} follows it", err=True)
+        if self.request is not None and isinstance(self.act, RequestedAct):
+            print_line(f"to follow it: caxev requests watch {self.request.id}", err=True)
         return self.rows
 
     def _show(self) -> None:
         self._number += 1
         if sys.stderr.isatty() and monotonic() >= self._shown + _OFTEN:
             self._shown = monotonic()
-            print_line(self._progress, err=True)
+            rest = len(self.plan.runs) - self._number
+            took = self._shown - self._begun
+            left = f", about {lasting(took / self._number * rest)} left" if rest > 0 else ""
+            print_line(f"{self._progress}{left}", err=True)
 
     @property
     def _progress(self) -> str:
@@ -152,7 +156,9 @@ class _Doing:
         rest = "the same command does the rest"
         if self.request is not None:
             name = self.request.id
-            rest = f"caxev requests resume {name} does the rest, cancel {name} takes it back"
+            rest = f"caxev requests resume {name} does the rest"
+            if isinstance(self.act, RequestedAct):
+                rest += f", cancel {name} takes it back"
         print_line(f"interrupted: {self._progress}; {rest}", err=True)
 
 
@@ -163,11 +169,19 @@ async def ask_listeners(
     from caxev.asking import requests
 
     if not is_request or not act.sites:
-        return await leave_all(asker, act, runs)
+        return await leave(asker, act.requests(runs))
     request = await requests.keep(asker, act, runs)
-    rows = await leave_all(asker, act, runs, request.id)
-    print_line(f"request {request.id}: caxev requests watch {request.id} follows it", err=True)
-    return rows
+    print_line(f"request {request.id}: {title(request)}", err=True)
+    print_line(f"to follow it: caxev requests watch {request.id}", err=True)
+    return await asked(asker, act.requests(runs))
+
+
+def title(request: BulkRequest) -> str:
+    """Return what a request is about: how many runs, and what is done."""
+    from caxev.asking.requests import described
+
+    runs = "all runs" if request.runs is None else counted(len(request.runs))
+    return f"{runs}, {described(request)}"
 
 
 def step_row(step: Step) -> dict[str, Any]:

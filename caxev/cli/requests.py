@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,8 +18,10 @@ from caxev.cli.command import command
 from caxev.cli.errors import FAILED, INTERRUPTED
 from caxev.cli.options import as_json, as_table, example, hidden_options, options
 from caxev.cli.output import Column, Table, columns, json_text, print_line, show
-from caxev.cli.plans import confirm_plan, plan_of
+from caxev.cli.plans import confirm_plan, plan_of, title
 from caxev.cli.selection import RunChoice
+from caxev.core.amounts import lasting
+from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 
 if TYPE_CHECKING:
@@ -28,7 +32,8 @@ if TYPE_CHECKING:
 
 _PERIOD: Final = 1.0
 """Seconds between two looks at how far a request is."""
-_FOREVER: Final = float("inf")
+_STILL: Final = 30.0
+"""Seconds without progress after which the process that writes has probably been killed."""
 
 
 def copy_many(runs: RunChoice, act: RequestedAct, *, yes: bool, patience: float) -> None:
@@ -45,9 +50,9 @@ def copy_many(runs: RunChoice, act: RequestedAct, *, yes: bool, patience: float)
 def _carry_out(request: BulkRequest, patience: float) -> None:
     """Do what is missing of a request, and follow it. Ctrl-C withdraws what is not begun."""
     say = _printer()
-    say(f"request {request.id}: {_title(request)}")
+    say(f"request {request.id}: {title(request)}")
     try:
-        options().with_asker(_write, request)
+        options().with_asker(_write, request, say)
         if patience:
             options().with_asker(_follow, request, patience, say)
     except KeyboardInterrupt:
@@ -59,31 +64,33 @@ def _carry_out(request: BulkRequest, patience: float) -> None:
         raise click.exceptions.Exit(FAILED)
 
 
-def _title(request: BulkRequest) -> str:
-    from caxev.asking.requests import described
-
-    runs = "all runs" if request.runs is None else counted(len(request.runs))
-    return f"{runs}, {described(request)}"
-
-
 def _printer() -> Callable[[str], None]:
     as_json = options().as_json
     return lambda line: print_line(line, err=as_json)
 
 
-async def _write(asker: Asker, request: BulkRequest) -> None:
+async def _write(asker: Asker, request: BulkRequest, say: Callable[[str], None]) -> None:
     from caxev.asking import requests as asking
 
+    meter, shown = asking.ProgressMeter(), monotonic()
     async with aclosing(asking.carry_out(asker, request)) as steps:
         async for _ in steps:
-            pass  # the progress counts them
+            if monotonic() >= shown + _PERIOD:
+                now = await asking.progress(asker, request)
+                say(meter.line(now))
+                shown = monotonic() + _pause(now)
+
+
+def _pause(now: RequestProgress) -> float:
+    """Return the seconds until the next look: reading many runs costs the database time."""
+    return _PERIOD * max(1.0, now.total / 1000)
 
 
 def _withdraw(request: BulkRequest, say: Callable[[str], None]) -> None:
     from caxev.asking import requests as asking
 
     number = options().with_asker(asking.cancel, request)
-    say(f"withdrawn: {counted(number)} that no listener has begun; others continue")
+    say(f"withdrawn: {counted(number)} that nobody has begun; others continue")
     say(f"to do the rest: caxev requests resume {request.id}")
 
 
@@ -95,17 +102,19 @@ async def _follow(
 
     from caxev.asking import requests as asking
 
-    meter, last = asking.ProgressMeter(), None
+    meter, last, changed = asking.ProgressMeter(), None, monotonic()
     with trio.move_on_after(patience) as scope:
         while True:
             now = await asking.progress(asker, request)
             if now != last:
                 say(meter.line(now))
+                last, changed = now, monotonic()
             if not now.waiting:
                 return
-            last = now
-            # Many runs are counted less often: reading them costs the database time.
-            await trio.sleep(_PERIOD * max(1.0, now.total / 1000))
+            if asking.TO_WRITE in now.pending and monotonic() > changed + _STILL:
+                say(f"if nobody writes any more: caxev requests resume {request.id} does the rest")
+                changed = inf
+            await trio.sleep(_pause(now))
     if scope.cancelled_caught:
         say(f"not done after {patience:g} s; to follow it: caxev requests watch {request.id}")
 
@@ -133,6 +142,7 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
         "failed": now.failed,
         "withdrawn": now.withdrawn,
         "bytes": now.bytes,
+        "seconds_left": now.left(utcnow() - request.at),
     }
 
 
@@ -155,10 +165,12 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
 def requests(context: click.Context, limit: int) -> None:
     """List what was requested of many runs together, the newest first: how far it is.
 
-    `caxev copy`, `rm`, `verify`, `retry`, `replay`, `tape` and `rucio` make a request each time
-    that they are about several runs. PENDING are runs of which a listener has still to do
-    something. WITHDRAWN are those that were cancelled, or that a listener found it must not do.
-    Requests are forgotten when the history of that time is (CAXEV_HISTORY_DAYS).
+    `caxev copy`, `rm`, `verify --deep`, `retry`, `replay`, `tape`, `rucio`, `tag`, `comment`,
+    `hold` and `release` make a request each time that they are about several runs. PENDING are
+    runs of which a listener, or the command itself, has still to do something; LEFT is how long
+    that takes at the rate since it was asked. WITHDRAWN are those that were cancelled, or that a
+    listener found it must not do. Requests are forgotten when the history of that time is
+    (CAXEV_HISTORY_DAYS).
     """
     if context.invoked_subcommand is not None:
         return
@@ -192,6 +204,7 @@ _COLUMNS: Final = columns(
     "pending",
     "failed",
     "withdrawn",
+    Column("seconds_left", "LEFT", lasting, minor=1),
 )
 
 
@@ -210,7 +223,7 @@ def watch(*, name: str) -> None:
     """Follow a request until nothing of it is pending."""
     request, say = _called(name), _printer()
     try:
-        options().with_asker(_follow, request, _FOREVER, say)
+        options().with_asker(_follow, request, inf, say)
     except KeyboardInterrupt:
         say(f"interrupted; the request continues. To cancel it: caxev requests cancel {request.id}")
         raise click.exceptions.Exit(INTERRUPTED) from None
@@ -220,9 +233,9 @@ def watch(*, name: str) -> None:
 @command("caxev requests cancel 3f9ac0d1", group=requests, output=as_json)
 @_id
 def cancel(*, name: str) -> None:
-    """Withdraw what no listener has begun.
+    """Withdraw what nobody has begun.
 
-    What a listener has begun is finished.
+    What a listener has begun is finished. Tags, comments and holds that are written stay.
     """
     request = _called(name)
     _withdraw(request, _printer())
@@ -233,8 +246,8 @@ def cancel(*, name: str) -> None:
 @_id
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
 def resume(*, name: str, wait: bool) -> None:
-    """Request again what is missing of a request.
+    """Do what is missing of a request.
 
-    That is what was withdrawn, and what has failed.
+    That is what was withdrawn, what has failed, and what a command that was killed has not written.
     """
-    _carry_out(_called(name), _FOREVER if wait else 0.0)
+    _carry_out(_called(name), inf if wait else 0.0)

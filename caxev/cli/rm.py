@@ -6,7 +6,7 @@ proves that enough others are good, and deletes it. `caxev.copies.retention` dec
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -130,7 +130,9 @@ async def _acted(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, 
     return {**row, "goes": goes}
 
 
-async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterator[dict[str, Any]]:
+async def _by_rules(
+    database: Database, here: Site, sites: Sites
+) -> AsyncGenerator[dict[str, Any], None]:
     """Return what the site's rules would delete now, and why the rest stays."""
     from caxev.engine.root_markers import read_markers
 

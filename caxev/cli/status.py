@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,7 +36,7 @@ class CopySearch:
 
     choice: RunChoice
 
-    async def copies(self, database: Database) -> AsyncIterator[dict[str, Any]]:
+    async def copies(self, database: Database) -> AsyncGenerator[dict[str, Any], None]:
         """Return a row for each copy, in the order in which the runs were stored."""
         now = utcnow()
         async for run in self.choice.each(database):

@@ -9,8 +9,8 @@ this site's own listener as well: only its result counts.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -19,7 +19,7 @@ from attrs import define, field
 
 from caxev.asking.base import ActContext, ActPlan
 from caxev.asking.readings import ReadCopies, reading
-from caxev.asking.requests import keep
+from caxev.asking.requests import keep, writing
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Column, columns, fail_if, print_line, stream
@@ -36,7 +36,7 @@ from caxev.files import Manifest, confine, digest_tree, scan, steady, to_nobody
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
-    from caxev.database import Database
+    from caxev.database import BulkRequest, Database, RequestPart
 
 BAD: Final = frozenset({"bad", "gone"})
 _NAMED: Final = 3
@@ -76,7 +76,7 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
                 "other sites read",
                 err=True,
             )
-            verification.request = request.id
+            verification.request = request
     stream(_COLUMNS, verification.rows, wanted)
     fail_if(verification.any_bad)
 
@@ -101,19 +101,35 @@ async def _planned(asker: Asker, choice: RunChoice) -> tuple[ActPlan, list[RunId
 class Verification:
     """How copies are compared. `any_bad`: one was bad or gone so far.
 
-    `request` is the id of the request under which other sites are asked, if there is one.
+    `request` is the request under which other sites are asked, if there is one.
     """
 
     sites: Sites
     deep: bool
-    request: str | None = None
+    request: BulkRequest | None = None
     any_bad: bool = field(init=False, default=False)
     _context: ActContext = field(init=False)
 
-    async def rows(self, database: Database, choice: RunChoice) -> AsyncIterator[Mapping[str, Any]]:
-        """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""
-        self._context = await options().asker(database).context(ReadCopies(), self.request)
+    async def rows(
+        self, database: Database, choice: RunChoice
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
+        """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist.
+
+        Raises `NothingToDo` once the request is cancelled.
+        """
+        asker = options().asker(database)
+        name = None if self.request is None else self.request.id
+        self._context = await asker.context(ReadCopies(), name)
         self.sites = self._context.sites
+        async with nullcontext() if self.request is None else writing(asker, self.request) as now:
+            self.request = now
+            async with aclosing(self._rows(database, choice)) as rows:
+                async for row in rows:
+                    yield row
+
+    async def _rows(
+        self, database: Database, choice: RunChoice
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
         now = utcnow()
         async with aclosing(choice.each(database)) as runs:
             async for run in runs:
@@ -146,10 +162,19 @@ class Verification:
         """Request that the copy's site, or the one responsible for it, reads it again."""
         step = reading(run, copy, self._context)
         assert step.update is not None
-        (fitted,) = await database.write_asked([(step.update, step.row)], utcnow())
+        asked = [(step.update, step.row)]
+        (fitted,) = await database.write_asked(asked, utcnow(), self._part(run))
         if not fitted:
             return "not checked", "it has just changed: try again"
         return "asked", f"{copy.host} will read it: see caxev status"
+
+    def _part(self, run: Run) -> RequestPart | None:
+        from caxev.database import RequestPart
+
+        request = self.request
+        if request is None or request.writer is None:
+            return None
+        return RequestPart(request.id, request.writer, [run.id])
 
 
 def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:

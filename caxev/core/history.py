@@ -53,6 +53,7 @@ class What(StrEnum):
     HELD = "held"
     RELEASED = "released"
     TAGGED = "tagged"
+    COMMENTED = "commented"
     FORGOTTEN = "forgotten"
     """An entry was removed, and no data."""
     VOUCHED = "vouched for"

@@ -29,7 +29,7 @@ They stand on
 """
 
 from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
-from caxev.database.bulk_requests import BulkRequest
+from caxev.database.bulk_requests import BulkRequest, RequestPart
 from caxev.database.client import (
     DatabaseError,
     HistoryLost,
@@ -82,6 +82,7 @@ __all__ = [
     "Order",
     "Position",
     "Request",
+    "RequestPart",
     "Scanning",
     "SiteRecord",
     "Snapshots",

@@ -1,26 +1,30 @@
 """What people ask of many runs at once: the requests that are kept, and their writes to runs.
 
-The document of such a request is written once and never changed: how far it is, and what is left of
-it, show the entries of copies, which name it, or the requests to listeners that are part of it. So
-nothing has to be kept consistent, whoever is killed in between. The server deletes it
-``history_days`` after it was made, as a row of history.
+The document of such a request says what was asked. How far listeners are with it show the entries
+of copies, which name it, or the requests to listeners that are part of it. How far the writing is
+says the document itself: each transaction that writes to runs counts them there, in the name of the
+one process that may. So nothing is written twice, or after it was cancelled, whoever is killed in
+between. The server deletes it ``history_days`` after it was made, as a row of history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 from attrs import frozen
+from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 
+from caxev.core.errors import NothingToDo
 from caxev.core.history import HistoryRow
 from caxev.core.model import RunId
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document
 from caxev.database.connection import operation
 from caxev.database.history import History
+from caxev.database.requests import Request, request_document
 from caxev.database.rows import Row
 from caxev.database.run_queries import Runs
 from caxev.failpoints import point
@@ -36,7 +40,10 @@ _BULK: Final = {"terms": {"$exists": True}}
 class BulkRequest:
     """Something that was asked of runs: an act, by its kind and terms; by whom, when (UTC).
 
-    `runs` None: of all that it concerns.
+    `runs` None: of all that it concerns. The first `written` of them have been written to, or
+    refused; those of them that were refused, or have changed at each attempt, are `failed`.
+    `writer` is the token of the process that writes, None if none does; one that was killed leaves
+    it.
     """
 
     id: str
@@ -45,6 +52,27 @@ class BulkRequest:
     terms: Mapping[str, Any]
     by: str
     at: datetime
+    written: int = 0
+    failed: tuple[RunId, ...] = ()
+    writer: str | None = None
+
+    @property
+    def left(self) -> tuple[RunId, ...]:
+        """The runs that are still to be written to, or to be tried again."""
+        return (*self.failed, *(self.runs or ())[self.written :])
+
+
+@frozen
+class RequestPart:
+    """Runs of a request that are written to together, by the process whose token is `writer`.
+
+    For the `refused` ones of them nothing is to be written.
+    """
+
+    request: str
+    writer: str
+    runs: Sequence[RunId]
+    refused: Collection[RunId] = ()
 
 
 class BulkRequests(Runs, History):
@@ -52,38 +80,88 @@ class BulkRequests(Runs, History):
 
     @operation
     async def write_asked(
-        self, writes: Sequence[tuple[RunUpdate, HistoryRow | None]], now: datetime
+        self,
+        writes: Sequence[tuple[RunUpdate, HistoryRow | None]],
+        now: datetime,
+        part: RequestPart | None = None,
     ) -> list[bool]:
         """Write what a person asks of runs, together with its rows of history.
 
-        Returns for each whether it still fitted the run: if not, nothing of it is written.
+        Returns for each whether it still fitted the run: if not, nothing of it is written. With
+        `part` the runs are counted in their request. Raises `NothingToDo`, and writes nothing, if
+        that was cancelled or another process has gone on with it.
         """
 
         async def write(session: AsyncClientSession) -> list[bool]:
             done = [await self._apply(one, now, session) is not None for one, _ in writes]
             rows = [row for (_, row), fits in zip(writes, done, strict=True) if fits and row]
             await self._add_rows(rows, session)
+            if part is not None:
+                missed = {one.run for (one, _), fits in zip(writes, done, strict=True) if not fits}
+                await self._count(part, missed, session)
             return done
 
         done = await self._transaction(write, _PATIENCE)
         point("database.asked.after")
         return done
 
+    async def _count(
+        self, part: RequestPart, missed: Collection[RunId], session: AsyncClientSession
+    ) -> None:
+        """Count the runs of a part as written, in the transaction that does it."""
+        runs, failed = ({"$literal": [*some]} for some in (part.runs, {*part.refused, *missed}))
+        # What had failed was counted before. The server reckons: it knows what is counted now.
+        change = {
+            "written": {"$add": ["$written", {"$size": {"$setDifference": [runs, "$failed"]}}]},
+            "failed": {"$concatArrays": [{"$setDifference": ["$failed", runs]}, failed]},
+        }
+        mine = {"_id": part.request, "writer": part.writer}
+        done = await self._requests.update_one(mine, [{"$set": change}], session=session)
+        if not done.matched_count:
+            why = f"request {part.request} was cancelled, or goes on elsewhere"
+            raise NothingToDo(why)
+
     @operation
-    async def add_bulk(self, bulk: BulkRequest) -> None:
-        """Keep a request."""
+    async def add_bulk(
+        self, bulk: BulkRequest, parts: Sequence[tuple[Request, HistoryRow]] = ()
+    ) -> None:
+        """Keep a request, with all that it asks of listeners, and the rows of history of these."""
         days = self.settings.history_days
         expires = {"expires": bulk.at + timedelta(days=days)} if days else {}
         runs = None if bulk.runs is None else list(bulk.runs)
         fields = {"kind": bulk.kind, "runs": runs, "terms": dict(bulk.terms)}
-        await self._requests.insert_one(
-            {"_id": bulk.id, **fields, "by": bulk.by, "at": bulk.at, **expires}
+        counts = {"written": bulk.written, "failed": list(bulk.failed)}
+        whole = {"_id": bulk.id, **fields, **counts, "by": bulk.by, "at": bulk.at, **expires}
+        documents = [request_document(one, bulk.by, bulk.at) for one, _ in parts]
+
+        async def add(session: AsyncClientSession) -> None:
+            await self._requests.insert_many([whole, *documents], session=session)
+            await self._add_rows([row for _, row in parts], session)
+
+        await self._transaction(add)
+
+    @operation
+    async def begin_bulk(self, name: str, writer: str) -> BulkRequest | None:
+        """Have a process write for a request, and no other one; return the request as it is now."""
+        found = await self._requests.find_one_and_update(
+            {**_BULK, "_id": name},
+            {"$set": {"writer": writer}},
+            return_document=ReturnDocument.AFTER,
         )
+        return self._first(found)
+
+    @operation
+    async def end_bulk(self, name: str, writer: str | None = None) -> None:
+        """Have that process, or (None) whichever it is, write no more for a request."""
+        whose = {} if writer is None else {"writer": writer}
+        await self._requests.update_one({**_BULK, "_id": name, **whose}, {"$unset": {"writer": ""}})
 
     @operation
     async def bulk(self, name: str) -> BulkRequest | None:
         """Return the request of that id, if there is one."""
-        found = await self._requests.find_one({**_BULK, "_id": name})
+        return self._first(await self._requests.find_one({**_BULK, "_id": name}))
+
+    def _first(self, found: Document | None) -> BulkRequest | None:
         requests = self._read(self._requests, [found] if found else [], bulk_from)
         return requests[0][1] if requests else None
 
@@ -106,4 +184,7 @@ def bulk_from(document: Document) -> BulkRequest:
         terms=Row.of(document.get("terms")).document,
         by=row.text("by"),
         at=row.moment("at"),
+        written=row.whole("written"),
+        failed=tuple(row.many("failed")),
+        writer=row.text("writer", None),
     )

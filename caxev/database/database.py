@@ -43,8 +43,8 @@ class Database(
       own document, by its name, with its lease, its position in the stream and its gaps of
       history. They share a collection so that what a change leads to is one write and a commit.
       Alarms and malformed documents are there as well;
-    - ``requests``: what people asked a site's listener to do (replay, retry, scan), and copies of
-      many runs that they asked for together;
+    - ``requests``: what people asked a site's listener to do (replay, retry, scan), and what they
+      asked of many runs together;
     - ``manifests``: what copies consist of, by digest;
     - ``history``: what happened; see `caxev.core.history`.
     """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.history import HistoryRow
@@ -90,7 +91,7 @@ def request_from(document: Document) -> Request:
         force=row.flag("force", default=False),
         id=document["_id"],
         alarm=row.text("alarm", None),
-        site=row.text("site", ""),
+        site=row.text("site", "") or row.text(_TAKEN_BACK, ""),
         by=row.text("by", ""),
         at=row.moment("at", None),
         bulk=row.text("bulk", None),
@@ -114,6 +115,21 @@ def waiting_from(document: Document) -> WaitingRequest:
     )
 
 
+def request_document(request: Request, by: str, now: datetime) -> Document:
+    """Return the document of a request that a person leaves."""
+    return {
+        "site": request.site,
+        "kind": request.kind,
+        "runs": None if request.runs is None else list(request.runs),
+        "handler": request.handler,
+        "force": request.force,
+        "alarm": request.alarm,
+        "by": by,
+        "at": now,
+        **({} if request.bulk is None else {"bulk": request.bulk}),
+    }
+
+
 class Requests(Sites, History):
     """Leaving requests, and carrying them out.
 
@@ -126,17 +142,7 @@ class Requests(Sites, History):
         self, site: str, request: Request, by: str, now: datetime, row: HistoryRow | None = None
     ) -> None:
         """Leave a request for the site's listener, with its row of history."""
-        document = {
-            "site": site,
-            "kind": request.kind,
-            "runs": None if request.runs is None else list(request.runs),
-            "handler": request.handler,
-            "force": request.force,
-            "alarm": request.alarm,
-            "by": by,
-            "at": now,
-            **({} if request.bulk is None else {"bulk": request.bulk}),
-        }
+        document = request_document(evolve(request, site=site), by, now)
 
         async def add(session: Session) -> None:
             await self._requests.insert_one(document, session=session)
@@ -157,20 +163,39 @@ class Requests(Sites, History):
         return waits, back
 
     @operation
-    async def take_back(self, bulk: str, now: datetime) -> int:
-        """Take back what no listener has carried out; return how many requests these were."""
+    async def take_back(
+        self, bulk: str, now: datetime, row_of: Callable[[Request], HistoryRow]
+    ) -> int:
+        """Take back what no listener has carried out of a request about many runs.
+
+        Each part of it has its row of history then. Returns how many parts these were.
+        """
         days = self.settings.history_days
         expires = {"$set": {"expires": now + timedelta(days=days)}} if days else {}
-        waiting = {"bulk": bulk, **ANY_SITE}
         change = {"$rename": {"site": _TAKEN_BACK}, **expires}
-        return (await self._requests.update_many(waiting, change)).modified_count
+        return await self._renamed({"bulk": bulk, **ANY_SITE}, change, row_of)
 
     @operation
-    async def ask_again(self, bulk: str) -> int:
-        """Ask again for what was taken back; return how many requests these were."""
+    async def ask_again(self, bulk: str, row_of: Callable[[Request], HistoryRow]) -> int:
+        """Ask again for what was taken back, with a row of history of each; return how many."""
         change = {"$rename": {_TAKEN_BACK: "site"}, "$unset": {"expires": ""}}
         back = {"bulk": bulk, _TAKEN_BACK: {"$exists": True}}
-        return (await self._requests.update_many(back, change)).modified_count
+        return await self._renamed(back, change, row_of)
+
+    async def _renamed(
+        self, query: Document, change: Document, row_of: Callable[[Request], HistoryRow]
+    ) -> int:
+        async def rename(session: AsyncClientSession) -> int:
+            rows = []
+            async for document in self._requests.find(query, session=session):
+                for _, part in self._read(self._requests, [document], request_from):
+                    found = {"_id": part.id, **query}
+                    await self._requests.update_one(found, change, session=session)
+                    rows.append(row_of(part))
+            await self._add_rows(rows, session)
+            return len(rows)
+
+        return await self._transaction(rename)
 
     @operation
     async def next_request(self, site: str) -> Request | None:

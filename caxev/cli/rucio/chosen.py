@@ -126,9 +126,9 @@ async def apply_rules(asker: Asker, chosen: CatalogueChoice, runs: Sequence[Run]
     sites = [one for one in options().sites().values() if there in one.upload_options]
     asked = [one.name for one in sites if one.listener]
     requests = [
-        Request("replay", page, handler="rucio_rules", force=True)
+        Request("replay", page, handler="rucio_rules", force=True, site=name)
+        for name in asked
         for page in pages([run.id for run in runs])
     ]
-    for name in asked:
-        await leave(asker, name, requests)
+    await leave(asker, requests)
     return asked

@@ -13,14 +13,15 @@ from attrs import define, evolve, field, frozen
 
 from caxev.asking import requests
 from caxev.asking.asker import Asker
-from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
+from caxev.asking.base import Act, ActPlan, Step, counted
 from caxev.asking.listeners import (
     ListenerAct,
     Replay,
     RetryReactions,
+    asked,
     failures,
     handler_called,
-    leave_all,
+    leave,
     listening_sites,
 )
 from caxev.core.clock import utcnow
@@ -132,7 +133,7 @@ async def _planned_act(asker: Asker, wish: Wish) -> PlannedWish:
 
 async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> ActOutcome:
     outcome = ActOutcome()
-    if isinstance(act, RequestedAct) and act.kind and len(runs) > 1:
+    if act.kind and len(runs) > 1:
         request = await requests.keep(asker, act, runs)
         outcome.request = request.id
         await outcome.add(requests.carry_out(asker, request))
@@ -191,7 +192,9 @@ async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: A
     outcome = ActOutcome()
     if runs is None or len(runs) > 1:
         outcome.request = (await requests.keep(asker, act, runs)).id
-    outcome.add_sites(await leave_all(asker, act, runs, outcome.request))
+        outcome.add_sites(await asked(asker, act.requests(runs)))
+    else:
+        outcome.add_sites(await leave(asker, act.requests(runs)))
     return outcome
 
 
@@ -213,8 +216,8 @@ async def _carry_cancel(request: BulkRequest, asker: Asker) -> ActOutcome:
 async def _planned_resume(asker: Asker, wish: Wish) -> PlannedWish:
     request = await requests.request_called(asker, wish.values["request"])
     now, plan = await requests.progress(asker, request), ActPlan()
-    if missing := now.failed + now.withdrawn:
-        plan.done[f"asked for again of {requests.described(request)}"] = missing
+    if now.missing:
+        plan.done[f"asked for again of {requests.described(request)}"] = now.missing
     return PlannedWish(wish, plan, partial(_carry_resume, request))
 
 

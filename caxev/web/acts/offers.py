@@ -284,14 +284,14 @@ REQUEST_ACTS: Final = (
     Offer(
         "cancel",
         "Cancel a request",
-        "Withdraw of a request what no listener has begun. The rest is finished.",
+        "Withdraw of a request what nobody has begun. The rest is finished.",
         ("requests", "cancel"),
         (REQUEST,),
     ),
     Offer(
         "resume",
         "Resume a request",
-        "Ask again for what was withdrawn of a request, or has failed.",
+        "Do what is missing of a request: it was withdrawn, has failed, or was never written.",
         ("requests", "resume"),
         (REQUEST,),
         always=("--no-wait",),
