@@ -274,6 +274,11 @@ def test_a_row_of_history_is_as_sure_as_its_change(asking: Caxev, database: Name
     assert [row["what"] for row in rows].count("tagged") == 3
     assert {row["number"] for row in rows if row["what"] == "held"} == {1, 2, 3}
     assert all("@" in row["by"] for row in rows)
+    assert asking("comment", "the gate was open", "--run", "1").code == 0
+    # What concerns no site is found, too: of the run, and of all.
+    of_run = {row["what"] for row in asking("history", "--run", "1", "--json").rows}
+    assert of_run >= {"commented", "tagged", "held"}
+    assert len(asking("history", "--what", "tagged", "--json").rows) == 3
 
 
 # -- what is done once it is written --------------------------------------------------------------

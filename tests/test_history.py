@@ -54,7 +54,7 @@ deeds = st.builds(
 rows = st.builds(
     HistoryRow,
     at=moments,
-    site=names,
+    site=names | st.just(""),
     deed=deeds,
     handler=texts,
     run=st.none() | names | st.integers(0, 9),

@@ -100,7 +100,8 @@ class Deed:
 class HistoryRow:
     """One thing that happened.
 
-    `at` is when, UTC, to the millisecond. `site` is the site that did it, `handler` the handler.
+    `at` is when, UTC, to the millisecond. `site` is the site that did it, `handler` the handler;
+    what concerns no site, as a tag, has an empty one.
     `run` with its `number` and `name` is what it was done to, if it concerned one run; `aspect`,
     `before` and `after` are the event of the run that led to it. `deed` has the facts.
 

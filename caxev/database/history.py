@@ -194,7 +194,7 @@ def _query(search: HistorySearch) -> Document:
 def history_document(row: HistoryRow, days: float) -> Document:
     """Return a row as the database keeps it for so many days (0: for ever), without its id.
 
-    What is unknown or empty is left out: there are many rows.
+    What is unknown or empty is left out, but the site: there are many rows, found by their site.
     """
     deed = row.deed
     fields: Document = {
@@ -225,7 +225,7 @@ def history_document(row: HistoryRow, days: float) -> Document:
     return {
         name: value
         for name, value in fields.items()
-        if value not in (None, "") and (value != [] or name == "aspect")
+        if name == "site" or (value not in (None, "") and (value != [] or name == "aspect"))
     }
 
 

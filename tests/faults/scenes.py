@@ -314,7 +314,7 @@ SCENES: Final = {
         },
         aged,
     ),
-    "asked": Scene("people hold copies, delete many and have them back", {}, asked_for),
+    "asked": Scene("people tag runs, hold copies, delete many and have them back", {}, asked_for),
     "full": Scene(
         "the disk is full where runs are taken",
         {BIRTH: {"min_free": "1000000TB", "deletion": FULL}},
