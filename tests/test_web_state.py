@@ -188,6 +188,19 @@ def test_names_are_kept_within_bounds() -> None:
     assert state.label(LABELS_KEPT + 5) == "x"
 
 
+def test_the_names_of_very_many_runs_are_not_asked_for_without_end() -> None:
+    """More failed than there is room for names: those that find room are named, and that ends."""
+    state = LiveState()
+    for number in range(LABELS_KEPT + 10):
+        state.of_reaction(reaction(number), {})
+    asked = 0
+    while (missing := state.unnamed(10_000)) and asked <= LABELS_KEPT:
+        asked += len(missing)
+        for one in missing:
+            state.name(one, "x")
+    assert 0 < asked <= LABELS_KEPT
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -29,7 +29,7 @@ from caxev.web.links import MATRIX, link_rows, matrix
 from caxev.web.listing import cells, columns
 from caxev.web.now import site_row
 from caxev.web.runs import KnownRuns
-from caxev.web.scene import Scene
+from caxev.web.scene import Scene, work
 from caxev.web.site import lane_rows
 from caxev.web.state import LiveState
 from caxev.web.storage import Holdings, candidate, host_rows, purge_rows
@@ -88,6 +88,13 @@ def test_the_end_of_the_output_is_shown(texts: list[str], most: int) -> None:
     assert found.endswith(unpacked(parts, len(parts))[-most:])
     assert len(found) <= most + 50
     assert "earlier output left out" in last_of(parts, len(parts) + 1, most)
+
+
+def test_what_is_in_progress_has_a_name() -> None:
+    """Also a copy of which nothing was heard but that it is being made."""
+    state = LiveState()
+    state.runs.put({**run(7, ("lngs", "transferring")), "number": 7}, NOW)
+    assert [one.label for one in work(state)] == ["run 7"]
 
 
 # -- growth and room ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from caxev.core.selection import source_of
 from caxev.database import Database, HistorySearch
 from caxev.web import listing
 from caxev.web.acts.links import links, naming
+from caxev.web.documents import label_of
 from caxev.web.jobs import job_rows
 from caxev.web.listing import BadFilter
 from caxev.web.outputs import OutputRow, output_rows
@@ -44,7 +45,7 @@ class RunView:
         found = (await self.database.runs([run_id])).get(run_id)
         if found is None:
             raise GiveUp("There is no such run.")
-        self.scene.state.name(run_id, str(found.name or found))
+        self.scene.state.name(run_id, label_of(found.document))
         past = await self.database.history(HistorySearch(runs=[run_id]))
         return {"run": self._run(found, past)}
 

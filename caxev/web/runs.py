@@ -54,10 +54,11 @@ class Change:
 class Moving:
     """A copy that is being made from the one at `source`, by the reaction `trigger`.
 
-    `size`: bytes of the run's raw data, if it is that.
+    `label` is what the run is called; `size`: bytes of its raw data, if it is that.
     """
 
     run: RunId
+    label: str
     key: CopyKey
     source: str | None
     trigger: str | None
@@ -82,7 +83,7 @@ def _moving(document: Mapping[str, Any], key: CopyKey, entry: Mapping[str, Any])
     size = count(document.get("raw_size_byte")) if key.type == "raw" else None
     since = as_utc(entry.get("status_since"))
     source, trigger = text(entry.get("source")), text(entry.get("trigger"))
-    return Moving(document["_id"], key, source, trigger, since, size)
+    return Moving(document["_id"], label_of(document), key, source, trigger, since, size)
 
 
 def shape_of(document: Mapping[str, Any]) -> Shape:

@@ -167,7 +167,7 @@ def work(state: LiveState) -> list[WorkRow]:
         one = running.get(key)
         used.add(key)
         progress = one.progress if one else None
-        label, what = state.label(moving.run), _kind(moving.key)
+        label, what = moving.label, _kind(moving.key)
         place = moving.key.host
         rows.append(WorkRow(moving.run, label, what, moving.source, place, progress, moving.since))
     for key, one in running.items():

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from attrs import define, field, frozen
@@ -158,11 +159,14 @@ class LiveState:
             del self.labels[next(iter(self.labels))]
 
     def unnamed(self, most: int) -> list[RunId]:
-        """Return runs with running or failed reactions of which no name is known."""
+        """Return runs with running or failed reactions of which no name is known.
+
+        Of very many only the first: their names must all find room, or this would never end.
+        """
         shown = [*self.of_state(State.RUNNING), *self.of_state(State.FAILED)]
-        runs = (one.reaction.run for one in shown)
-        found = dict.fromkeys(run for run in runs if run not in self.labels)
-        return list(found)[:most]
+        runs = dict.fromkeys(one.reaction.run for one in shown)
+        first = islice(runs, LABELS_KEPT // 2)
+        return [run for run in first if run not in self.labels][:most]
 
     def forget_ledger(self) -> None:
         """Forget what the ledger had: a new pass reads all of it."""
