@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from html import unescape
 from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
@@ -349,6 +352,25 @@ def test_filters_stand_in_the_address(page: Page) -> None:
     for wrong in ("/runs?run=x", "/api/v1/runs?run=x", "/api/v1/runs?limit=0", "/runs?day=1", LONG):
         answer = page.get(wrong)
         assert (answer.status, " no " in answer.text) == (400, True), wrong
+
+
+def test_what_matches_is_exported(page: Page, server: Server) -> None:
+    """All of it, however many pages it has, and as what a spreadsheet takes for text."""
+    server.runs_new.insert_many(
+        run_document(n, ("raw", "lngs", "transferred")) for n in range(10, 1300)
+    )
+    wild = {"number": 1, "name": '=cmd("x"),\n\x1b[31m', "tags": [{"name": "@x"}], "data": [1]}
+    server.runs_new.insert_one(wild)
+    address = re.search('href="(/runs[.]csv[^"]*)"', page.get("/runs?run=10-2000").text)
+    assert address is not None
+    answer = page.get(unescape(address[1]))
+    assert answer.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [int(one["number"]) for one in rows] == list(range(1299, 9, -1))
+    assert rows[0]["copies"] == "raw@lngs transferred"
+    (odd,) = csv.DictReader(io.StringIO(page.get("/runs.csv?tag=@x").text))
+    assert (odd["name"], odd["tags"]) == ('\'=cmd("x"),\\n\\x1b[31m', "'@x")
+    assert page.get("/runs.csv?run=x").status == 400
 
 
 def test_what_is_unchanged_is_not_sent_again(page: Page) -> None:

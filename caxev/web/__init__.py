@@ -13,8 +13,8 @@ there as rendered parts of the page through the `hub` to every browser that show
   `drawing` SVG;
 - `answers`: what only the database knows, `counted` in the background;
 - `broadcast`, `hub`: send each part that changed to all that watch its view, rendered once;
-- `app`: the addresses; `api`, `data`: the same as JSON; `guard`, `auth`: who may ask for what;
-  `server`: Hypercorn, in our own nursery; `reloading`: sites.json is read again.
+- `app`: the addresses; `api`, `data`: the same as JSON; `export`: runs as CSV; `guard`, `auth`:
+  who may ask for what; `server`: Hypercorn, in our own nursery; `reloading`: sites.json again.
 
 It reads, and writes nothing: what a person asks for is done by functions of the command line, which
 are handed in.

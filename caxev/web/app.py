@@ -26,6 +26,7 @@ from caxev.web.api import Api
 from caxev.web.assets import KINDS, asset
 from caxev.web.auth.sessions import session_of
 from caxev.web.broadcast import EVENTS, RUNS
+from caxev.web.export import RunsExport
 from caxev.web.frame import Frame
 from caxev.web.hub import MOST_VIEWERS, Hub, Render
 from caxev.web.links import WINDOWS, links_parts
@@ -78,6 +79,7 @@ class Pages:
         routes = [
             Route("/", self.now),
             Route("/runs", self.runs),
+            Route("/runs.csv", self.export),
             Route("/runs/{id:path}", self.run),
             Route("/output/{id:path}", self.output),
             Route("/links", self.links),
@@ -209,12 +211,17 @@ class Pages:
             "newest": not chosen.given and before is None,
             "first": chosen.address("/runs") if before else None,
             "next": following and chosen.address("/runs", before=following),
-            "export": chosen.address("/api/v1/runs"),
+            "export": None if problem else chosen.address("/runs.csv"),
+            "json": None if problem else chosen.address("/api/v1/runs"),
             "acts": links(chosen.selection()) if chosen.given and not problem else [],
         }
         return self.frame.page(
             request, "Runs", "runs.html", live="runs", status=400 if problem else 200, **values
         )
+
+    async def export(self, request: Request) -> ASGIApp:
+        """Send all runs that match, as CSV."""
+        return RunsExport(self.database, Filter.of(request.query_params).selection())
 
     def _form(self, chosen: Filter) -> dict[str, Any]:
         """Return what the form shows; `more` are conditions for which it has no field."""

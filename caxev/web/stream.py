@@ -41,7 +41,7 @@ class EventStream:
             viewer = Viewer(sender, nursery.cancel_scope)
             try:
                 await self.hub.join(self.name, self.render, viewer, self.seen)
-                nursery.start_soon(_until_gone, receive, nursery.cancel_scope)
+                nursery.start_soon(until_gone, receive, nursery.cancel_scope)
                 await _send_all(send, receiver, trio.current_time() + self.seconds)
                 nursery.cancel_scope.cancel()
             except GiveUp:
@@ -71,7 +71,8 @@ async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes], unti
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    """Cancel a scope as soon as the browser has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
