@@ -171,6 +171,8 @@ def test_a_run_s_page_has_jobs_and_logs(page: Page, server: Server) -> None:
     text = page.get(f"/runs/{run}").text
     for wanted in ("node7", "&lt;i&gt;exit status 3", "/jobs/0.log"):
         assert wanted in text, wanted
+    (job,) = page.json(f"/api/v1/runs/{run}")["jobs"]
+    assert (job["id"], job["node"], job["state"]) == ("4711<b>", "node7", "failed")
     assert "What programs printed" not in text
 
     bomb = zlib.compress(b"x" * (64 << 20))
@@ -277,6 +279,8 @@ def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Pat
         )
         assert patrol[0].startswith("50 % within 500 days, oldest <time")
         assert ", 1 never" in patrol[0]
+        (row,) = page.json("/api/v1/storage")["storage"]
+        assert (row["patrol"]["share"], row["patrol"]["days"]) == (0.5, 500)
         file.write_text("[{]")
         page.process.send_signal(signal.SIGHUP)
         page.until(lambda: "keeping the previous configuration" in page.log.read_text())

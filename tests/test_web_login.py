@@ -394,17 +394,18 @@ async def test_the_provider_is_asked_again() -> None:
     way = OidcLogin(provider_, Membership(), sessions, address)
     gate = Gate(PlainTextResponse("in"), way, sessions)
     navigation = {"sec-fetch-mode": "navigate", "sec-fetch-site": "same-origin"}
-    for age, method, headers, wanted in (
-        (BELIEVED - 60, "GET", navigation, (200, None)),
-        (BELIEVED + 1, "GET", navigation, (303, "/login?next=%2Fruns%3Frun%3D1")),
-        (BELIEVED + 1, "POST", navigation, (401, None)),
-        (BELIEVED + 1, "GET", {"sec-fetch-mode": "cors"}, (401, None)),
+    for age, method, path, headers, wanted in (
+        (BELIEVED - 60, "GET", "/runs", navigation, (200, None)),
+        (BELIEVED + 1, "GET", "/runs", navigation, (303, "/login?next=%2Fruns%3Frun%3D1")),
+        (BELIEVED + 1, "POST", "/runs", navigation, (401, None)),
+        (BELIEVED + 1, "POST", "/login/out", navigation, (200, None)),
+        (BELIEVED + 1, "GET", "/runs", {"sec-fetch-mode": "cors"}, (401, None)),
     ):
         person = Person("anna", PersonRole.OPERATOR)
         answer = Response()
         sessions.write(answer, LoginSession(person, began=time.time() - age))
         cookie = answer.headers["set-cookie"].partition(";")[0]
-        asked = connection(method, "/runs", "run=1", cookie=cookie, **headers)
+        asked = connection(method, path, "run=1", cookie=cookie, **headers)
         assert await _answer(gate, asked) == wanted, (age, method, headers)
         log_in_ = await way.log_in(connection("GET", "/login", "", cookie=cookie))
         # The provider is away: it was asked for.

@@ -24,6 +24,7 @@ from caxev.database import Database
 from caxev.web import data, listing
 from caxev.web.answers import Answers
 from caxev.web.hub import Hub
+from caxev.web.jobs import job_rows
 from caxev.web.links import WINDOWS, link_rows
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.reasons import grouped
@@ -96,12 +97,17 @@ class Api:
         return answer(request, {"runs": rows, "next": more})
 
     async def run(self, request: Request) -> Response:
-        """Answer with a run."""
+        """Answer with a run, its jobs, and what is still to be done."""
         run_id = listing.id_of(request.path_params["id"])
         found = (await self.database.runs([run_id])).get(run_id)
         if found is None:
             raise BadFilter("there is no such run")
-        return answer(request, data.run_value(found.document))
+        scene = self.scene
+        more = {
+            "jobs": list(map(data.job_value, job_rows(found, scene.sites))),
+            "reactions": [data.reaction_value(scene, one) for one in scene.state.of_run(run_id)],
+        }
+        return answer(request, {**data.run_value(found.document), **more})
 
     async def changes(self, request: Request) -> Response:
         """Answer with the latest changes of copies, oldest first, after the number `after`.

@@ -10,13 +10,14 @@ from attrs import asdict
 
 from caxev.core.ledger import State
 from caxev.core.model import Run
+from caxev.web.jobs import JobRow
 from caxev.web.lights import Level
 from caxev.web.now import site_row
 from caxev.web.rendering import run_path
 from caxev.web.runs import Change
 from caxev.web.scene import Scene, numbers, work
 from caxev.web.state import Open
-from caxev.web.storage import Holdings, host_rows
+from caxev.web.storage import Holdings, Reading, host_rows
 
 Value: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -118,6 +119,13 @@ def run_value(document: Mapping[str, Any]) -> Value:
     }
 
 
+def job_value(row: JobRow) -> Value:
+    """Return the last job of a copy."""
+    names = ("system", "id", "attempt", "state", "since", "node", "why", "log")
+    key = {"type": row.copy.type, "host": row.copy.host, "version": row.copy.version}
+    return {**key, **{name: getattr(row, name) for name in names}}
+
+
 def change_value(change: Change) -> Value:
     """Return a change of a copy. Its `number` counts from the start of the page's process."""
     return {
@@ -148,7 +156,7 @@ def request_value(request: Any) -> Value:
 
 
 def storage_values(scene: Scene, counted: Holdings) -> list[Value]:
-    """Return what each host holds of each type."""
+    """Return what each host holds of each type; `patrol` is about all copies of the host."""
     return [
         {
             "host": host.host,
@@ -158,10 +166,18 @@ def storage_values(scene: Scene, counted: Holdings) -> list[Value]:
             "bad": row.bad,
             "bytes": row.bytes,
             "bytes_by_day": row.by_day,
+            "patrol": _patrol(host.reading),
         }
         for host in host_rows(scene, counted)
         for row in host.types
     ]
+
+
+def _patrol(reading: Reading | None) -> Value | None:
+    if reading is None:
+        return None
+    names = ("days", "share", "oldest", "never")
+    return {name: getattr(reading, name) for name in names}
 
 
 def after(

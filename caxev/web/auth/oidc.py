@@ -109,10 +109,9 @@ class OidcLogin:
 
     def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
         """Return the session that is known. Raises `NotAdmitted` if there is none, or too old."""
-        del connection
         if known is None:
             raise NotAdmitted(401, "You are not logged in.")
-        if known.age > BELIEVED:
+        if known.age > BELIEVED and connection.url.path != LOGOUT:
             raise LogInAgain
         return known
 
