@@ -252,37 +252,6 @@ def naming(path: Path) -> list[str]:
 
 
 @pytest.mark.replicaset
-@pytest.mark.tape
-def test_a_run_s_whole_life(tmp_path: Path) -> None:
-    """Copied, verified, processed, lost and back from tape, purged, told of; nothing is left."""
-    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    summary = json.loads(ended.stdout.splitlines()[-1])
-    wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1, "back_from_tape": 1}
-    wanted |= {"processed": 1, "minitrees": 1, "runs_queries_while_idle": 0}
-    assert {name: summary[name] for name in wanted} == wanted
-    assert {summary["reactions"][name] for name in ("failed", "pending")} == {0}
-    said = ended.stderr
-    lost = said.index("161111_1534 lngs: deleted")
-    back = said.index("161111_1534 lngs: transferred", lost)
-    told = said.index("caxev explain --run 1 --timeline", back)
-    history = [line.split() for line in said[told:].splitlines()[3:]]
-    there = [(row[1], " ".join(row)) for row in history if len(row) > 1]
-    for site, words in (
-        ("chicago", "begun from lngs"),
-        ("chicago", "process raw at chicago"),
-        ("chicago", "collect minitrees v6.8.0 at chicago processed"),
-        ("lngs", "backup raw at tsm-server transferred from lngs, to tsm-server"),
-        ("lngs", "recall raw at lngs transferred from tsm-server, to lngs"),
-        ("lngs", "erase raw at lngs deleted"),
-    ):
-        assert any(one == site and words in line for one, line in there), (words, said[told:])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.replicaset
 def test_a_type_of_data_that_sites_json_alone_defines(tmp_path: Path) -> None:
     """The example with a fourth type of data: the demo makes and counts it, too."""
     entries = json.loads(SITES.read_text())

@@ -377,7 +377,7 @@ def test_soak() -> None:
 def test_killed_at_points() -> None:
     """Killed anywhere, every site comes to the end that it would have come to."""
     every = "database.update."  # points that each handler passes
-    campaign = partial(crash, rounds=0, seed=1, points=3, only=every, together=True)
+    campaign = partial(crash, rounds=0, seed=1, points=3, only=every, together=True, runs=1)
     figures = short(campaign, PURGED)
     assert_nothing_happened(figures, 3)
     assert figures["reached"] + len(figures["unreached"]) == 3
@@ -390,7 +390,7 @@ def test_killed_at_points() -> None:
 def test_killed_where_copies_age() -> None:
     """Killed while rot, a stalled copy and an unwanted version are looked after, all are."""
     aged = SCENES["aged"]
-    campaign = partial(crash, rounds=0, seed=1, points=3, together=True, act=aged.act)
+    campaign = partial(crash, rounds=0, seed=1, points=3, together=True, act=aged.act, runs=1)
     figures = short(campaign, aged.sites)
     assert_nothing_happened(figures, 1)
     ran = {"correct", "merge", "patrol", "purge_processed", "repair", "set_permission", "stalled"}

@@ -127,10 +127,34 @@ def test_the_types_are_for_authors(installed: Installed, tmp_path: Path) -> None
 
 
 @pytest.mark.replicaset
-def test_the_demo_needs_no_checkout(installed: Installed, tmp_path: Path) -> None:
-    """It ends with 0, and its sites are those of the example."""
+@pytest.mark.tape
+def test_a_run_s_whole_life_in_the_demo(installed: Installed, tmp_path: Path) -> None:
+    """Copied, verified, processed, lost and back from tape, purged, told of; nothing is left.
+
+    Without a checkout: its sites are those of the example, which the wheel has.
+    """
     assert SITES.read_text() == (ROOT / "sites.json").read_text()
     demo = ("-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json")
     ended = installed.run(*demo, cwd=tmp_path, TMPDIR=str(tmp_path))
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout.splitlines()[-1])["verified"] == 3
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1, "back_from_tape": 1}
+    wanted |= {"processed": 1, "minitrees": 1, "runs_queries_while_idle": 0}
+    assert {name: summary[name] for name in wanted} == wanted
+    assert {summary["reactions"][name] for name in ("failed", "pending")} == {0}
+    said = ended.stderr
+    lost = said.index("161111_1534 lngs: deleted")
+    back = said.index("161111_1534 lngs: transferred", lost)
+    told = said.index("caxev explain --run 1 --timeline", back)
+    history = [line.split() for line in said[told:].splitlines()[3:]]
+    there = [(row[1], " ".join(row)) for row in history if len(row) > 1]
+    for site, words in (
+        ("chicago", "begun from lngs"),
+        ("chicago", "process raw at chicago"),
+        ("chicago", "collect minitrees v6.8.0 at chicago processed"),
+        ("lngs", "backup raw at tsm-server transferred from lngs, to tsm-server"),
+        ("lngs", "recall raw at lngs transferred from tsm-server, to lngs"),
+        ("lngs", "erase raw at lngs deleted"),
+    ):
+        assert any(one == site and words in line for one, line in there), (words, said[told:])
+    assert list(tmp_path.iterdir()) == []

@@ -614,7 +614,7 @@ async def test_killed_at_points_of_backup_and_recall() -> None:
     with new_world(template=TEMPLATE) as world:
         async with ground_in(world, kind=TapeGround) as ground:
             figures = await crash(
-                ground, rounds=0, seed=1, points=2, only=":tape.", together=True, act=asked
+                ground, rounds=0, seed=1, points=2, only=":tape.", together=True, act=asked, runs=1
             )
     # Not every run passes a point of the client's log files: see the campaign's long form.
     assert figures["faults"] == figures["reached"] >= 1

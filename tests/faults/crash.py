@@ -81,6 +81,7 @@ async def crash(
     together: bool = False,
     act: Act | None = None,
     met: set[Place] | None = None,
+    runs: int = RUNS,
 ) -> dict[str, Any]:
     """Kill at each point (or at `points` of them, chosen by `seed`), then at random moments.
 
@@ -89,13 +90,14 @@ async def crash(
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
     `met`: what was tried before, elsewhere, and is not again; what is known here is added to it.
+    `runs` are taken in each pass.
 
     The figures say besides how many points were armed, how many of them killed, which did not,
     and which of the shipped handlers did nothing in any undisturbed pass so far.
     """
     random = Random(seed)
     tally = Tally(ground.compared)
-    known, end, seconds = await reference(ground, act)
+    known, end, seconds = await reference(ground, act, number=runs)
     met = set() if met is None else met
     faults = [one for one in known if only in one.point and one.place not in met]
     met |= {one.place for one in known}
@@ -105,7 +107,7 @@ async def crash(
 
     async def tried(wave: Sequence[Fault]) -> None:
         began = trio.current_time()
-        reached, problems = await at_points(ground, wave, end, act)
+        reached, problems = await at_points(ground, wave, end, act, number=runs)
         tally.add(problems)
         tally.faults += len(reached)
         unreached.extend(one for one in wave if one not in reached)
@@ -119,7 +121,7 @@ async def crash(
         await tried([fault])
     for _ in range(rounds):
         began = trio.current_time()
-        what, problems = await at_random(ground, random, end, seconds, act)
+        what, problems = await at_random(ground, random, end, seconds, act, number=runs)
         tally.add(problems)
         tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
@@ -150,13 +152,15 @@ async def _finished(
     return [*problems, *await ground.finish(runs, await act(ground, runs))]
 
 
-async def reference(ground: Ground, act: Act | None = None) -> tuple[list[Fault], End, float]:
+async def reference(
+    ground: Ground, act: Act | None, *, number: int
+) -> tuple[list[Fault], End, float]:
     """Play undisturbed: the faults to try, the end to expect, and how many seconds it took."""
     logs = {site: ground.world.directory / f"{site}.points" for site in ground.world.listening}
     started = [ground.listen(site, CAXEV_CRASH_LOG=str(log)) for site, log in logs.items()]
     await ground.ready(*started)
     began = trio.current_time()
-    runs = await take(ground, SMALL, started)
+    runs = await take(ground, number, SMALL, started)
     problems = await _finished(ground, runs, None, act)
     seconds = trio.current_time() - began
     if problems:
@@ -188,9 +192,9 @@ def waves(faults: Sequence[Fault], *, together: bool) -> Iterator[list[Fault]]:
         yield wave
 
 
-async def take(ground: Ground, size: int, listeners: Sequence[Listener]) -> list[Born]:
-    """Take runs, and ask the sites of these listeners for what people ask for."""
-    runs = [await ground.take(size) for _ in range(RUNS)]
+async def take(ground: Ground, number: int, size: int, listeners: Sequence[Listener]) -> list[Born]:
+    """Take so many runs, and ask the sites of these listeners for what people ask for."""
+    runs = [await ground.take(size) for _ in range(number)]
     for listener in listeners:
         for request in (Request("scan"), Request("replay", tuple(born.id for born in runs))):
             await ground.database.add_request(listener.site, request, "tests", utcnow())
@@ -198,7 +202,7 @@ async def take(ground: Ground, size: int, listeners: Sequence[Listener]) -> list
 
 
 async def at_points(
-    ground: Ground, wave: Sequence[Fault], end: End, act: Act | None
+    ground: Ground, wave: Sequence[Fault], end: End, act: Act | None, *, number: int
 ) -> tuple[list[Fault], list[Problem]]:
     """Play with listeners that kill themselves; which of them did, and what is wrong at the end."""
     await ground.stop(*(ground.listeners[fault.site] for fault in wave))
@@ -207,7 +211,7 @@ async def at_points(
     async with trio.open_nursery() as nursery:
         for listener in armed:
             nursery.start_soon(_restart_when_killed, ground, listener)
-        runs = await take(ground, SMALL, armed)
+        runs = await take(ground, number, SMALL, armed)
         problems = await _finished(ground, runs, end, act)
         nursery.cancel_scope.cancel()
     await ground.forget(runs, anew=True)
@@ -227,7 +231,7 @@ async def _restart_when_killed(ground: Ground, listener: Listener) -> None:
 
 
 async def at_random(
-    ground: Ground, random: Random, end: End, seconds: float, act: Act | None
+    ground: Ground, random: Random, end: End, seconds: float, act: Act | None, *, number: int
 ) -> tuple[str, list[Problem]]:
     """Kill each site's listener at a random moment of a pass with larger runs."""
     delays = {site: random.uniform(0, 1.5 * seconds) for site in ground.world.listening}
@@ -235,7 +239,7 @@ async def at_random(
     async with trio.open_nursery() as nursery:
         for site, delay in delays.items():
             nursery.start_soon(_kill_later, ground, site, delay)
-        runs += await take(ground, LARGER, ())
+        runs += await take(ground, number, LARGER, ())
     problems = await _finished(ground, runs, end, act)
     await ground.forget(runs, anew=True)
     return ", ".join(f"{site} after {delay:.2f} s" for site, delay in delays.items()), problems
