@@ -153,12 +153,35 @@ def test_what_is_opened_stays_open(page: Page, server: Server, browser: Any) -> 
     assert errors == []
 
 
+def test_a_reader_is_not_disturbed(page: Page, server: Server, browser: Any) -> None:
+    """A change moves no focus; what was typed is there when the reader comes back to the page."""
+    errors: list[str] = []
+    shown = visit(browser, page.address, errors)
+    shown.wait_for_selector('#live[data-state="on"]')
+    link = shown.query_selector("#changes a")
+    address = link.get_attribute("href")
+    link.focus()
+    server.runs_new.update_one({"number": 2}, {"$set": {"data.1.status": "error"}})
+    shown.wait_for_selector("#changes li:has-text('run 2') >> text=error")
+    shown.wait_for_selector(f"#changes a:focus[href='{address}']")
+    shown.goto(f"{page.address}/runs")
+    shown.fill("input[name=run]", "2-3")
+    shown.select_option("select[name=status]", "error")
+    shown.focus("select[name=status]")
+    shown.evaluate("reload()")
+    shown.wait_for_selector("select[name=status]:focus")
+    assert shown.input_value("input[name=run]") == "2-3"
+    assert shown.input_value("select[name=status]") == "error"
+    assert errors == []
+
+
 def test_it_works_without_javascript(page: Page, server: Server, browser: Any) -> None:
     """Every view has its content, and the form finds runs."""
     errors: list[str] = []
     for path in paths(server):
         shown = visit(browser, page.address + path, errors, java_script_enabled=False)
         assert shown.inner_text("h1").strip(), path
+        assert not shown.query_selector("meta[http-equiv=refresh]"), path  # nothing typed is lost
         shown.context.close()
     shown = visit(browser, f"{page.address}/runs", errors, java_script_enabled=False)
     shown.fill("input[name=run]", "2-3")

@@ -20,16 +20,25 @@ function swap(id, html) {
   return true;
 }
 
-// What a reader has opened stays open, and the focus stays where it was.
+// What a reader has opened stays open, what they have typed stays, and the focus is where it was.
 function keep(old, fresh) {
   for (const one of old.querySelectorAll("details[open][id]")) {
     const same = fresh.querySelector("#" + CSS.escape(one.id));
     if (same) same.open = true;
   }
-  const focus = document.activeElement;
-  if (focus && focus.id && old.contains(focus)) {
-    requestAnimationFrame(() => document.getElementById(focus.id)?.focus({ preventScroll: true }));
+  for (const one of old.querySelectorAll("input[name]:not([type=hidden]), select[name]")) {
+    const same = fresh.querySelector(`${one.tagName}[name="${CSS.escape(one.name)}"]`);
+    if (same) same.value = one.value;
   }
+  const focus = document.activeElement;
+  if (!focus || focus === old || !old.contains(focus)) return;
+  const href = focus.getAttribute("href");
+  const alike = (root) =>
+    [...root.querySelectorAll(focus.tagName)].filter(
+      (one) => one.id === focus.id && one.name === focus.name && one.getAttribute("href") === href,
+    );
+  const same = alike(fresh)[alike(old).indexOf(focus)];
+  requestAnimationFrame(() => same?.focus({ preventScroll: true }));
 }
 
 // Rows of a list: those that are there are replaced; a new run goes on top of the newest.
