@@ -18,6 +18,7 @@ from pymongo import MongoClient
 
 from caxev.cli import cli
 from caxev.files import digest_tree
+from caxev.files.roots import marker_path
 from tests import engine
 from tests.conftest import Database as Named
 from tests.places import vouched
@@ -27,6 +28,7 @@ from tests.test_tape import killed_at, points_of
 Document = dict[str, Any]
 OTHERS = ("chicago", "stockholm")
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+MARKER = "0123456789abcdef"
 ID = re.compile("[0-9a-f]{8}|[0-9a-f]{32}")
 
 
@@ -53,6 +55,14 @@ class Place:
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir()
         write_run(self.raw / NAME)
+        for path in (self.raw, self.far):
+            Path(marker_path(str(path), MARKER)).touch()
+
+    async def note_markers(self, database: Named) -> None:
+        """Note that its directories are known by their markers."""
+        async with engine.opened(database) as db:
+            for path in (self.raw, self.far):
+                await db.note_marker("lngs", str(path), MARKER)
 
 
 def known(place: Place) -> list[Document]:
@@ -130,6 +140,7 @@ def test_killed_at_each_point(deed: str, place: Place, database: Named, tmp_path
     given = words.format(root=place.root, far=place.far).split()
     write_sites(tmp_path / "sites.json", place)
     store_manifest(database, place)
+    trio.run(place.note_markers, database)
     options = ["--config", str(tmp_path / "sites.json"), "--database", database.name]
 
     def command() -> None:

@@ -11,10 +11,11 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
+from attrs import evolve
 
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
@@ -27,7 +28,7 @@ from caxev.engine import root_markers, root_watch, workers
 from caxev.engine.runner import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
-from caxev.handlers import checksum, deletion, transfer
+from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
 from tests import engine
 from tests.conftest import Database as Named
@@ -198,6 +199,43 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
     assert await statuses(lab, going) == {"lngs": "transferred"}
     assert not lab.path(going, "chicago").exists()
     answered = (await lab.look(asked)).copy(HERE)
+    assert answered is not None
+    assert answered.fields["check_answered"] is not None
+    assert [one for one in await lab.reactions() if one.state is State.FAILED or one.root] == []
+
+
+ARCHIVED: dict[str, dict[str, Any]] = {
+    "lngs": {"master": ["raw"], "upload_options": ["hsm"]},
+    "hsm": {"method": "directory", "listener": False},
+}
+
+
+@pytest.mark.replicaset
+@lab(tape, checksum, sites=ARCHIVED)
+async def test_all_that_needs_an_unmounted_archive_waits_and_goes_on(lab: Lab) -> None:
+    """A new copy is not put in its mount point, an old one not condemned; one alarm."""
+    staging = Path(lab.sites.path).parent / "staging"
+    staging.mkdir(mode=0o700)
+    here = evolve(lab.sites.get("lngs"), dir_tsm=str(staging))
+    cast("dict[str, Site]", lab.sites.by_name)["lngs"] = here
+    old = await lab.new_run(at="lngs")
+    await lab.settle("lngs")
+    assert await statuses(lab, old) == {"lngs": "transferred", "hsm": "transferred"}
+    archive = Path(lab.sites.get("hsm").dir_raw or "")
+    with unmounted(archive):
+        new = await lab.new_run(at="lngs")
+        run = await lab.look(old)
+        await lab.update(RunUpdate.note(run, run.copies[1], check_asked=lab.now()))
+        waiting = [one for one in await lab.settle("lngs") if one.root]
+        assert {one.handler for one in waiting} == {"backup", "tape_checksum"}
+        assert {(one.root, one.state, one.attempts) for one in waiting} == {
+            (str(archive), State.PENDING, 0)
+        }
+        assert [one.key for one in await lab.alarms()] == [f"root {archive}"]
+        assert (await statuses(lab, old))["hsm"] == "transferred"
+    await lab.settle("lngs")
+    assert await statuses(lab, new) == {"lngs": "transferred", "hsm": "transferred"}
+    answered = (await lab.look(old)).copy(CopyKey("raw", "hsm"))
     assert answered is not None
     assert answered.fields["check_answered"] is not None
     assert [one for one in await lab.reactions() if one.state is State.FAILED or one.root] == []
@@ -468,6 +506,39 @@ def test_two_hosts_with_one_directory(
     answer = online("rm", "--run", "1", "--site", "depot", "--force-less")
     assert answer.code == 1
     assert "there are 0" in answer.err
+
+
+@pytest.mark.replicaset
+def test_an_archive_without_a_noted_marker_is_not_believed(
+    online: Caxev,  # noqa: F811
+    tmp_path: Path,
+    database: Named,
+) -> None:
+    """An empty directory would pass for an archive that lacks every run, or would take new ones."""
+    archive, raw = tmp_path / "archive", tmp_path / "raw"
+    for path in (archive, raw):
+        path.mkdir()
+    entries = [
+        {"name": "lngs", "dir_raw": str(raw), "upload_options": ["hsm"]},
+        {"name": "hsm", "method": "directory", "dir_raw": str(archive)},
+    ]
+    Path("sites.json").write_text(json.dumps(entries))
+    entry = {"type": "raw", "status": "transferred", "host": "hsm", "checksum": "ab" * 64}
+    insert(database, 1, data=[{**entry, "location": f"{archive}/161111_1434"}])
+    runs = ("--site", "lngs", "--run", "1")
+    for command in ("status", "ls"):
+        answer = online("tape", command, *runs)
+        assert_one_line(answer, 1, f"hsm: nothing shows that the disk of {archive} is mounted")
+    for what in ("stray", f"register {raw}/x"):
+        answer = online(*what.split(), "--site", "lngs")
+        assert_one_line(answer, 1, "nothing shows", "caxev sites init")
+    answer = online("sites", "init", "--site", "lngs", "--json")
+    assert answer.code == 1
+    assert "missing" in {row["directory"]: row["state"] for row in answer.rows}[str(archive)]
+    assert list(archive.iterdir()) == []
+    assert online("sites", "init", "--site", "lngs", "--force").code == 0
+    (row,) = online("tape", "status", *runs, "--json").rows
+    assert row["missing"]
 
 
 @pytest.mark.replicaset

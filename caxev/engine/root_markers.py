@@ -16,7 +16,7 @@ from loguru import logger
 from caxev.config import Site, Sites
 from caxev.config.directories import are_near
 from caxev.core.errors import RootAway
-from caxev.core.paths import Root
+from caxev.core.paths import UNKNOWN, Root
 from caxev.database import Database, SiteRecord
 from caxev.files import to_nobody
 from caxev.files.roots import (
@@ -59,12 +59,16 @@ def with_markers(sites: Sites, here: Site | None, records: Mapping[str, SiteReco
     """Return the sites with the markers that are noted. Pure.
 
     Those of an archive on this machine are noted with the site `here`, which looks after them.
+    Nothing is done beneath a directory that it looks after before its marker is noted (`UNKNOWN`).
     """
-    mine = {} if here is None else {held.owner.name: here.name for held in holdings(here, sites)}
+    looked_after: dict[str, dict[str, str]] = {}
+    for one in () if here is None else holdings(here, sites):
+        looked_after.setdefault(one.owner.name, {})[one.root] = UNKNOWN
 
     def noted(site: Site) -> Site:
-        record = records.get(mine.get(site.name, site.name))
-        return site if record is None else evolve(site, markers=record.markers)
+        unknown = looked_after.get(site.name, {})
+        record = records.get(here.name if here is not None and unknown else site.name)
+        return evolve(site, markers={**unknown, **(record.markers if record else {})})
 
     return evolve(sites, by_name={site.name: noted(site) for site in sites.values()})
 

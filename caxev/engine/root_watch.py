@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 from loguru import logger
 
 from caxev.config import Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
-from caxev.core.paths import UNKNOWN, Root
+from caxev.core.paths import Root
 from caxev.database import DatabaseError, Disk, SiteRecord, unless_fatal
 from caxev.engine.context import Context
 from caxev.engine.root_markers import Holding, adopt, holdings, with_markers
@@ -135,14 +135,7 @@ class RootWatch:
 
     def _take_in(self, records: Iterable[SiteRecord]) -> None:
         self._records |= {record.site: record for record in records}
-        sites = with_markers(self.context.sites, self.context.site, self._records)
-        by_name = dict(sites.by_name)
-        for held in self._holdings:
-            owner = by_name[held.owner.name]
-            # Nothing is done beneath a directory of ours before its marker is noted.
-            markers = {held.root: UNKNOWN, **owner.markers}
-            by_name[held.owner.name] = evolve(owner, markers=markers)
-        self._known = evolve(sites, by_name=by_name)
+        self._known = with_markers(self.context.sites, self.context.site, self._records)
 
     # -- probing ------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from caxev.core.errors import RootAway
-from caxev.core.paths import Root
+from caxev.core.paths import UNKNOWN, Root
 from caxev.files.confined import Confined, parent
 from caxev.files.resolved import open_resolved, sync
 
@@ -70,8 +70,13 @@ def marker_path(root: str, marker: str) -> str:
     return os.path.join(root, MARKER_PREFIX + marker)
 
 
-def missing(root: str) -> str:
+def missing(root: Root) -> str:
     """Return the message about a root without its marker."""
+    if root.marker == UNKNOWN:
+        return (
+            f"nothing shows that the disk of {root} is mounted: start the site's listener, or run "
+            "caxev sites init"
+        )
     return (
         f"{root} is not the disk that it was: its marker is not there. Mount the disk, or run "
         "caxev sites init if this is the right directory"
