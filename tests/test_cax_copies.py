@@ -192,6 +192,7 @@ def test_the_muon_veto_s_data_is_registered_as_its_own(
     Path("sites.json").write_text(json.dumps([here]))
     (tmp_path / "raw" / f"{NAME}_MV").mkdir(parents=True)
     (tmp_path / "raw" / f"{NAME}_MV" / "a").write_text("a")
+    assert online("sites", "init", "--site", "lngs").code == 0
     tpc, veto = (run_document(n, name=NAME, detector=d) for n, d in ((1, "tpc"), (0, "muon_veto")))
     with MongoClient[dict[str, Any]](database.uri) as client:
         runs = client[database.name]["runs_new"]

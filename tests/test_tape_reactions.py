@@ -39,6 +39,7 @@ from caxev.core.model import CopyIs
 from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.database import open_database
 from caxev.demo.world import TAPE, World
+from caxev.engine.root_markers import init_roots
 from caxev.files import Item, Manifest
 from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
@@ -420,6 +421,8 @@ def test_killed_at_each_point_of_a_command(words: str, tmp_path: Path, database:
     async def kept() -> None:
         async with aio.loop(), open_database(engine.settings_for(database)) as opened:
             await opened.store_manifest(manifest.digest, manifest.to_rows())
+            sites = load_sites(tmp_path / "sites.json")
+            await init_roots(opened, sites.get("lngs"), sites, force=True)
 
     trio.run(kept)
     with MongoClient[dict[str, Any]](database.uri) as client, engine.short_transactions(database):
