@@ -106,13 +106,15 @@ def _document(name: str, raw: Path, singles: list[Path]) -> dict[str, Any]:
 
 async def measure(root: Path, database: Named, probes: int) -> dict[str, float]:
     """Time a listener's reactions alone and beside the search, and take the search's figures."""
-    sites = [{"name": "lngs", "dir_raw": f"{root}/raw", "dir_processed": f"{root}/processed"}]
-    (root / "sites.json").write_text(json.dumps(sites))
+    directories = {"dir_raw": f"{root}/raw", "dir_processed": f"{root}/processed"}
+    (root / "sites.json").write_text(json.dumps([{"name": "lngs", **directories}]))
 
     async def answer(job: Job) -> RunUpdate:
         return RunUpdate.add_tag(job.run, "pong")
 
-    options = engine.options_for(database, [engine.handler(answer, tag("ping"))])
+    options = engine.options_for(
+        database, [engine.handler(answer, tag("ping"))], site_fields=directories
+    )
     async with engine.opened(database) as db, engine.listener(db, options):
         await _round(db)  # the first scan is over then
         alone = sorted([await _round(db) for _ in range(probes)])
