@@ -465,6 +465,26 @@ def test_each_person_has_a_hold_of_their_own(asking: Caxev, database: Named) -> 
 
 
 @pytest.mark.replicaset
+def test_by_the_status_of_what_is_held(asking: Caxev, database: Named) -> None:
+    """`--status` is that of the copy which a command is about, not of another one of the run."""
+    stored(database, "lngs", "chicago")
+    change = {"$set": {"data.$.status": "error"}}
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_one({"data.host": "chicago"}, change)
+    bad = ("--run", "1-3", "--status", "error")
+    assert_one_line(asking("hold", *bad, "--site", "lngs"), 5, "no run with --run 1-3 --host lngs")
+    assert copies(database)["lngs"].holds == ()
+    assert asking("hold", *bad, "--site", "chicago").code == 0
+    assert len(copies(database)["chicago"].holds) == 1
+    assert asking("release", *bad, "--site", "chicago").code == 0
+    assert copies(database)["chicago"].holds == ()
+    copied = asking("copy", *bad, "--to", "stockholm", "--type", "raw", "--yes", "--no-wait")
+    assert (copied.code, copies(database)["stockholm"].source) == (0, "lngs")
+    unknown = asking("hold", "--run", "1", "--site", "lngs", "--version", "v7")
+    assert_one_line(unknown, 2, "no copy has the version 'v7'")
+
+
+@pytest.mark.replicaset
 def test_a_hold_withdraws_a_deletion_until_bytes_go(asking: Caxev, database: Named) -> None:
     """Then it is refused."""
     stored(database, *HOSTS)

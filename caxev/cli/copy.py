@@ -53,7 +53,7 @@ CANCELLED = "cancelled"
     "caxev copy --lacks raw@chicago --tag _sciencerun0 --to chicago",
     output=as_json,
 )
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @click.option("--from", "source", type=SITE, help="The site to copy from. [default: the best]")
 @click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
@@ -96,6 +96,7 @@ def copy(
         data, None if source is None else sites.get(source).name, sites.get(target).name, keep
     )
     patience = (timeout or float("inf")) if wait else 0.0
+    runs = runs.of_status(type=data.kind, version=data.version)
     if not runs.names_one:
         if cancel:
             raise click.UsageError("many copies are one request: caxev requests cancel ID")

@@ -66,7 +66,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be held
     "caxev hold --run 123 --site lngs --keep-for 14d --why 'for a talk'",
     "caxev hold --tag sciencerun0 --site lngs --keep-until 2026-12-24",
 )
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @_selects_site
 @selects_data
 @keeps
@@ -81,11 +81,12 @@ def hold(
     --keep-until it is held until you release it. Each person has one hold on a copy, and a new one
     replaces it. A deletion that is under way is withdrawn unless files are being erased.
     """
-    show_steps(ask_each(runs, HoldCopies(site, data, keep), yes=yes, dry_run=dry_run))
+    wanted = runs.of_status(host=site, type=data.kind, version=data.version)
+    show_steps(ask_each(wanted, HoldCopies(site, data, keep), yes=yes, dry_run=dry_run))
 
 
 @command("caxev release --run 123 --site lngs", "caxev release --run 123 --site lngs --all")
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @_selects_site
 @selects_data
 @click.option("--all", "everybody", is_flag=True, help="End the holds of other people, too.")
@@ -99,7 +100,8 @@ def release(
     Its rules of deletion apply to them again at once, unless somebody else holds them, too.
     """
     act = ReleaseCopies(site, data, everybody)
-    show_steps(ask_each(runs, act, yes=yes, dry_run=dry_run))
+    wanted = runs.of_status(host=site, type=data.kind, version=data.version)
+    show_steps(ask_each(wanted, act, yes=yes, dry_run=dry_run))
 
 
 # -- what is held ---------------------------------------------------------------------------------

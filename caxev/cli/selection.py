@@ -26,6 +26,7 @@ from caxev.cli.values import (
     RUN_NUMBER,
     STATUS,
     TAG,
+    VERSION,
     condition_type,
     known_values,
 )
@@ -91,6 +92,10 @@ class RunChoice:
     def narrowed(self, **parts: str | None) -> RunChoice:
         """Return the choice of those that have such a copy; see `Selection.with_copy`."""
         return RunChoice(self.selection.with_copy(**parts))
+
+    def of_status(self, **parts: str | None) -> RunChoice:
+        """Return the choice of those whose such copy has the status that is given, if one is."""
+        return self if self.selection.copy.status is None else self.narrowed(**parts)
 
     async def find(self, database: Database, *, limit: int = 0) -> list[Run]:
         """Read the runs, with only the fields that matching needs.
@@ -288,7 +293,7 @@ DATA: Final = (
     click.option(
         "--type", "kind", type=DATA_TYPE, default="raw", show_default=True, help="The type of data."
     ),
-    click.option("--version", metavar="V", help="The version, of derived data."),
+    click.option("--version", type=VERSION, metavar="V", help="The version, of derived data."),
 )
 """The options that select the data of a run: the fields of `DataChoice`."""
 selects_data = together("data", DataChoice, *DATA)

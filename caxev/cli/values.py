@@ -168,10 +168,14 @@ def _check_pattern(options: GlobalOptions, text: str) -> None:
     if pattern.status is not None:
         _check_status(options, pattern.status)
     if pattern.version is not None:
-        known = known_values(options, "data.pax_version")
-        if pattern.version not in known:
-            names = known_names(pattern.version, sorted(known))
-            raise click.UsageError(f"no copy has the version {pattern.version!r} {names}")
+        _check_version(options, pattern.version)
+
+
+def _check_version(options: GlobalOptions, version: str) -> None:
+    known = known_values(options, "data.pax_version")
+    if version not in known:
+        names = known_names(version, sorted(known))
+        raise click.UsageError(f"no copy has the version {version!r} {names}")
 
 
 def types_of(options: GlobalOptions) -> DataTypes:
@@ -264,4 +268,7 @@ NOT_TAG: Final = ConditionType("not-tag", TAG.values, _check_not_tag)
 PATTERN: Final = ConditionType("has", _patterns, _check_pattern)
 """A copy that a run must have, or lack."""
 STATUS: Final = Known("status", _statuses, _check_status)
+VERSION: Final = Known(
+    "version", lambda known: known_values(known, "data.pax_version", _COMPLETION), _check_version
+)
 DATA_TYPE: Final = Known("type", lambda known: types_of(known).known, _check_type)

@@ -41,7 +41,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done
 
 
 def _ask(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool) -> None:
-    _show(ask_each(runs, act, yes=yes, dry_run=dry_run))
+    _show(ask_each(runs.of_status(type="raw"), act, yes=yes, dry_run=dry_run))
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 @command("caxev tape put --run 123", "caxev tape put --run 100-200", group=tape)
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @selects_archive
 @click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
 @asks
@@ -71,7 +71,7 @@ def put(
 @command(
     "caxev tape get --run 123 --site lngs", "caxev tape get --run 123 --to /scratch", group=tape
 )
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @selects_reach
 @click.option("--to", "directory", metavar="DIR", help="Restore into this directory here.")
 @asks
@@ -94,7 +94,8 @@ def get(
     place = Path(directory).absolute()
     if not place.is_dir():
         raise ConfigError(f"{place} is not a directory: make it first")
-    found, known = options().with_database(_with_manifests, runs, reach)
+    wanted = runs.of_status(type="raw")
+    found, known = options().with_database(_with_manifests, wanted, reach)
     rows = [restore(run, copy, rows, known, place, dry_run=dry_run) for run, copy, rows in found]
     show_steps(rows)
 
@@ -137,7 +138,7 @@ def restore(
 
 
 @command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @selects_archive
 @asks
 @_dry_run
@@ -152,7 +153,7 @@ def check(*, runs: RunChoice, archive: ArchiveChoice, yes: bool, dry_run: bool) 
 
 
 @command("caxev tape forget --run 123 --why 'the tape is lost'", group=tape)
-@selects_runs(copies=())
+@selects_runs(copies=("status",))
 @selects_archive
 @forgets
 def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, yes: bool, dry_run: bool) -> None:
@@ -162,4 +163,4 @@ def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, yes: bool, dry_
     archive, its listener brings the data there again.
     """
     act = ForgetCopies(archive.there.name, DataChoice("raw"), why)
-    _show(forget_entries(runs, act, yes=yes, dry_run=dry_run))
+    _show(forget_entries(runs.of_status(type="raw"), act, yes=yes, dry_run=dry_run))
