@@ -278,9 +278,19 @@ async def erase(job: Job) -> Result:
     mine = (await write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
-    job.did(What.DELETED, bytes=job.run.size_of(mine), **why_of(mine, wanted))
-    stone = tombstone(mine, wanted, job.owner)
+    size = await _size(job, mine)
+    job.did(What.DELETED, bytes=size, **why_of(mine, wanted))
+    stone = tombstone(mine, wanted, job.owner, size)
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
+
+
+async def _size(job: Job, mine: Copy) -> int | None:
+    """Return the copy's bytes, by the run or by its manifest; None if neither knows."""
+    size = job.run.size_of(mine)
+    if size is not None or mine.manifest is None:
+        return size
+    rows = await job.load_manifest(mine.manifest)
+    return None if rows is None else Manifest.from_rows(rows).total_bytes
 
 
 async def _sure(job: Job, mine: Copy, wanted: Intent) -> RunUpdate:

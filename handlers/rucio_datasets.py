@@ -367,7 +367,7 @@ async def rucio_rm(job: Job) -> Result:
     if await job.work(client.give_up, there, dataset, rules):
         raise Retry(f"{dataset} has got another rule meanwhile", after=SOON)
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
-    job.did(What.DELETED, bytes=entry.size, **why_of(entry, wanted))
-    return RunUpdate.remove_copy(
-        job.run, entry, begun(entry), tombstone=tombstone(entry, wanted, job.owner)
-    )
+    size = job.run.size_of(entry)
+    job.did(What.DELETED, bytes=size, **why_of(entry, wanted))
+    stone = tombstone(entry, wanted, job.owner, size)
+    return RunUpdate.remove_copy(job.run, entry, begun(entry), tombstone=stone)

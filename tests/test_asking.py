@@ -370,6 +370,7 @@ def test_ctrl_c_leaves_what_is_done(many: Caxev, database: Named) -> None:
     """The rest is withdrawn; resumed, it is done, each run once."""
     with stopped_at(database, TAG, 40) as going:
         assert figures(many) == (40, 20, 0)
+        assert many("requests", "--json").rows[0]["seconds_left"] > 0
         going.process.send_signal(signal.SIGINT)
         going.end()
     name = only_request(database)["_id"]

@@ -62,6 +62,7 @@ async def test_a_purge(here: Lab) -> None:
     assert marked.at <= proven.at <= gone.at
     assert marked.deed.reason == gone.deed.reason == "purge: older than 100 days"
     assert (gone.site, gone.handler, gone.deed.by) == ("lngs", "erase", "lngs: purge")
+    assert gone.deed.bytes == 100
     assert {*gone.deed.proof} == {*proven.deed.proof} == {"chicago", "stockholm"}
     assert not await rows(here, run, What.WITHDRAWN)
 

@@ -148,6 +148,8 @@ def test_a_run_s_whole_life_in_the_demo(installed: Installed, tmp_path: Path) ->
     told = said.index("caxev explain --run 1 --timeline", back)
     history = [line.split() for line in said[told:].splitlines()[3:]]
     there = [(row[1], " ".join(row)) for row in history if len(row) > 1]
+    assert "its files were lost" in said[told:]
+    assert "tag 'keep' removed" in said[told:]
     for site, words in (
         ("chicago", "begun from lngs"),
         ("chicago", "process raw at chicago"),

@@ -258,8 +258,9 @@ def test_a_bad_copy_may_go_by_the_entries_of_others() -> None:
     assert [row["host"] for row in verdict.proof] == ["chicago"]
     read = Intent.of(mine(going))
     assert read is not None
-    stone = tombstone(mine(going), read, "lngs#1")
+    stone = tombstone(mine(going), read, "lngs#1", 100)
     assert (stone["why"], stone["by_entries"]) == ("it was pushed damaged", True)
+    assert stone["size"] == 100
 
 
 @pytest.mark.parametrize(

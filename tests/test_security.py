@@ -294,6 +294,7 @@ ASKING = (
     (("verify", "--deep", *_AT), "update", "runs_new"),
     (("rm", *_AT), "update", "runs_new"),
     (("tag", "add", "good", "--run", "1"), "update", "runs_new"),
+    (("tag", "add", "fine", "--run", "1-5"), "insert", "caxev_requests"),
     (("replay", *_AT), "insert", "caxev_requests"),
     (("replay", "--run", "1-5", "--site", "lngs"), "insert", "caxev_requests"),
 )

@@ -285,8 +285,9 @@ def test_acts_are_done_in_the_person_s_name(anna: Operator, server: Any) -> None
     rows = history(server)
     assert {row["by"] for row in rows} == {"anna"}
     assert any("too much" in row.get("reason", "") for row in rows)
-    (request,) = server.caxev_requests.find({"kind": "verify"})
-    assert request["by"] == "anna"
+    for kind, runs in (("verify", 3), ("tag", 2)):
+        (request,) = server.caxev_requests.find({"kind": kind})
+        assert (request["by"], len(request["runs"]), request["written"]) == ("anna", runs, runs)
 
 
 def test_a_request_is_cancelled_and_resumed(anna: Operator, server: Any) -> None:

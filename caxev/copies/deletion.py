@@ -256,8 +256,11 @@ def why_of(copy: Copy, wanted: Intent) -> dict[str, Any]:
     return {"by": str(wanted.by or ""), "reason": str(wanted.why or ""), "proof": hosts}
 
 
-def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
-    """Return the tombstone of the last step: who asked and why, who deleted it, the proof."""
+def tombstone(copy: Copy, wanted: Intent, owner: str, size: int | None) -> dict[str, Any]:
+    """Return the tombstone of the last step: who asked and why, who deleted it, the proof.
+
+    `size` is the copy's bytes: of raw data its entry need not have them.
+    """
     return {
         "by": wanted.by,
         "why": wanted.why,
@@ -265,7 +268,7 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
         "by_entries": wanted.by_entries,
         "site": owner,
         "proof": copy.proof,
-        "size": copy.size,
+        "size": size,
         "arrived_at": copy.arrived_at,
         **({} if wanted.bulk is None else {"bulk": wanted.bulk}),
     }

@@ -25,9 +25,12 @@ from rich.live import Live
 from rich.table import Table
 
 from caxev import aio
+from caxev.asking.annotations import TagRuns
+from caxev.asking.asker import Asker
 from caxev.config import ConfigError, load_sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp
+from caxev.core.history import Deed, HistoryRow, What, of_run
 from caxev.core.ledger import Reaction
 from caxev.core.model import (
     ERROR,
@@ -36,6 +39,7 @@ from caxev.core.model import (
     CopyKey,
     Run,
 )
+from caxev.core.registry import Registry
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database import Database, HistorySearch, open_database, run
@@ -46,6 +50,8 @@ BIRTH: Final = "lngs"
 """The site of sites.json where the stand-in DAQ writes."""
 PROTECTED: Final = "keep"
 """The tag of runs that stay at their site of birth."""
+PERSON: Final = "caxev demo"
+"""Who does what a person would do."""
 SETTLING: Final = 1.0
 """Seconds in which the page has read the last changes."""
 IDLE: Final = 5.0
@@ -293,16 +299,24 @@ async def _lose(show: Show, database: Database) -> None:
         if lost is None or lost.location is None:
             continue
         await trio.to_thread.run_sync(shutil.rmtree, lost.location)
-        await database.update_run(RunUpdate.remove_copy(one, lost), utcnow())
+        # Without a tombstone: what is lost is to come back, and what was deleted is not.
+        deed = Deed(what=What.FORGOTTEN, reason="its files were lost", by=PERSON)
+        row = HistoryRow(at=utcnow(), site=BIRTH, deed=deed, aspect=lost.key, **of_run(one))
+        await database.write_asked([(RunUpdate.remove_copy(one, lost), row)], utcnow())
         show.forget(one.name, BIRTH)
         show.say(f"{utcnow():%H:%M:%S} {one.name} {BIRTH}: deleted")
+
+
+def _no_handlers(site: str) -> Registry:
+    raise ConfigError(f"the handlers of {site} are not needed to tag a run")
 
 
 async def _purge(world: World, show: Show, database: Database) -> int:
     """Have the first run purged at its site of birth; return how many copies were deleted."""
     gone = 0
     for one in (await database.select(Selection(), utcnow()))[:1]:
-        await database.update_run(RunUpdate.overwrite(one, tags=[]), utcnow())
+        asker = Asker(database, world.sites, _no_handlers, PERSON)
+        await asker.carry_out_one(TagRuns(PROTECTED, remove=True), one.id)
         show.say(f"{utcnow():%H:%M:%S} {one.name} is no longer tagged {PROTECTED}")
         with trio.move_on_after(PATIENCE):
             while (now := (await database.runs([one.id]))[one.id]).copy(CopyKey("raw", BIRTH)):
