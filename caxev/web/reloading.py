@@ -46,3 +46,5 @@ class PageReloader:
         scene.sites, self.pages.handlers = sites, handlers
         scene.state.changed += 1  # what is counted by the rules of sites.json is counted again
         self.broadcast(Heard())
+        for name in self.pages.hub.topics:
+            self.pages.hub.reload(name)  # not all that a page shows of sites.json is in its parts
