@@ -9,6 +9,7 @@ Nothing here acts by itself: a test gets what it asks for by name. An ``async de
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import os
 import secrets
@@ -40,6 +41,13 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 # A listener's worker processes give way to all others by a niceness of 10. Beside a whole suite on
 # few cores they would come to nothing; near the end of the scale, which is 19, they hold their own.
 os.nice(max(16 - os.nice(0), 0))
+
+# If we may have a namespace of our own for what tests mount, it is gone with the last process of the
+# tests, even if they are killed.
+_CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x4000 | 1 << 18
+_libc = ctypes.CDLL(None)
+if os.geteuid() == 0 and _libc.unshare(_CLONE_NEWNS) == 0:
+    _libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None)
 
 # A shell that starts the tests in the background has their processes ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
