@@ -42,8 +42,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 # few cores they would come to nothing; near the end of the scale, which is 19, they hold their own.
 os.nice(max(16 - os.nice(0), 0))
 
-# If we may have a namespace of our own for what tests mount, it is gone with the last process of the
-# tests, even if they are killed.
+# What tests mount is in a namespace of our own, if we may have one. It is gone with the last of the
+# tests' processes, even if they are killed.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x4000 | 1 << 18
 _libc = ctypes.CDLL(None)
 if os.geteuid() == 0 and _libc.unshare(_CLONE_NEWNS) == 0:
@@ -84,6 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     marks = ("xdist_group", "campaign")
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in marks])
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a long parameter by its length: each worker would make megabytes of it a test's name."""
+    if isinstance(val, str | bytes) and len(val) > 500:
+        return f"{argname} of {len(val)}"
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
