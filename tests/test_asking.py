@@ -413,6 +413,22 @@ def test_nothing_is_requested_behind_a_cancellation(many: Caxev, database: Named
 
 
 @pytest.mark.replicaset
+def test_readings_are_asked_for_until_they_are_cancelled(many: Caxev, database: Named) -> None:
+    """`verify` asks for them one by one, while it reads what is here."""
+
+    def asked(database: Named) -> int:
+        return len(found(database, "runs_new", **{"data.check_asked": {"$exists": True}}))
+
+    verify = ("verify", "--site", "chicago", "--deep")
+    with stopped_at(database, verify, 1, lambda database: asked(database) - 18) as going:
+        name = only_request(database)["_id"]
+        assert many("requests", "cancel", name).code == 0
+    assert (going.code, f"request {name} was cancelled" in going.err) == (1, True), going
+    pending = {"data.check_asked.id": name}
+    assert (found(database, "runs_new", **pending), figures(many)) == ([], (0, 0, MANY))
+
+
+@pytest.mark.replicaset
 def test_killed_it_is_resumed(many: Caxev, database: Named) -> None:
     """After kill -9 it is seen to wait for somebody; even a comment is not written twice."""
     crash = "engine:database.asked.after:2"

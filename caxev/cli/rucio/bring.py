@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @command("caxev rucio put --run 100-200 --from lngs", group=rucio)
-@selects_catalogue()
+@selects_catalogue(status=True)
 @click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
 @asks
 @click.option("--dry-run", is_flag=True, help="Show what would be requested; write nothing.")
@@ -40,7 +40,7 @@ def put(*, chosen: CatalogueChoice, source: str, yes: bool, dry_run: bool) -> No
 
 
 @command("caxev rucio get --run 123 --to chicago --rse NIKHEF_USERDISK", group=rucio)
-@selects_catalogue()
+@selects_catalogue(status=True)
 @click.option(
     "--to",
     "target",

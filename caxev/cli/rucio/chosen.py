@@ -14,7 +14,7 @@ from caxev.asking.catalogues import entries_at
 from caxev.asking.listeners import leave
 from caxev.cli.command import Function, together
 from caxev.cli.options import example, options
-from caxev.cli.selection import DATA, RUNS, RunChoice, chosen_runs
+from caxev.cli.selection import COPY, DATA, RUNS, RunChoice, chosen_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
@@ -63,7 +63,8 @@ class CatalogueChoice:
         cls, *, required: bool, kind: str, version: str | None, catalogue: str | None, **given: Any
     ) -> Self:
         """Take the options of a command. Raises click's error."""
-        return cls(chosen_runs(required=required, **given), DataChoice(kind, version), catalogue)
+        runs = chosen_runs(required=required, **given).of_status(type=kind, version=version)
+        return cls(runs, DataChoice(kind, version), catalogue)
 
     @property
     def there(self) -> Site:
@@ -92,11 +93,17 @@ class CatalogueChoice:
         return await self.choice.find_whole(database)
 
 
-def selects_catalogue(*, required: bool = True) -> Callable[[Function], Function]:
-    """Add the options that select runs, data and a catalogue, as the argument `chosen`."""
+def selects_catalogue(
+    *, required: bool = True, status: bool = False
+) -> Callable[[Function], Function]:
+    """Add the options that select runs, data and a catalogue, as the argument `chosen`.
+
+    With `status` runs are selected by the status of such a copy, too.
+    """
     catalogue = click.option("--catalogue", type=SITE, help="The catalogue's name in sites.json.")
     make = partial(CatalogueChoice.of, required=required)
-    return together("chosen", make, *RUNS, *DATA, catalogue)
+    of_copies = (COPY["status"],) if status else ()
+    return together("chosen", make, *RUNS, *of_copies, *DATA, catalogue)
 
 
 async def checked(database: Database, entry: Copy) -> Any:

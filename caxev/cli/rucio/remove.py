@@ -17,7 +17,7 @@ from caxev.cli.values import SITE, STATUS
 
 
 @command("caxev rucio rm --run 123 --why 'taken in error'", group=rucio)
-@selects_catalogue()
+@selects_catalogue(status=True)
 @click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
 @asks
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
@@ -48,7 +48,7 @@ def forget(
 
 
 @command("caxev rucio purge --site lngs --run 1-1000 --dry-run", group=rucio)
-@selects_catalogue()
+@selects_catalogue(status=True)
 @click.option("--site", type=SITE, required=True, help="The site whose copies are deleted.")
 @asks
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
