@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -289,12 +289,14 @@ def chosen_runs(*, required: bool, **given: Any) -> RunChoice:
     return choice
 
 
-DATA: Final = (
-    click.option(
-        "--type", "kind", type=DATA_TYPE, default="raw", show_default=True, help="The type of data."
-    ),
-    click.option("--version", type=VERSION, metavar="V", help="The version, of derived data."),
+_TYPE: Final = click.option(
+    "--type", "kind", type=DATA_TYPE, default="raw", show_default=True, help="The type of data."
 )
-"""The options that select the data of a run: the fields of `DataChoice`."""
-selects_data = together("data", DataChoice, *DATA)
-"""Adds them as the argument `data`."""
+_VERSION: Final[Mapping[str, Any]] = {"metavar": "V", "help": "The version, of derived data."}
+DATA: Final = (_TYPE, click.option("--version", **_VERSION))
+"""The options that select the data of a run: the fields of `DataChoice`. The version is any one: a
+catalogue may have some that no run has."""
+selects_data = together(
+    "data", DataChoice, _TYPE, click.option("--version", type=VERSION, **_VERSION)
+)
+"""Adds them as the argument `data`; the version must be one that a copy has."""
