@@ -59,6 +59,7 @@ from caxev.core.update import (
     TagThere,
 )
 from caxev.database import (
+    BulkRequest,
     Database,
     DatabaseError,
     Gap,
@@ -177,6 +178,24 @@ async def test_requests_are_read_one_at_a_time(
         assert sorted(row.site for row in rows) == ["chicago", SITE, SITE]
         waits, back = await db.parts_of("all")
         assert (waits.number, back.number, back.runs) == (0, 3, set(ids))
+
+
+async def test_requests_about_many_runs_are_read_one_by_one(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """The newest first, up to a number; one that cannot be read is not in the way of the next."""
+    async with engine.opened(database) as db:
+        for day, name in enumerate(("first", "odd", "last")):
+            at = AT + timedelta(days=day)
+            await db.add_bulk(
+                BulkRequest(id=name, kind="replay", runs=(1, 2), terms={}, by="me", at=at)
+            )
+        server.caxev_requests.update_one({"_id": "odd"}, {"$set": {"runs": 7}})
+        assert [(one.id, one.runs) async for one in db.bulks(3)] == [
+            ("last", (1, 2)),
+            ("first", (1, 2)),
+        ]
+        assert await db.bulk_names(2) == ["last", "odd"]
 
 
 async def test_what_is_held_or_waits_is_read_in_pages(

@@ -161,7 +161,7 @@ async def request_called(asker: Asker, name: str) -> BulkRequest:
     """Return the request of that id. Raises `NothingToDo`, naming the nearest."""
     found = await asker.database.bulk(name)
     if found is None:
-        known = [one.id for one in await asker.database.bulks(_KNOWN)]
+        known = await asker.database.bulk_names(_KNOWN)
         raise NothingToDo(f"there is no request {name!r} {known_names(name, known)}")
     return found
 

@@ -180,7 +180,7 @@ def requests(context: click.Context, limit: int) -> None:
         from caxev.asking import requests as asking
 
         rows = []
-        for one in await asker.database.bulks(limit):
+        async for one in asker.database.bulks(limit):
             try:
                 now = await asking.progress(asker, one)
             except NothingToDo:  # only the version that made it knows such acts

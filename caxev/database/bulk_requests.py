@@ -9,7 +9,7 @@ between. The server deletes it ``history_days`` after it was made, as a row of h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -165,12 +165,17 @@ class BulkRequests(Runs, History):
         requests = self._read(self._requests, [found] if found else [], bulk_from)
         return requests[0][1] if requests else None
 
+    async def bulks(self, limit: int) -> AsyncGenerator[BulkRequest, None]:
+        """Return the latest requests, the newest first; one at a time, as each has all its runs."""
+        for name in await self.bulk_names(limit):
+            if (found := await self.bulk(name)) is not None:
+                yield found
+
     @operation
-    async def bulks(self, limit: int) -> list[BulkRequest]:
-        """Return the latest requests, the newest first."""
-        cursor = self._requests.find(_BULK).sort("at", -1).limit(limit)
-        documents = await cursor.to_list(None)
-        return [one for _, one in self._read(self._requests, documents, bulk_from)]
+    async def bulk_names(self, limit: int) -> list[str]:
+        """Return the ids of the latest requests, the newest first."""
+        cursor = self._requests.find(_BULK, {"_id": 1}).sort("at", -1).limit(limit)
+        return [row["_id"] for row in await cursor.to_list(None) if isinstance(row["_id"], str)]
 
 
 def bulk_from(document: Document) -> BulkRequest:

@@ -122,11 +122,10 @@ class Answers:
         return Holds(number, tuple(rows))
 
     async def _bulks(self) -> tuple[BulkRow, ...]:
-        found = await self.database.bulks(BULKS)
         # To see how far a request is asks for no handlers, and nothing in anybody's name.
         asker = Asker(self.database, self.scene.sites, _no_handlers, "")
         rows = []
-        for one in found:
+        async for one in self.database.bulks(BULKS):
             with suppress(NothingToDo):  # another version of caxev made it
                 rows.append(_bulk_row(one, await progress(asker, one)))
         return tuple(rows)

@@ -110,7 +110,7 @@ class People:
         self._before = frozenset(one.id for one in await self._requests())
 
     async def _requests(self) -> list[BulkRequest]:
-        found = await self.ground.database.bulks(LISTED)
+        found = [one async for one in self.ground.database.bulks(LISTED)]
         return [one for one in found if one.id not in self._before]
 
     async def do(self, what: What, *words: str, at: str = "") -> None:
