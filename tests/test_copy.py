@@ -436,7 +436,7 @@ async def at_work(db: Database, run: Run) -> Callable[[Mapping[str, Any]], Any]:
         taken[0].epoch,
     )
     await db.ingest(taken[0], Ingest({}, [reaction]), NOW)
-    return lambda row: db.progress(reaction, taken[0].epoch, dict(row))
+    return lambda row: db.progress(reaction, taken[0], dict(row))
 
 
 @pytest.mark.replicaset

@@ -372,7 +372,7 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
             seen = {one["_id"]: Run.from_document(one).snapshot() for one in documents}
             await db.ingest(former, Ingest(seen, reactions), utcnow())
             if refused == "pending":
-                assert len(await db.claim(reactions, former.epoch)) == 5
+                assert len(await db.claim(reactions, former)) == 5
             await db.release(former)
             rule = {"$nor": [{"run": documents[2]["_id"], "state": refused}]}
             server[database.name].command("collMod", "caxev_ledger", validator=rule)

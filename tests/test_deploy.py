@@ -20,6 +20,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from caxev.cli.listen import listen
+from caxev.cli.work import work
 from caxev.config import Settings
 from caxev.core.clock import utcnow
 from caxev.engine import lanes, options, session
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "caxev@.service"
 WEB = DEPLOY / "caxev-web.service"
+WORK = DEPLOY / "caxev-work@.service"
 EXAMPLE = DEPLOY / "caxev.env.example"
 SCRIPTS = [
     path
@@ -66,7 +68,7 @@ def option_of(name: str) -> click.Option:
     return option
 
 
-@pytest.mark.parametrize("unit", [UNIT, WEB], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [UNIT, WEB, WORK], ids=lambda unit: unit.name)
 def test_systemd_accepts_the_unit(unit: Path, tmp_path: Path) -> None:
     """Verifying the unit says nothing: of a wrong key it would warn, and end with 0."""
     if shutil.which("systemd-analyze") is None:
@@ -90,6 +92,20 @@ def test_the_page_s_unit_starts_a_command_that_there_is() -> None:
         r"^(?:Protect|Private|Restrict|Capability|NoNew).*", listeners, re.MULTILINE
     )
     assert [line for line in confining if line not in ours] == []
+
+
+def test_a_helper_s_unit_is_a_listener_s_with_another_command() -> None:
+    """It starts `caxev work` with options that there are, and is confined as the listener."""
+    ours, listeners = WORK.read_text(), UNIT.read_text()
+    (line,) = re.findall(r"^ExecStart=(.*)", ours, re.MULTILINE)
+    _caxev, name, *given = shlex.split(line)
+    (usual,) = re.findall(r'^Environment="CAXEV_WORK_OPTIONS=(.*)"', ours, re.MULTILINE)
+    assert (name, given.pop()) == ("work", "$CAXEV_WORK_OPTIONS")
+    with work.make_context("work", [*given, *shlex.split(usual)]) as context:
+        assert context.params["grace"] == options.GRACE
+    confining = [one for one in listeners.splitlines() if re.match(r"[A-Z]\w+=", one)]
+    others = ("Description", "Environment", "Exec")
+    assert [one for one in confining if one not in ours and not one.startswith(others)] == []
 
 
 def test_the_unit_starts_a_command_that_there_is() -> None:

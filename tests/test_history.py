@@ -165,8 +165,8 @@ async def test_a_settlement_leaves_one_row_and_no_reaction(database: Named) -> N
         lease = await taken(db)
         reactions = await at_work(db, lease, 3)
         paid, happened = done(reactions), rows_of(reactions)
-        assert await db.settle(paid, lease.epoch, happened) == (3, 0)
-        assert await db.settle(paid, lease.epoch, happened) == (0, 0)
+        assert await db.settle(paid, lease, happened) == (3, 0)
+        assert await db.settle(paid, lease, happened) == (0, 0)
         assert await db.reactions(SITE) == []
         found = await history(db)
         assert {row.run for row in found} == {one.run for one in reactions}
@@ -184,7 +184,7 @@ async def test_what_was_renewed_meanwhile_has_happened_and_is_owed(database: Nam
             reactions[0], generation=reactions[0].generation + 9, state=State.PENDING, epoch=None
         )
         await db.ingest(lease, Ingest({}, [fresh]), utcnow())
-        assert await db.settle(done(reactions), lease.epoch, rows_of(reactions)) == (1, 1)
+        assert await db.settle(done(reactions), lease, rows_of(reactions)) == (1, 1)
         assert [(one.generation, one.state) for one, _ in await db.reactions(SITE)] == [
             (fresh.generation, State.PENDING)
         ]
@@ -198,7 +198,7 @@ async def test_who_lost_the_lease_has_no_history(database: Named) -> None:
         lease = await taken(db)
         reactions = await at_work(db, lease, 3)
         await db.free([one for one in await db.claims(lease) if one["_id"] == reactions[1].id])
-        assert await db.settle(done(reactions), lease.epoch, rows_of(reactions)) == (2, 0)
+        assert await db.settle(done(reactions), lease, rows_of(reactions)) == (2, 0)
         left = [reactions[0].run, reactions[2].run]
         assert sorted(map(str, left)) == sorted(str(row.run) for row in await history(db))
         assert [one.id for one, _ in await db.reactions(SITE)] == [reactions[1].id]
@@ -218,14 +218,12 @@ async def test_an_update_its_settlement_and_its_row_are_one(database: Named) -> 
             return Update.change_copy(runs[one.run], seen, "transferred")
 
         paid = done([first, second])
-        unfit = await db.settle_with(
-            paid[0], lease.epoch, change(first, "error"), utcnow(), happened
-        )
+        unfit = await db.settle_with(paid[0], lease, change(first, "error"), utcnow(), happened)
         assert unfit == (False, False)
         assert await history(db) == []
         good = [change(first, "verifying"), change(second, "verifying")]
-        assert await db.settle_together(paid, lease.epoch, good, utcnow(), happened) == 0
-        assert await db.settle_together(paid, lease.epoch, good, utcnow(), happened) is None
+        assert await db.settle_together(paid, lease, good, utcnow(), happened) == 0
+        assert await db.settle_together(paid, lease, good, utcnow(), happened) is None
         assert len(await history(db)) == 2
         assert await db.reactions(SITE) == []
 
@@ -241,7 +239,7 @@ async def test_a_lost_lease_document_does_not_repeat_the_ids_of_rows(
             await db.release(lease)
         lease = await taken(db)
         reactions = await at_work(db, lease)
-        await db.settle(done(reactions), lease.epoch, rows_of(reactions))
+        await db.settle(done(reactions), lease, rows_of(reactions))
         server["caxev_ledger"].delete_many({})
         assert (await taken(db)).epoch > lease.epoch
 
@@ -255,7 +253,7 @@ async def test_a_row_that_is_there_stops_no_settlement(database: Named) -> None:
         happened = rows_of(reactions)
         former = evolve(happened[reactions[1].id], deed=Deed(what="before"))
         await db.note(former)
-        assert await db.settle(done(reactions), lease.epoch, happened) == (3, 0)
+        assert await db.settle(done(reactions), lease, happened) == (3, 0)
         assert sorted(row.deed.what for row in await history(db)) == ["before", *["verified"] * 2]
         assert await db.reactions(SITE) == []
 

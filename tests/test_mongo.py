@@ -720,9 +720,9 @@ async def test_a_deposed_process_raises_and_writes_nothing(
             lambda: one.finish_scan(old, now),
             lambda: one.renew(old, 60.0, None),
             lambda: one.finish_request(old, request),
-            lambda: one.update(running, old.epoch, changing, now),
-            lambda: one.settle_with(paid, old.epoch, changing, now),
-            lambda: one.claim([free], old.epoch),
+            lambda: one.update(running, old, changing, now),
+            lambda: one.settle_with(paid, old, changing, now),
+            lambda: one.claim([free], old),
             lambda: one.reopen_failed(old, Request("retry"), now),
         ]
         before = everything(server)
@@ -741,12 +741,12 @@ async def test_a_late_settlement_changes_nothing(
         reactions = await owed(one, run, old, claimed=3)
         heir = await taken(other, "other", 60.0)
         mine = await other.due(SITE, "default", utcnow(), 1)
-        assert await other.claim(mine, heir.epoch) == mine
+        assert await other.claim(mine, heir) == mine
         before = everything(server)
         paid = [settle(reaction, Done(), utcnow(), allowed=3, jitter=0) for reaction in reactions]
-        assert await one.settle(paid, old.epoch) == (0, 0)
+        assert await one.settle(paid, old) == (0, 0)
         assert await one.free(await one.claims(old)) == (0, {})
-        await one.progress(reactions[0], old.epoch, {"done": 1})
+        await one.progress(reactions[0], old, {"done": 1})
         await one.release(old)
         assert everything(server) == before
 
@@ -823,10 +823,10 @@ async def test_a_claim_counts_for_what_is_still_as_given(database: Named) -> Non
         lease = await taken(db)
         run = await added(db, entry())
         reactions = await owed(db, run, lease, free=4)
-        await db.claim(reactions[:1], lease.epoch)
+        await db.claim(reactions[:1], lease)
         renewed = evolve(reactions[1], generation=reactions[1].generation + 100)
         await db.ingest(lease, Ingest({}, [renewed]), utcnow())
-        assert await db.claim([*reactions[1:], renewed], lease.epoch) == [
+        assert await db.claim([*reactions[1:], renewed], lease) == [
             reactions[2],
             reactions[3],
             renewed,
@@ -854,9 +854,9 @@ async def test_a_reaction_renewed_while_it_ran_stays_open(database: Named) -> No
         paid = [
             settle(reaction, Done(), now, allowed=3, jitter=0) for reaction in (plain, updating)
         ]
-        assert await db.settle(paid[:1], lease.epoch) == (0, 1)
+        assert await db.settle(paid[:1], lease) == (0, 1)
         update = RunUpdate.change_copy(run, run.copies[0], "transferred")
-        assert await db.settle_with(paid[1], lease.epoch, update, now) == (True, True)
+        assert await db.settle_with(paid[1], lease, update, now) == (True, True)
         due = await db.due(SITE, "default", utcnow(), 10)
         assert sorted(reaction.generation for reaction in due) == [
             reaction.generation for reaction in fresh
@@ -876,7 +876,7 @@ async def test_an_update_and_its_settlement_are_one(
         assert await db.update_run(changing, utcnow()) is not None
         before = everything(server)
         paid = settle(reaction, Done(), utcnow(), allowed=3, jitter=0)
-        assert await db.settle_with(paid, lease.epoch, changing, utcnow()) == (False, False)
+        assert await db.settle_with(paid, lease, changing, utcnow()) == (False, False)
         assert everything(server) == before
 
 
@@ -891,14 +891,14 @@ async def test_updates_and_their_settlements_are_one(
         paid = [settle(reaction, Done(), utcnow(), allowed=3, jitter=0) for reaction in reactions]
         good = [RunUpdate.change_copy(run, run.copies[0], "transferred") for run in runs]
 
-        async def together(updates: list[RunUpdate], epoch: int = lease.epoch) -> int | None:
-            return await db.settle_together(paid, epoch, updates, utcnow())
+        async def together(updates: list[RunUpdate], by: Lease = lease) -> int | None:
+            return await db.settle_together(paid, by, updates, utcnow())
 
         stale = evolve(runs[2].copies[0], status="error")
         unfit = RunUpdate.change_copy(runs[2], stale, "transferred")
         before = everything(server)
         assert await together([*good[:2], unfit]) is None
-        assert await together(good, lease.epoch + 1) is None
+        assert await together(good, evolve(lease, epoch=lease.epoch + 1)) is None
         with server.client.start_session() as session, session.start_transaction():
             which = {"_id": runs[1].id}
             server["runs_new"].update_one(which, {"$set": {"number": 7}}, session=session)
@@ -935,7 +935,7 @@ async def test_reactions_with_odd_names(database: Named, text: str) -> None:
             reaction.id for reaction in reactions[3:]
         )
         assert {reaction.aspect for reaction in found} == set(aspects)
-        assert len(await db.claim(reactions, lease.epoch)) == 6
+        assert len(await db.claim(reactions, lease)) == 6
 
 
 # -- the stream -------------------------------------------------------------------------------
@@ -1289,9 +1289,9 @@ async def test_what_is_followed_is_told_and_nothing_else(database: Named) -> Non
             await db.renew(lease, 60.0, None)
             await made(db, RunUpdate.add_tag(run, "x"), utcnow())
             await engine.until(lambda: told)
-            await db.progress(reaction, lease.epoch, {"done": 1})
+            await db.progress(reaction, lease, {"done": 1})
             await engine.until(lambda: len(told) > 1)
-            await db.settle([_paid(reaction)], lease.epoch)
+            await db.settle([_paid(reaction)], lease)
             await engine.until(lambda: len(told) > 2)
             nursery.cancel_scope.cancel()
         assert len(told) == 3

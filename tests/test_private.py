@@ -21,7 +21,7 @@ from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.runner import run as run_job
 from caxev.cli.admin import private_problems
-from caxev.cli.listen import _check
+from caxev.cli.listen import check_private
 from caxev.config import ConfigError, Site, load_sites, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
@@ -126,14 +126,14 @@ def test_a_mount_point_without_its_disk_keeps_nobody_from_listening(
     (tmp_path / "jobs" / "a").mkdir()
     sites = load_sites(tmp_path / "sites.json")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    _check("a", sites)
+    check_private("a", sites)
     assert len([*private_problems(sites.get("a"), sites)]) == 2
     for path in ("tsm", "jobs/a"):
         with pytest.raises(Denied, match="mount its disk"):
             make_private(str(tmp_path / path))
     os.chown(tmp_path / "tsm", 54321, -1)
     with pytest.raises(ConfigError, match="another user"):
-        _check("a", sites)
+        check_private("a", sites)
 
 
 def test_a_directory_for_all_in_which_each_keeps_his_own_will_do(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
             for generation, name in enumerate("xyz")
         ]
         await db.ingest(lease, Ingest({}, reactions), utcnow())
-        assert len(await db.claim(reactions, lease.epoch)) == 3
+        assert len(await db.claim(reactions, lease)) == 3
         stale = [claim for claim in await db.claims(lease) if claim["_id"] != reactions[0].id]
         assert await db.free(stale) == (2, {})
         assert await db.free(stale) == (0, {})

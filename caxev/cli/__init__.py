@@ -24,6 +24,7 @@ from caxev.cli.options import GlobalOptions, example, global_options
 GROUPS: Final = {
     "Act for a site": {
         "listen": ("caxev.cli.listen:listen", "React to changes of the runs database."),
+        "work": ("caxev.cli.work:work", "Help a site's listener, on another machine."),
     },
     "See what is going on": {
         "status": ("caxev.cli.status:status", "Show the sites, a run, or which copies there are."),

@@ -183,13 +183,13 @@ def _listening(given: GlobalOptions, site: str, registry: Registry, **running: A
         metrics_push=push_address(running),
         **running,
     )
-    _check(site, sites)
+    check_private(site, sites)
     # Built now for its errors: a wrong alarm sink must not be found at the first alarm.
     found.recipients()
     return found
 
 
-def _check(site: str, sites: Sites) -> None:
+def check_private(site: str, sites: Sites) -> None:
     """Raise `ConfigError` if no listener can run for the site.
 
     A disk that is not mounted is no reason: reactions that need it wait.
@@ -209,7 +209,7 @@ def _reread(given: GlobalOptions, site: str) -> Sites:
     # Not `given.sites()`, which reads the file once. An error leaves the listener with what it
     # has: see the caller.
     sites = load_sites(find_sites(given.config))
-    _check(site, sites)
+    check_private(site, sites)
     return sites
 
 

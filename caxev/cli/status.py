@@ -27,7 +27,7 @@ from caxev.core.model import Copy, Run
 from caxev.core.processes import Process
 
 if TYPE_CHECKING:
-    from caxev.database import Database, SiteRecord
+    from caxev.database import Database, Helper, SiteRecord
 
 
 @frozen
@@ -97,6 +97,7 @@ _SITES = columns(
     Column("epoch", minor=3),
     Column("version", minor=3),
     Column("standby", "STANDING BY", minor=3),
+    Column("helpers", minor=3),
     Column("streamed", minor=1),
     "pending",
     Column("running", minor=1),
@@ -122,10 +123,12 @@ async def site_rows(
     moving = await _moving(database, listed)
     alarms = await database.alarms(only)
     processes = await database.processes()
+    helpers = await database.helpers(only)
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
             **_process_cells(records.get(one), [found for found in processes if found.site == one]),
+            "helpers": [_helper(found) for found in helpers if found.site == one and found.helps],
             **{key: tally.get(one, {}).get(key, 0) for key in ("pending", "running", "failed")},
             **_moving_cells(moving.get(one, ())),
             "requests": (await database.waiting(one, 1))[0],
@@ -189,6 +192,11 @@ def _process_cells(record: SiteRecord | None, processes: Sequence[Process]) -> d
         "version": versions[0] if versions else None,
         "standby": sum(one.owner != owner for one in processes),
     }
+
+
+def _helper(helper: Helper) -> str:
+    """Return a helper's host and lanes, and which of its disks are away."""
+    return "; ".join([f"{helper.owner} ({', '.join(helper.lanes)})", *helper.away])
 
 
 def _clock_cells(skew: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ for each kind of thing that is stored:
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `history`: what happened, once it is settled;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
+- `helpers`: the processes that claim reactions beside it;
 - `schema`: the form of the ledger, as a number;
 - `feed`: what the page shows, and its changes;
 - `requests`, `bulk_requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
@@ -46,6 +47,7 @@ from caxev.database.client import (
 )
 from caxev.database.database import Database
 from caxev.database.feed import Changed, FeedStream, News
+from caxev.database.helpers import Helper, ReactionStream
 from caxev.database.history import HistorySearch
 from caxev.database.indexes import URGENT_FIRST
 from caxev.database.opening import one_of, open_database, run
@@ -69,6 +71,7 @@ __all__ = [
     "Disk",
     "FeedStream",
     "Gap",
+    "Helper",
     "HistoryLost",
     "HistorySearch",
     "Ingest",
@@ -81,6 +84,7 @@ __all__ = [
     "Odd",
     "Order",
     "Position",
+    "ReactionStream",
     "Request",
     "RequestPart",
     "Scanning",

@@ -22,6 +22,7 @@ from caxev.database.processes import KIND as PROCESS
 from caxev.database.schema import KIND as SCHEMA
 from caxev.database.setup import OWN
 from caxev.database.sites import ACTIVE, SITE
+from caxev.database.writes import HELPER
 
 LATER: Final = 10_000
 """Epochs that are skipped: more than a site can have begun since the back-up."""
@@ -82,7 +83,7 @@ class Backup(Connection):
             listening = f"a listener is active for {', '.join(names)}"
             raise DatabaseError(f"{listening}: stop all listeners of all sites first")
         if not force and await self._ledger.find_one(
-            {"kind": {"$nin": [PROCESS, SCHEMA]}}, {"_id": 1}
+            {"kind": {"$nin": [PROCESS, HELPER, SCHEMA]}}, {"_id": 1}
         ):
             raise DatabaseError(
                 f"{self._ledger.full_name} is not empty: what it holds would be replaced; if that "
@@ -105,7 +106,7 @@ class Backup(Connection):
 
 def _is_of_now(name: str, document: Document) -> bool:
     """Return whether a document is about a process that is gone by now."""
-    return name == "ledger" and document.get("kind") == PROCESS
+    return name == "ledger" and document.get("kind") in (PROCESS, HELPER)
 
 
 def _is_site(name: str, document: Document) -> bool:

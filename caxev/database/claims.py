@@ -14,14 +14,23 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import Run
+from caxev.core.model import Run, RunId
 from caxev.core.transcript import KEPT_PARTS
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument, Unreachable, translated
 from caxev.database.connection import Session, operation
 from caxev.database.history import NO_ROWS, History, Rows, kept_output
+from caxev.database.reactions import run_keys
 from caxev.database.run_queries import Runs
-from caxev.database.writes import Lease, delete_all, lease_lost, write_all, write_each
+from caxev.database.writes import (
+    GIVEN_BACK,
+    Lease,
+    delete_all,
+    helpers_of,
+    lost,
+    write_all,
+    write_each,
+)
 from caxev.failpoints import point
 
 T = TypeVar("T")
@@ -30,7 +39,7 @@ CLAIMING: Final = 10.0
 """Seconds that claiming reactions may take once the caller is cancelled."""
 MOST_SETTLED: Final = 500
 """Reactions that are settled in one transaction with their rows of history."""
-_FREED: Final = {"$set": {"state": State.PENDING.value}, "$unset": {"epoch": "", "progress": ""}}
+_FREED: Final = {"$set": {"state": State.PENDING.value}, "$unset": GIVEN_BACK}
 
 
 class _ClaimGone(Exception):
@@ -44,23 +53,23 @@ class _NotTogether(Exception):
 class Claims(Runs, History):
     """The life of a claim: taken, kept up to date, settled or given back."""
 
-    async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
+    async def claim(self, reactions: Sequence[Reaction], lease: Lease) -> list[Reaction]:
         """Claim open reactions in one write; return those that were still as given.
 
         Raises `LeaseLost`. A cancelled call goes on for up to `CLAIMING` seconds: a process that
         has lost the lease must notice that, and give back what it has claimed.
         """
         with trio.move_on_after(CLAIMING, shield=True):
-            return await self._claim(reactions, epoch)
+            return await self._claim(reactions, lease)
         raise Unreachable(f"claiming took more than {CLAIMING:.0f} s")
 
     @operation
-    async def _claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
-        # A successor writes its epoch before it opens claims. So if our epoch is still current
-        # after the write, the claim is valid, or the successor will open it. Otherwise we give it
-        # back; if we die before that, the successor finds it among its `claims`.
+    async def _claim(self, reactions: Sequence[Reaction], lease: Lease) -> list[Reaction]:
+        # Whoever ends our lease does so before it opens claims. So if the lease is still ours after
+        # the write, the claim is valid, or the other one will open it. Otherwise we give it back;
+        # if we die before that, the leader finds it among its `claims`.
         pending = {"state": State.PENDING.value, "epoch": {"$exists": False}}
-        claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
+        claimed = {"$set": {"state": State.RUNNING.value, **lease.claimed}}
         writes = [
             {"q": {"_id": one.id, "generation": one.generation, **pending}, "u": claimed}
             for one in reactions
@@ -68,11 +77,10 @@ class Claims(Runs, History):
         point("database.claim.before")
         matched = await write_all(self._ledger, writes, None)
         point("database.claim.after")
-        mine = {"_id": {"$in": [one.id for one in reactions]}, "epoch": epoch}
-        for site in {one.site for one in reactions}:
-            if not await self._is_current(site, epoch):
-                await self._ledger.update_many(mine, _FREED)
-                raise lease_lost(site)
+        mine = {"_id": {"$in": [one.id for one in reactions]}, **lease.claimed}
+        if not await self._is_held(lease):
+            await self._ledger.update_many(mine, _FREED)
+            raise lost(lease)
         if matched == len(reactions):
             return list(reactions)
         # Some were renewed, or are no longer pending: find out which are ours.
@@ -80,15 +88,37 @@ class Claims(Runs, History):
         generations = {row["_id"]: row["generation"] for row in rows}
         return [one for one in reactions if generations.get(one.id) == one.generation]
 
-    async def _is_current(self, site: str, epoch: int) -> bool:
-        current = {"_id": site, "epoch": epoch}
-        return await self._ledger.find_one(current, {"_id": 1}) is not None
+    async def _is_held(self, lease: Lease) -> bool:
+        keys = [lease.held["_id"], *([] if lease.helper is None else [lease.site])]
+        current = {"_id": {"$in": keys}, "epoch": lease.epoch}
+        return len(await self._ledger.find(current, {"_id": 1}).to_list(None)) == len(keys)
 
     @operation
     async def claims(self, lease: Lease) -> list[Document]:
-        """Return the key, generation and epoch of all that this site has claimed."""
-        query = {"site": lease.site, "epoch": {"$lte": lease.epoch}}
-        return await self._ledger.find(query, {"generation": 1, "epoch": 1}).to_list(None)
+        """Return the key, generation, epoch and helper of all that this process has claimed.
+
+        Of the leader, all that the site has claimed, but for what its helpers have.
+        """
+        mine = lease.claimed if lease.helper is not None else {"epoch": {"$lte": lease.epoch}}
+        shown = {"generation": 1, "epoch": 1, "helper": 1}
+        found = await self._ledger.find({"site": lease.site, **mine}, shown).to_list(None)
+        if lease.helper is not None:
+            return found
+        # Read afterwards: a helper that is gone by then has claimed nothing that counts.
+        helpers = await self._helpers_of(lease)
+        return [one for one in found if one.get("helper") not in helpers]
+
+    async def _helpers_of(self, lease: Lease) -> set[str]:
+        """Return the names of the helpers whose claims count under a leader's lease."""
+        rows = self._ledger.find(helpers_of(lease.site, lease.epoch), {"_id.helper": 1})
+        return {one["_id"]["helper"] async for one in rows}
+
+    @operation
+    async def claimed_elsewhere(self, run: RunId, lease: Lease) -> set[str]:
+        """Return the handlers whose reactions to a run other processes of the site have claimed."""
+        query = {**run_keys(lease.site, run), "epoch": lease.epoch}
+        rows = self._ledger.find({**query, "helper": {"$ne": lease.helper}}, {"handler": 1})
+        return {str(one.get("handler")) async for one in rows}
 
     @operation
     async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
@@ -97,29 +127,30 @@ class Claims(Runs, History):
         Returns how many were opened and, by key, why the ledger refused others.
         """
         # The generation: a new reaction with that key is claimed as it is recorded.
-        found = ({name: {"$eq": value} for name, value in claim.items()} for claim in claims)
+        whole = ({"helper": None, **claim} for claim in claims)
+        found = ({name: {"$eq": value} for name, value in claim.items()} for claim in whole)
         writes = [UpdateOne(claim, _FREED) for claim in found]
         freed, refused = await write_each(self._ledger, writes)
         return freed, {claims[index]["_id"]: why for index, why in refused.items()}
 
     @operation
-    async def progress(self, reaction: Reaction, epoch: int, progress: Document) -> None:
+    async def progress(self, reaction: Reaction, lease: Lease, progress: Document) -> None:
         """Show in the ledger how far a running reaction is."""
-        await self._ledger.update_one(_claimed(reaction, epoch), {"$set": {"progress": progress}})
+        await self._ledger.update_one(_claimed(reaction, lease), {"$set": {"progress": progress}})
 
     @operation
-    async def keep(self, reaction: Reaction, epoch: int, output: bytes) -> None:
+    async def keep(self, reaction: Reaction, lease: Lease, output: bytes) -> None:
         """Add a program's packed output to what is kept with a running reaction."""
         # The latest parts only: a document has a size limit.
         push = {"kept": {"$each": [output], "$slice": -KEPT_PARTS}}
         change = {"$push": push, "$inc": {"kept_parts": 1}}
-        await self._ledger.update_one(_claimed(reaction, epoch), change)
+        await self._ledger.update_one(_claimed(reaction, lease), change)
 
     # -- settling ---------------------------------------------------------------------------
 
     @operation
     async def settle(
-        self, reactions: Sequence[Reaction], epoch: int, rows: Rows = NO_ROWS
+        self, reactions: Sequence[Reaction], lease: Lease, rows: Rows = NO_ROWS
     ) -> tuple[int, int]:
         """Write the ends of attempts; return how many counted, and how many had been renewed.
 
@@ -130,18 +161,18 @@ class Claims(Runs, History):
         """
         noted = [reaction for reaction in reactions if reaction.id in rows]
         others = [reaction for reaction in reactions if reaction.id not in rows]
-        numbers = [await self._settle_noted(some, epoch, rows) for some in _parts(noted)]
+        numbers = [await self._settle_noted(some, lease, rows) for some in _parts(noted)]
         if others:
-            numbers.append(await self._settle(others, epoch, None))
+            numbers.append(await self._settle(others, lease, None))
         return sum(one[0] for one in numbers), sum(one[1] for one in numbers)
 
     async def _settle_noted(
-        self, reactions: Sequence[Reaction], epoch: int, rows: Rows
+        self, reactions: Sequence[Reaction], lease: Lease, rows: Rows
     ) -> tuple[int, int]:
         """Settle reactions together with their rows of history, all or none of each."""
 
         async def write(session: AsyncClientSession) -> tuple[int, int]:
-            found = await self._settle(reactions, epoch, session, rows)
+            found = await self._settle(reactions, lease, session, rows)
             if sum(found) < len(reactions):
                 raise _ClaimGone
             return found
@@ -152,18 +183,18 @@ class Claims(Runs, History):
             if len(reactions) == 1:
                 return 0, 0
         # The history must not show what another process does again: find out which is gone.
-        numbers = [await self._settle_noted([one], epoch, rows) for one in reactions]
+        numbers = [await self._settle_noted([one], lease, rows) for one in reactions]
         return sum(one[0] for one in numbers), sum(one[1] for one in numbers)
 
     async def _settle(
-        self, reactions: Sequence[Reaction], epoch: int, session: Session, rows: Rows = NO_ROWS
+        self, reactions: Sequence[Reaction], lease: Lease, session: Session, rows: Rows = NO_ROWS
     ) -> tuple[int, int]:
         point("database.settle.before")
-        done = [_generation(one, epoch) for one in reactions if one.state is State.DONE]
+        done = [_generation(one, lease) for one in reactions if one.state is State.DONE]
         some = {one.id: rows[one.id] for one in reactions if one.id in rows}
         happened = await self._with_output(some, session)
         writes = [
-            {"q": _generation(one, epoch), "u": _settlement(one)}
+            {"q": _generation(one, lease), "u": _settlement(one)}
             for one in reactions
             if one.state is not State.DONE
         ]
@@ -172,7 +203,7 @@ class Claims(Runs, History):
         renewed = 0
         # The others were renewed meanwhile, so their generation differs, or are no longer ours.
         if counted < len(reactions):
-            freed = [{"q": _claimed(one, epoch), "u": _FREED} for one in reactions]
+            freed = [{"q": _claimed(one, lease), "u": _FREED} for one in reactions]
             renewed = await write_all(self._ledger, freed, session)
         # What was done was done, also if it is to be done again.
         if happened:
@@ -197,7 +228,7 @@ class Claims(Runs, History):
     async def settle_with(
         self,
         reaction: Reaction,
-        epoch: int,
+        lease: Lease,
         update: RunUpdate,
         now: datetime,
         rows: Rows = NO_ROWS,
@@ -212,13 +243,13 @@ class Claims(Runs, History):
             if await self._apply(update, now, session) is None:
                 return False, False
             point("database.update.settle")
-            settled, renewed = await self._settle([reaction], epoch, session, rows)
+            settled, renewed = await self._settle([reaction], lease, session, rows)
             # Raising ends the transaction: the update must not stay without the settlement.
             if not settled + renewed:
                 raise _ClaimGone
             return True, bool(renewed)
 
-        done = await self._write_for(reaction, epoch, write)
+        done = await self._write_for(lease, write)
         if done is None:
             return True, True  # it was settled before, and the reply was lost
         point("database.update.after")
@@ -228,7 +259,7 @@ class Claims(Runs, History):
     async def settle_together(
         self,
         reactions: Sequence[Reaction],
-        epoch: int,
+        lease: Lease,
         updates: Sequence[RunUpdate],
         now: datetime,
         rows: Rows = NO_ROWS,
@@ -248,7 +279,7 @@ class Claims(Runs, History):
                 if await self._apply(update, now, session) is None:
                     raise _NotTogether
             point("database.update.settle")
-            settled, renewed = await self._settle(reactions, epoch, session, rows)
+            settled, renewed = await self._settle(reactions, lease, session, rows)
             if settled + renewed < len(reactions):
                 raise _NotTogether
             return renewed
@@ -265,7 +296,7 @@ class Claims(Runs, History):
     async def update(
         self,
         reaction: Reaction,
-        epoch: int,
+        lease: Lease,
         update: RunUpdate,
         now: datetime,
         row: Callable[[Run], HistoryRow] | None = None,
@@ -278,7 +309,7 @@ class Claims(Runs, History):
         Raises `LeaseLost`.
         """
         # Touching the claim makes the whole transaction depend on it.
-        mine, touch = _claimed(reaction, epoch), {"$currentDate": {"touched": True}}
+        mine, touch = _claimed(reaction, lease), {"$currentDate": {"touched": True}}
 
         async def write(session: AsyncClientSession) -> Document | None:
             if (document := await self._apply(update, now, session)) is None:
@@ -292,28 +323,28 @@ class Claims(Runs, History):
             return document
 
         point("database.update.before")
-        document = await self._write_for(reaction, epoch, write)
+        document = await self._write_for(lease, write)
         point("database.update.after")
         return None if document is None else Run.from_document(document)
 
     async def _write_for(
-        self, reaction: Reaction, epoch: int, write: Callable[[AsyncClientSession], Awaitable[T]]
+        self, lease: Lease, write: Callable[[AsyncClientSession], Awaitable[T]]
     ) -> T | None:
         """Make a transaction for a claim; return None if the claim is gone. Raises `LeaseLost`."""
         try:
             return await self._transaction(write)
         except _ClaimGone:
-            if not await self._is_current(reaction.site, epoch):
-                raise lease_lost(reaction.site) from None
+            if not await self._is_held(lease):
+                raise lost(lease) from None
             return None
 
 
-def _claimed(reaction: Reaction, epoch: int) -> Document:
-    return {"_id": reaction.id, "epoch": epoch}
+def _claimed(reaction: Reaction, lease: Lease) -> Document:
+    return {"_id": reaction.id, **lease.claimed}
 
 
-def _generation(reaction: Reaction, epoch: int) -> Document:
-    return {**_claimed(reaction, epoch), "generation": reaction.generation}
+def _generation(reaction: Reaction, lease: Lease) -> Document:
+    return {**_claimed(reaction, lease), "generation": reaction.generation}
 
 
 def _parts(reactions: Sequence[Reaction]) -> Iterator[Sequence[Reaction]]:
@@ -334,5 +365,5 @@ def _settlement(reaction: Reaction) -> Document:
         fields["due"] = reaction.due
     waits = {"hindered": reaction.hindered, "root": reaction.root}
     fields |= {name: value for name, value in waits.items() if value}
-    gone = ("epoch", "progress", *(name for name, value in waits.items() if not value))
+    gone = (*GIVEN_BACK, *(name for name, value in waits.items() if not value))
     return {"$set": fields, "$unset": dict.fromkeys(gone, ""), "$currentDate": {"settled": True}}

@@ -8,25 +8,23 @@ from caxev.database.bulk_requests import BulkRequests
 from caxev.database.claims import Claims
 from caxev.database.feed import Feeds
 from caxev.database.figures import Figures
-from caxev.database.leases import Leases
+from caxev.database.helpers import Helpers
 from caxev.database.manifests import Manifests
 from caxev.database.processes import Processes
 from caxev.database.requests import Requests
 from caxev.database.setup import Setup
 from caxev.database.snapshots import Recording
-from caxev.database.stream import Streams
 
 
 class Database(
     Claims,
-    Leases,
+    Helpers,
     Recording,
     Feeds,
     Requests,
     BulkRequests,
     Alarms,
     Manifests,
-    Streams,
     Setup,
     Figures,
     Processes,
@@ -42,7 +40,7 @@ class Database(
     - ``ledger``: the reactions, by key; each site's snapshots, by (site, run); and each site's
       own document, by its name, with its lease, its position in the stream and its gaps of
       history. They share a collection so that what a change leads to is one write and a commit.
-      Alarms and malformed documents are there as well;
+      Helpers, alarms and malformed documents are there as well;
     - ``requests``: what people asked a site's listener to do (replay, retry, scan), and what they
       asked of many runs together;
     - ``manifests``: what copies consist of, by digest;

@@ -26,7 +26,7 @@ from caxev.database.history import History
 from caxev.database.reactions import Reactions
 from caxev.database.schema import Schema
 from caxev.database.sites import ACTIVE, SITE, SiteRecord, Sites, number
-from caxev.database.writes import Lease, lease_lost, write_each
+from caxev.database.writes import GIVEN_BACK, HELPER, VOID, Lease, lease_lost, write_each
 from caxev.failpoints import point
 
 SHORTEST_LIMIT: Final = 2.0
@@ -78,7 +78,9 @@ class Leases(Sites, Reactions, History, Schema):
             return None
         point("database.takeover.epoch")
         await self._require_schema()
-        claims = await self._interrupt_claims(site, epoch, now)
+        # First: what a helper claims from now on it gives back itself.
+        await self._void_helpers(site)
+        claims = await self._interrupt({"site": site, "epoch": {"$lt": epoch}}, now)
         point("database.takeover.claims")
         return Lease(site, epoch, owner), claims
 
@@ -126,7 +128,7 @@ class Leases(Sites, Reactions, History, Schema):
         change = {
             "epoch": {"$add": [{"$max": [_EPOCH, least]}, 1]},
             "kind": SITE,
-            **_prolonged(lease_time, state),
+            **prolonged(lease_time, state),
         }
         document = await self._ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [ACTIVE]}},
@@ -135,16 +137,30 @@ class Leases(Sites, Reactions, History, Schema):
         )
         return None if document is None else int(document["epoch"])
 
-    async def _interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
-        """Open every claim that older epochs left; return how many there were.
+    async def _void_helpers(self, site: str) -> None:
+        """End the leases of a site's helpers, and leave it to the leader to forget them.
+
+        A helper that was killed in a transaction would hold its documents locked for a minute.
+        """
+        admitted = {"kind": HELPER, "_id.s": site, "epoch": {"$gt": VOID}}
+        found = await self._ledger.find(admitted, {"lsid": 1}).to_list(None)
+        await self._ledger.update_many(admitted, {"$set": {"epoch": VOID}})
+        for one in found:
+            await self._end_session(one.get("lsid"))
+
+    async def _interrupt(self, claimed: Document, now: datetime) -> int:
+        """Open the claims that this filter finds; return how many there were.
 
         A claim that the ledger refuses to change stays among the site's `claims`.
         """
-        found = await self._reactions({"site": site, "epoch": {"$lt": epoch}})
+        found = await self._documented(self._ledger.find(claimed))
         writes = [
             # The epoch: what its process settles meanwhile, if it still lives, stays settled.
-            UpdateOne({"_id": reaction.id, "epoch": reaction.epoch}, _interruption(reaction, now))
-            for reaction in found
+            UpdateOne(
+                {"_id": reaction.id, "epoch": reaction.epoch, "helper": document.get("helper")},
+                _interruption(reaction, now),
+            )
+            for reaction, document in found
         ]
         await write_each(self._ledger, writes)
         return len(found)
@@ -167,7 +183,7 @@ class Leases(Sites, Reactions, History, Schema):
         async with asyncio.timeout(max(lease_time / 3, SHORTEST_LIMIT)):
             document = await self._ledger.find_one_and_update(
                 lease.held,
-                [{"$set": _prolonged(lease_time, state)}],
+                [{"$set": prolonged(lease_time, state)}],
                 return_document=ReturnDocument.AFTER,
             )
             if document is None:
@@ -176,7 +192,8 @@ class Leases(Sites, Reactions, History, Schema):
             assert record.expires is not None
             self._note_time(record.expires - timedelta(seconds=lease_time), asked)
             waits = await self._requests.find_one({"site": lease.site}, {"_id": 1})
-        return evolve(record, requests=waits is not None)
+            helped = await self._ledger.find_one({"kind": HELPER, "_id.s": lease.site}, {"_id": 1})
+        return evolve(record, requests=waits is not None, helped=helped is not None)
 
     @operation
     async def release(self, lease: Lease) -> None:
@@ -195,7 +212,8 @@ class Leases(Sites, Reactions, History, Schema):
             await self._ledger.update_one({"_id": site}, [{"$set": {"expires": "$$NOW"}}])
 
 
-def _prolonged(lease_time: float, state: Document) -> Document:
+def prolonged(lease_time: float, state: Document) -> Document:
+    """Return the fields of a lease that is taken or renewed now, as a stage of a pipeline."""
     return {
         "expires": {"$add": ["$$NOW", lease_time * 1000]},
         "lease": lease_time,
@@ -209,10 +227,9 @@ def _is_epoch(value: object) -> bool:
 
 
 def _interruption(reaction: Reaction, now: datetime) -> Document:
-    given_back = {"epoch": "", "progress": ""}
     # A reaction that was renewed while it ran is PENDING already: freeing it is enough.
     if reaction.state is not State.RUNNING:
-        return {"$unset": given_back}
+        return {"$unset": GIVEN_BACK}
     after = interrupt(reaction, now)
     fields = {
         "state": after.state.value,
@@ -220,4 +237,4 @@ def _interruption(reaction: Reaction, now: datetime) -> Document:
         "interrupted": after.interrupted,
         "note": after.note,
     }
-    return {"$set": fields, "$unset": given_back}
+    return {"$set": fields, "$unset": GIVEN_BACK}

@@ -240,5 +240,5 @@ def reaction_document(reaction: Reaction) -> Document:
         "priority": reaction.priority,
     }
     if reaction.epoch is not None:  # born claimed
-        fields["epoch"] = reaction.epoch
+        fields |= {"epoch": reaction.epoch, "helper": None}
     return fields

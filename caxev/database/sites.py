@@ -81,7 +81,8 @@ class SiteRecord:
     `configuration` is the digest of the owner's sites.json. `markers` are the ids of the markers
     of its directories, by their paths; `away`, why some of these were missing when its listener
     last checked; `disks`, those that were there, a minute old at most. `requests`: whether people's
-    requests wait, as its listener finds by renewing the lease. `skew`: how many seconds the
+    requests wait, and `helped`, whether there are helpers, as its listener finds by renewing the
+    lease. `skew`: how many seconds the
     listener's clock is ahead of the database's.
     """
 
@@ -104,6 +105,7 @@ class SiteRecord:
     away: Mapping[str, str] = field(factory=dict)
     disks: tuple[Disk, ...] = ()
     skew: float | None = None
+    helped: bool = False
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:

@@ -247,6 +247,9 @@ class Streams(Connection):
         A stream that starts there does not meet again what ended the one before, such as the drop
         of the collection.
         """
+        return await self._majority_time()
+
+    async def _majority_time(self) -> Timestamp:
         reply = await self._client.admin.command("hello")
         majority = reply.get("lastWrite", {}).get("majorityOpTime")  # a mongos gives none
         last: Timestamp = majority["ts"] if majority else reply["operationTime"]

@@ -23,21 +23,59 @@ AT_ONCE: Final = 2000
 
 @frozen
 class Lease:
-    """A process's hold on a site. Its writes count while the site has this epoch."""
+    """A process's hold on a site. Its writes count while its document has this epoch.
+
+    The leader's document is the site's. A helper, which claims reactions beside the leader, has one
+    of its own (`helpers`), and the leader's epoch; `helper` is its name, which is used only once.
+    """
 
     site: str
     epoch: int
     owner: str
+    helper: str | None = None
 
     @property
     def held(self) -> Document:
-        """Return the filter that finds the site's document while the lease is held."""
-        return {"_id": self.site, "epoch": self.epoch}
+        """Return the filter that finds the lease's document while it is held."""
+        key = self.site if self.helper is None else helper_id(self.site, self.helper)
+        return {"_id": key, "epoch": self.epoch}
+
+    @property
+    def claimed(self) -> Document:
+        """Return the filter that finds what this process has claimed."""
+        # None: no helper is named, as in the leader's claims.
+        return {"epoch": self.epoch, "helper": self.helper}
+
+
+def helper_id(site: str, helper: str) -> Document:
+    """Return the ``_id`` of a helper's document."""
+    return {"helper": helper, "s": site}
+
+
+GIVEN_BACK: Final = {"epoch": "", "helper": "", "progress": ""}
+"""The fields that only a claimed reaction has."""
+HELPER: Final = "helper"
+"""The kind of a helper's document."""
+VOID: Final = 0
+"""The epoch of a helper whose lease has ended: no leader has it."""
+
+
+def helpers_of(site: str, epoch: int) -> Document:
+    """Return the filter that finds the helpers whose claims count under a leader's epoch."""
+    # The site is in the key alone: with a site and an epoch it would look like a claim.
+    return {"kind": HELPER, "_id.s": site, "epoch": epoch}
 
 
 def lease_lost(site: str) -> LeaseLost:
     """Return the error of a process whose site another one acts for."""
     return LeaseLost(f"another process has taken over {site}")
+
+
+def lost(lease: Lease) -> LeaseLost:
+    """Return the error of a process that does not hold this lease any more."""
+    if lease.helper is None:
+        return lease_lost(lease.site)
+    return LeaseLost(f"what this process had claimed at {lease.site} is given to others")
 
 
 async def guard(
@@ -52,7 +90,7 @@ async def guard(
         change["$set"] = fields
     done = await ledger.update_one(lease.held, change, session=session)
     if not done.matched_count:
-        raise lease_lost(lease.site)
+        raise lost(lease)
 
 
 def upsert(key: Any, change: Document) -> Document:

@@ -30,6 +30,11 @@ class Context:
     )
 
     @property
+    def is_helper(self) -> bool:
+        """Whether this process only helps the one that leads the site."""
+        return self.lease.helper is not None
+
+    @property
     def site(self) -> Site:
         return self.options.site
 

@@ -8,7 +8,7 @@ reactions take no memory. Claims, reads of runs and settlements are done in grou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import trio
@@ -37,13 +37,16 @@ class Dispatcher:
     """Claims the reactions of one lease. Implements `recorder.Intake`.
 
     Start `take`, `settler.run` and `runner.show_progress` as tasks. The last two must outlive the
-    attempts, which run in the nursery `attempts`.
+    attempts, which run in the nursery `attempts`. `only` are the lanes of a helper; None: all.
+    While it is `paused`, nothing is claimed.
     """
 
     context: Context
     workers: Workers
     attempts: trio.Nursery
     roots: RootWatch
+    only: Collection[str] | None = None
+    paused: bool = field(init=False, default=False)
     lanes: Lanes = field(init=False)
     settler: Settler = field(init=False)
     runner: Runner = field(init=False)
@@ -58,8 +61,8 @@ class Dispatcher:
     def __attrs_post_init__(self) -> None:
         context = self.context
         self.lanes = Lanes(context.site.lanes)
-        for handler in context.registry.handlers.values():
-            self.lanes[handler.lane]
+        for name in self.only or (one.lane for one in context.registry.handlers.values()):
+            self.lanes[name]
         self.settler = Settler(context, self.lanes, self.roots)
         self.runner = Runner(
             context, self.workers, self.attempts, self.lanes, self.settler, self.roots
@@ -74,7 +77,8 @@ class Dispatcher:
     def _reserve(self, reaction: Reaction) -> Reaction:
         lane = self.lanes[reaction.lane]
         # While older reactions wait in the database they go first.
-        behind = lane.more or lane.waiting or not lane.free
+        # In a shared lane a helper may have claimed what is renewed here.
+        behind = lane.more or lane.waiting or not lane.free or lane.name in self.lanes.shared
         # A decision may have found that it is too early for this one.
         startable = reaction.state is State.PENDING and reaction.due <= utcnow()
         if behind or not startable or reaction.id in lane.running:
@@ -144,9 +148,9 @@ class Dispatcher:
             changed = self.lanes.changed
             if self._doubtful or trio.current_time() >= self._sure_until:
                 await retrying("reconcile", self.reconcile)
-            if self._unsurveyed:
+            if self._unsurveyed and self.only is None:
                 await retrying("find lanes", self._find_lanes)
-            busy = [lane for lane in self.lanes if lane.free and (lane.waiting or lane.more)]
+            busy = [lane for lane in self.lanes if self._has_work(lane)]
             for lane in busy:
                 await retrying("fill lanes", self._fill, lane)
             if busy:
@@ -155,6 +159,9 @@ class Dispatcher:
                 with trio.move_on_after(self._until_due()):
                     await changed.wait()
                 self._ring()
+
+    def _has_work(self, lane: Lane) -> bool:
+        return not self.paused and lane.free > 0 and (bool(lane.waiting) or lane.more)
 
     async def _find_lanes(self) -> None:
         self._unsurveyed = False
@@ -174,6 +181,10 @@ class Dispatcher:
         """Leave out keys whose former reaction has not been settled, and remember them."""
         found = [reaction for reaction in reactions if not self.settler.is_stuck(reaction)]
         lane.passed |= {reaction.id for reaction in found} & lane.running
+        # A handler that is not installed on a helper's machine may be on the leader's.
+        if self.context.is_helper:
+            known = self.context.registry.handlers
+            found = [reaction for reaction in found if reaction.handler in known]
         return [reaction for reaction in found if reaction.id not in lane.running]
 
     async def _fetch(self, lane: Lane) -> None:
@@ -199,10 +210,10 @@ class Dispatcher:
         # Before the write: what the stream records meanwhile under these keys must not start.
         lane.running |= keys
         claimed: list[Reaction] = []
-        epoch = self.context.lease.epoch
+        lease = self.context.lease
 
         async def write(some: Sequence[Reaction]) -> None:
-            claimed.extend(await self.context.database.claim(some, epoch))
+            claimed.extend(await self.context.database.claim(some, lease))
 
         heard = False
         try:
@@ -216,7 +227,7 @@ class Dispatcher:
             # What was renewed, or may have been claimed unheard, is to be fetched again.
             if len(claimed) < len(due):
                 lane.refresh()
-        self.runner.start([claim(reaction, epoch) for reaction in claimed], {})
+        self.runner.start([claim(reaction, lease.epoch) for reaction in claimed], {})
 
     async def _leave_unclaimed(self, reaction: Reaction, error: DatabaseError) -> None:
         self.settler.leave_stuck(Ended(reaction, Failed(f"it cannot be claimed: {error}")))

@@ -128,11 +128,13 @@ class Lanes:
     """The lanes of a site, by name; one is made when it is first asked for.
 
     `sizes` are the workers of lanes as sites.json sets them. `changed` is set, and replaced, when a
-    task has changed a lane: take it before you look at the lanes, then wait for it.
+    task has changed a lane: take it before you look at the lanes, then wait for it. `shared` are
+    those of which helpers claim reactions, too.
     """
 
     sizes: Mapping[str, int]
     changed: trio.Event = field(init=False, factory=trio.Event)
+    shared: frozenset[str] = field(init=False, default=frozenset())
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
 
     def __getitem__(self, name: str) -> Lane:

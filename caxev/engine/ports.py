@@ -40,21 +40,21 @@ class JobPorts:
     async def update(
         self, update: RunUpdate, *, now: datetime, deed: Deed | None = None
     ) -> Run | None:
-        database, epoch = self.context.database, self.context.lease.epoch
+        database, lease = self.context.database, self.context.lease
         if deed is None:
-            return await database.update(self.reaction, epoch, update, now)
+            return await database.update(self.reaction, lease, update, now)
         seconds = (now - self.began).total_seconds()
 
         def row(run: Run) -> HistoryRow:
             return of_attempt(self.reaction, deed, run, now=now, seconds=seconds, over=False)
 
-        return await database.update(self.reaction, epoch, update, now, row)
+        return await database.update(self.reaction, lease, update, now, row)
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return await self.workers.run(function, *args, on_progress=job.progress)
 
     async def keep(self, said: bytes) -> None:
-        await self.context.database.keep(self.reaction, self.context.lease.epoch, said)
+        await self.context.database.keep(self.reaction, self.context.lease, said)
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         await self.context.database.store_manifest(digest, items)

@@ -41,13 +41,15 @@ are is not recorded again."""
 class RootWatch:
     """Probes the directories of a site, and opens the reactions that waited for one that is back.
 
-    `looked` is set when each directory was probed once; `woken` is called if reactions were opened.
+    `looked` is set when each directory was probed once; `probed` is set, and replaced, after each
+    probe; `woken` is called if reactions were opened.
     """
 
     context: Context
     workers: Workers
     woken: Callable[[], None] = lambda: None
     looked: trio.Event = field(init=False, factory=trio.Event)
+    probed: trio.Event = field(init=False, factory=trio.Event)
     _records: dict[str, SiteRecord] = field(init=False, factory=dict)
     _known: Sites = field(init=False)
     _read: float = field(init=False, default=float("-inf"))
@@ -196,6 +198,8 @@ class RootWatch:
             self.heard(record)
         if held.root not in self._markers:
             context = self.context
+            if context.is_helper:
+                raise RootAway(f"{held.root} has no marker yet: the listener of the site makes it")
             await adopt(context.database, self.workers.run, held, context.sites, context.site.name)
             return await self._probed(held)
         return await self.workers.run(probe, Root(held.root, self._markers[held.root]))
@@ -216,6 +220,8 @@ class RootWatch:
         self._see(root, seen)
         if self._seen.keys() >= self._nudge.keys():
             self.looked.set()
+        self.probed.set()
+        self.probed = trio.Event()
         with unless_fatal(f"the state of {root} cannot be stored"):
             await self._write(root, seen)
             await self._write_disks()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import inf
+from random import random
 from typing import Any, Final
 
 import trio
@@ -62,6 +63,11 @@ IGNORED: Final = 30.0
 WITHOUT_HANDLER: Final = 3600.0
 """Seconds after which a reaction without its handler is tried again. A restart does so at once, if
 the handler is there by then."""
+
+
+ELSEWHERE: Final = 2.0
+"""Seconds after which a reaction is tried again for which another process of the site is in the
+way, or better placed."""
 
 
 @define(eq=False)
@@ -155,6 +161,10 @@ class Runner:
                 except DatabaseError as error:
                     return Ended(reaction, Interrupted(str(error)))
                 run = runs.get(reaction.run, Run(reaction.run))
+            if (why := await self._used_elsewhere(reaction, handler)) is not None:
+                # Spread: two that found each other would otherwise meet again.
+                spread = random()  # noqa: S311  # not for secrets
+                return Ended(reaction, Postponed(why, ELSEWHERE + spread), run=str(run))
             if reaction.started is None:
                 reaction = evolve(reaction, started=utcnow())
                 # Only the first attempt: retries are late on purpose.
@@ -164,6 +174,23 @@ class Runner:
             return await self._try(reaction, handler, run)
         finally:
             self._locks.leave(reaction.run, exclusive=handler.exclusive)
+
+    async def _used_elsewhere(self, reaction: Reaction, handler: Handler) -> str | None:
+        """Return why this must wait for another process of the site: our locks are in this one.
+
+        Both have claimed their reactions by now. So if each runs only if it does not find the
+        other's claim, they never run together.
+        """
+        is_helper, handlers = self.context.is_helper, self.context.registry.handlers
+        if not is_helper and not (handler.exclusive and self.lanes.shared):
+            return None
+        try:
+            found = await self.context.database.claimed_elsewhere(reaction.run, self.context.lease)
+        except DatabaseError as error:
+            return str(error)
+        if is_helper:  # only the leader runs exclusive handlers
+            found = {one for one in found if one not in handlers or handlers[one].exclusive}
+        return f"waiting for {', '.join(sorted(found))} on another machine" if found else None
 
     async def _try(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
         now = trio.current_time()
@@ -222,6 +249,9 @@ class Runner:
         if not isinstance(outcome, Hindered) or outcome.patience < inf:
             return outcome
         if self.roots.looks_after(outcome.root) and not outcome.host:
+            if self.context.is_helper:  # the leader may have that disk
+                self.roots.doubt(outcome.root)
+                return Postponed(outcome.why, ELSEWHERE)
             return evolve(outcome, watched=True)
         there = sites_of(outcome, self.context.site, self.context.sites)
         return evolve(outcome, root="", watched=any(one.listener for one in there))
@@ -296,7 +326,7 @@ class Runner:
             moved, self._progress = self._progress, {}
             for reaction, row in moved.values():
                 try:
-                    await self.context.database.progress(reaction, self.context.lease.epoch, row)
+                    await self.context.database.progress(reaction, self.context.lease, row)
                 except DatabaseError as error:
                     logger.debug("progress cannot be stored yet: {}", error)
                     break

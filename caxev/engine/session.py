@@ -12,7 +12,7 @@ settled and the lease released; what was cut short is pending again and costs no
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 import trio
@@ -21,16 +21,18 @@ from loguru import logger
 from caxev import __version__
 from caxev.alarms.health import Health, HealthMonitor, of_gone_directories
 from caxev.alarms.manager import AlarmManager
-from caxev.config import state_directory
+from caxev.config import Site, state_directory
 from caxev.core.alarms import missing_key
 from caxev.core.clock import clock, utcnow
 from caxev.core.history import Deed, HistoryRow, What
 from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, LeaseLost, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.forcing import leave_by_force
+from caxev.engine.helpers import HelperWatch
 from caxev.engine.indexes import keep_indexes
 from caxev.engine.lease import HELD, LeaseRenewal
-from caxev.engine.leaving import Leaving, leave_at_once
+from caxev.engine.leaving import Leaving
 from caxev.engine.malformed import Quarantine
 from caxev.engine.options import Options, Reloader
 from caxev.engine.recorder import Recorder
@@ -47,10 +49,16 @@ from caxev.files import MARGIN, forget_incoming
 
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
-STOPPING: Final = 5.0
-"""Seconds that attempts get to end when they are cancelled, before the process leaves them."""
 DELIVERY: Final = 30.0
 """Seconds that the last alarms may take if a listener leaves by itself (``--once``)."""
+
+
+async def tidy(site: Site) -> None:
+    """Remove unfinished copies from the private directory that nobody goes on with."""
+    state = state_directory(site)
+    gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
+    if gone:
+        logger.info("removed {} unfinished copies from {}", gone, state)
 
 
 class LeaderSession:
@@ -123,7 +131,9 @@ class LeaderSession:
         recorder = Recorder(context, self.dispatcher)
         self.watcher = Watcher(context, recorder)
         self.requests = Requests(context, recorder, self.watcher.scan)
-        self.renewal = LeaseRenewal(context, [self.roots.heard, self.requests.heard])
+        self.helpers = HelperWatch(context, self.alarms, recorder, self.dispatcher)
+        hearers = [self.roots.heard, self.requests.heard, self.helpers.heard]
+        self.renewal = LeaseRenewal(context, hearers)
         self.services = [
             make(database, lease, site, context.sites) for make in context.options.services
         ]
@@ -137,12 +147,13 @@ class LeaderSession:
         # In the outer nursery: the lease must last until the last settlement.
         outer.start_soon(self.renewal.run)
         outer.start_soon(self._watchdog().run)
-        outer.start_soon(self._leave_by_force)
+        outer.start_soon(leave_by_force, dispatcher.runner, self._let_go)
         if not options.once:
             outer.start_soon(self._note_start)
         # Before anything can raise an alarm: it must know which are active already.
         await self._open_alarms()
         outer.start_soon(self.alarms.run)
+        outer.start_soon(self.helpers.run)
         outer.start_soon(Quarantine(self.context, self.alarms, dispatcher.look_again).run)
         outer.start_soon(keep_indexes, self.context.database)
         outer.start_soon(self.roots.run)
@@ -211,11 +222,7 @@ class LeaderSession:
         await self.watcher.scan_daily(self._tidy)
 
     async def _tidy(self) -> None:
-        """Remove unfinished copies from the private directory that nobody goes on with."""
-        state = state_directory(self.context.site)
-        gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
-        if gone:
-            logger.info("removed {} unfinished copies from {}", gone, state)
+        await tidy(self.context.site)
 
     # -- alarms and health --------------------------------------------------------------------
 
@@ -276,22 +283,3 @@ class LeaderSession:
                 await self.alarms.leave(deliver=False)
             finally:
                 await self.context.database.release(self.context.lease)
-
-    async def _leave_by_force(self) -> None:
-        """When all is cancelled, end the process if attempts go on all the same.
-
-        A handler that swallows cancellation would keep the nursery waiting for ever, and with it
-        a site that has been asked to stop, or has lost its lease.
-        """
-        try:
-            await trio.sleep_forever()
-        finally:
-            with trio.CancelScope(shield=True):
-                with trio.move_on_after(STOPPING):
-                    await self.dispatcher.runner.attempts_over()
-                # trio cannot end a task that ignores cancellation.
-                if left := self.dispatcher.runner.attempting:
-                    logger.error("stopping although {} still runs after its cancellation", left)
-                    with suppress(DatabaseError):
-                        await self._let_go()
-                    leave_at_once(1)

@@ -92,8 +92,8 @@ class Settler:
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
         """Settle attempts without updates in one write."""
         reactions = [self._settled(one) for one in ended]
-        epoch = self.context.lease.epoch
-        counted, renewed = await self.context.database.settle(reactions, epoch, _rows(ended))
+        database, lease = self.context.database, self.context.lease
+        counted, renewed = await database.settle(reactions, lease, _rows(ended))
         # A settlement that did not count was of a reaction that was renewed meanwhile, or had been
         # written before, when we did not hear of it. Fetch again in either case.
         self._follow_up(ended, reactions, renewed=counted < len(reactions))
@@ -112,7 +112,7 @@ class Settler:
         Either way it is not run again and again.
         """
         try:
-            await self.context.database.settle([self._settled(ended)], self.context.lease.epoch)
+            await self.context.database.settle([self._settled(ended)], self.context.lease)
         except DatabaseError as error:
             if not concerns_one(error):
                 raise
@@ -170,10 +170,10 @@ class Settler:
             return False
         reactions = [self._settled(one) for one in ended]
         updates = [one.updates[-1] for one in ended]
-        database, epoch = self.context.database, self.context.lease.epoch
+        database, lease = self.context.database, self.context.lease
         try:
             renewed = await database.settle_together(
-                reactions, epoch, updates, utcnow(), _rows(ended)
+                reactions, lease, updates, utcnow(), _rows(ended)
             )
         except LeaseLost:
             raise
@@ -187,13 +187,13 @@ class Settler:
     async def _settle_with_updates(self, ended: Ended) -> None:
         *first, last = ended.updates
         reaction = self._settled(ended)
-        database, epoch = self.context.database, self.context.lease.epoch
+        database, lease = self.context.database, self.context.lease
         try:
             # All but the last by themselves: if the process dies in between, they are made again.
             for update in first:
-                await database.update(ended.reaction, epoch, update, utcnow())
+                await database.update(ended.reaction, lease, update, utcnow())
             fitted, renewed = await database.settle_with(
-                reaction, epoch, last, utcnow(), _rows([ended])
+                reaction, lease, last, utcnow(), _rows([ended])
             )
         except DatabaseError as error:
             outcome = refusal(error)

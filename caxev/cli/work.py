@@ -1,0 +1,102 @@
+"""Run ``caxev work``, the process that helps a site's listener on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from caxev.cli.command import command
+from caxev.cli.listen import check_private
+from caxev.cli.options import GlobalOptions, options
+from caxev.cli.values import SITE
+from caxev.config import ConfigError
+from caxev.config.errors import hint
+from caxev.core.registry import Registry
+from caxev.finite import Finite
+
+if TYPE_CHECKING:
+    from caxev.engine.options import Options
+
+
+@command(
+    "caxev work --site lngs --lane transfer",
+    "caxev work --site lngs --lane transfer --lane checksum",
+    log=None,
+)
+@click.option("--site", type=SITE, required=True, help="The site whose listener to help.")
+@click.option(
+    "--lane", "lanes", multiple=True, required=True, metavar="LANE", help="What to help with."
+)
+@click.option(
+    "--lease",
+    "lease_time",
+    type=Finite(1, 3600),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How soon others take over from a helper that vanished.",
+)
+@click.option(
+    "--grace",
+    type=Finite(0, 86400),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long running reactions may continue after SIGTERM.",
+)
+def work(*, site: str, lanes: tuple[str, ...], lease_time: float, grace: float) -> None:
+    """Help the listener of a site on another machine: run reactions of some of its lanes.
+
+    The listener goes on to record what changes, and shares these lanes with its helpers; without
+    a listener nothing new is begun. This machine needs the site's directories, mounted at the
+    same paths, and the same sites.json and handlers. Runs until SIGTERM. If it vanishes, or does
+    not reach the database, others make what it had begun.
+    """
+    given = options()
+    given.log("info", lasting=True)
+    registry = given.registry(site)
+    check_lanes(lanes, registry)
+    from caxev.database import run
+    from caxev.engine import helping
+
+    chosen = tuple(dict.fromkeys(lanes))
+    run(helping.work, _working(given, site, registry, lease_time, grace), chosen)
+
+
+def check_lanes(lanes: Iterable[str], registry: Registry) -> None:
+    """Raise `ConfigError` unless a helper can run all of these lanes."""
+    known = {handler.lane for handler in registry.enabled}
+    for name in lanes:
+        if name not in known:
+            what = hint(name, known, "caxev handlers lists them")
+            raise ConfigError(f"no handler of this site uses the lane {name!r} ({what})")
+        if alone := _exclusive(name, registry):
+            raise ConfigError(
+                f"a helper cannot run the lane {name!r}: {', '.join(alone)} must not run while "
+                "others read the same run, which only the listener can make sure"
+            )
+
+
+def _exclusive(lane: str, registry: Registry) -> Sequence[str]:
+    return sorted(one.name for one in registry.enabled if one.lane == lane and one.exclusive)
+
+
+def _working(
+    given: GlobalOptions, site: str, registry: Registry, lease_time: float, grace: float
+) -> Options:
+    """Return the options of a helper, checked. Raises `ConfigError` if it could not run."""
+    from caxev.engine.options import Options
+
+    sites = given.sites()
+    check_private(site, sites)
+    return Options(
+        site=sites.get(site),
+        sites=sites,
+        settings=given.settings(),
+        registry=registry,
+        handler_files=given.handlers,
+        lease_time=lease_time,
+        grace=grace,
+    )

@@ -1,0 +1,75 @@
+"""Relay a helper's alarms: its site's leader keeps and delivers them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from caxev.core.alarms import PARKED, Alarm, Alarms
+from caxev.database import Database, Lease, unless_fatal
+
+GATHER: Final = 1.0
+"""Seconds for which alarms are gathered, so that many are one write."""
+
+
+@define(eq=False)
+class RelayedAlarms(Alarms):
+    """The alarms of one helper. Use `run`."""
+
+    database: Database
+    lease: Lease
+    _news: dict[str, Alarm | None] = field(init=False, factory=dict)
+    _number: int = field(init=False, default=0)
+    _changed: trio.Event = field(init=False, factory=trio.Event)
+    _writing: trio.Lock = field(init=False, factory=trio.Lock)
+
+    def raise_(self, alarm: Alarm) -> None:
+        self._note(alarm.key, alarm)
+
+    def clear(self, key: str) -> None:
+        self._note(key, None)
+
+    async def raise_and_keep(self, alarm: Alarm) -> None:
+        self.raise_(alarm)
+        await self.relay()
+
+    async def clear_and_keep(self, key: str) -> None:
+        self.clear(key)
+        await self.relay()
+
+    def _note(self, key: str, alarm: Alarm | None) -> None:
+        self._news.pop(key, None)  # the latest comes last
+        self._news[key] = alarm
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Relay alarms as they come, for ever. Raises `LeaseLost`."""
+        while True:
+            await self._changed.wait()
+            await trio.sleep(GATHER)
+            with unless_fatal("alarms cannot be relayed"):
+                await self.relay()
+
+    async def relay(self) -> None:
+        """Relay what was not relayed yet. Raises `DatabaseError`."""
+        async with self._writing:
+            self._changed = trio.Event()
+            news, self._news = self._news, {}
+            try:
+                await self._write(news)
+            except BaseException:
+                self._news = {**news, **self._news}
+                self._changed.set()
+                raise
+
+    async def _write(self, news: dict[str, Alarm | None]) -> None:
+        # Each reaction that is done ends an alarm that hardly ever was raised.
+        over = {key for key, one in news.items() if one is None and key.startswith(PARKED)}
+        if over and not await self.database.has_parked(self.lease.site):
+            news = {key: one for key, one in news.items() if key not in over}
+        if news:
+            numbered = [(self._number + n, *one) for n, one in enumerate(news.items(), 1)]
+            await self.database.add_news(self.lease, numbered)
+            self._number += len(news)

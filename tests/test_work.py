@@ -1,0 +1,479 @@
+"""Helpers: `caxev work` beside a listener, as real processes on a real replica set."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import trio
+from attrs import define, field
+from pymongo import MongoClient
+
+from caxev import Job, RunUpdate, tag
+from caxev.cli.status import site_rows
+from caxev.cli.work import check_lanes
+from caxev.config import ConfigError
+from caxev.core.alarms import AlarmState
+from caxev.core.clock import utcnow
+from caxev.core.ledger import Done, Reaction, claim, new_reaction, settle
+from caxev.core.model import YES, Event, Run, Tag
+from caxev.core.registry import Registry
+from caxev.database import Database, HistorySearch, Ingest, Lease, LeaseLost, Request
+from caxev.testing.mongod import start_with_us
+from tests import engine
+from tests.conftest import Database as Named
+from tests.faults.proxy import Proxy
+
+pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
+
+SITE: Final = "lngs"
+LEASE: Final = 3.0
+HELPED: Final = 5.0
+"""Seconds of a helper's lease."""
+HANDLERS: Final = """
+import os, time, trio
+from caxev import GiveUp, Job, RunUpdate, on, tag
+
+def note(what, job):
+    line = f"{what} {job.run.number} {os.getpid()}\\n".encode()
+    file = os.open(os.environ["NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(file, line)
+    os.close(file)
+
+@on(tag("nap"), lane="naps")
+async def nap(job: Job) -> RunUpdate:
+    note("begins", job)
+    until = time.monotonic() + job.run.document["nap"]
+    while time.monotonic() < until:
+        await trio.sleep(0.1)
+        note("sleeps", job)
+    note("ends", job)
+    return RunUpdate(job.run.id, tag={"name": "napped"})
+
+@on(tag("fail"), lane="naps")
+async def fail(job: Job) -> None:
+    if not os.path.exists(os.environ["NOTES"] + ".good"):
+        raise GiveUp(f"not here, in process {os.getpid()}")
+
+@on(tag("nap"), lane="alone", exclusive=True)
+async def sweep(job: Job) -> None:
+    note("sweeps", job)
+"""
+
+
+@define
+class Crew:
+    """Real processes for one site, and what they have noted of their work."""
+
+    directory: Path
+    database: Named
+    processes: list[subprocess.Popen[bytes]] = field(init=False, factory=list)
+
+    def start(self, *command: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+        where = {
+            "CAXEV_MONGO_URI": uri or self.database.site_uri or self.database.uri,
+            "CAXEV_DATABASE": self.database.name,
+            "CAXEV_SITES": str(self.directory / "sites.json"),
+            "NOTES": str(self.notes_file),
+        }
+        files = ("--handlers", str(self.directory / "naps.py"))
+        log = self.log_of(len(self.processes))
+        process = start_with_us(
+            [sys.executable, "-m", "caxev", *command, *files, "--log-file", str(log)],
+            env={**os.environ, **where},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.processes.append(process)
+        return process
+
+    def listen(self, *options: str) -> subprocess.Popen[bytes]:
+        return self.start("listen", "--site", SITE, "--lease", str(LEASE), *options)
+
+    def work(self, *options: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+        lane = ("--lane", "naps", "--lease", str(HELPED))
+        return self.start("work", "--site", SITE, *lane, *options, uri=uri)
+
+    def log_of(self, number: int) -> Path:
+        return self.directory / f"log.{number}"
+
+    @property
+    def notes_file(self) -> Path:
+        return self.directory / "notes"
+
+    @property
+    def notes(self) -> list[tuple[str, int, int]]:
+        """What was noted, in order: what, the run's number and the process."""
+        if not self.notes_file.exists():
+            return []
+        rows = (line.split() for line in self.notes_file.read_text().splitlines())
+        return [(what, int(run), int(pid)) for what, run, pid in rows]
+
+    def at_work(self, run: int) -> list[int]:
+        """The processes that have begun with a run, in order."""
+        return [pid for what, one, pid in self.notes if (what, one) == ("begins", run)]
+
+    def cure(self) -> None:
+        """Let what failed come to its end from now on."""
+        Path(f"{self.notes_file}.good").touch()
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def crew(tmp_path: Path, database: Named) -> Iterator[Crew]:
+    """A site whose naps the listener takes one at a time, and each helper, too."""
+    site = {"name": SITE, "hostname": "localhost", "method": "sftp", "lanes": {"naps": 1}}
+    (tmp_path / "sites.json").write_text(json.dumps([site]))
+    (tmp_path / "naps.py").write_text(HANDLERS)
+    crew = Crew(tmp_path, database)
+    try:
+        yield crew
+    finally:
+        crew.end()
+
+
+async def helpers(db: Database) -> list[str]:
+    """The names of the helpers that may claim."""
+    return [one.name for one in await db.helpers(SITE) if one.epoch]
+
+
+async def helped_by(db: Database, process: subprocess.Popen[bytes]) -> bool:
+    assert process.poll() is None
+    return any(f":{process.pid}:" in name for name in await helpers(db))
+
+
+async def nap(db: Database, number: int, seconds: float) -> None:
+    document = engine.run_document(number, tags=[{"name": "nap"}], nap=seconds)
+    await db.insert_run(document)
+
+
+async def is_over(db: Database, *numbers: int) -> bool:
+    """Whether nothing is owed, and these runs were seen."""
+    tally = (await db.tally(SITE)).get(SITE, {})
+    return (
+        not tally.get("pending")
+        and not tally.get("running")
+        and len(await rows(db)) >= len(numbers)
+    )
+
+
+async def rows(db: Database, handler: str = "nap") -> list[int]:
+    """The numbers of the runs for which the history has that the handler was done."""
+    search = HistorySearch(site=SITE)
+    found = [row async for page in db.history_pages(search) for row in page]
+    return sorted(row.number or 0 for row in found if row.handler == handler)
+
+
+async def napped(db: Database, database: Named) -> list[int]:
+    """The numbers of runs, one for each nap whose result counts."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = list(client[database.name][engine.settings_for(database).collection].find())
+    return sorted(run["number"] for run in runs for one in run["tags"] if one["name"] == "napped")
+
+
+def met(notes: list[tuple[str, int, int]]) -> list[str]:
+    """Which runs two processes were at work on at once: one goes on after another has begun."""
+    last: dict[int, int] = {}
+    past: dict[int, set[int]] = defaultdict(set)
+    found = []
+    for what, run, pid in notes:
+        if what == "begins" and last.get(run, pid) != pid:
+            past[run].add(last[run])
+        if what == "begins":
+            last[run] = pid
+        elif what != "sweeps" and pid in past[run] and pid != last[run]:
+            found.append(f"{pid} {what} for {run} beside {last[run]}")
+    return found
+
+
+async def test_helpers_share_the_work(crew: Crew, database: Named) -> None:
+    """Each reaction is done once, by the listener or by one of its helpers, in every lane asked."""
+    async with engine.opened(database) as db:
+        leader, *others = crew.listen(), crew.work(), crew.work()
+        for one in others:
+            await engine.until(partial(helped_by, db, one))
+        numbers = range(1, 13)
+        for number in numbers:
+            await nap(db, number, 1.0)
+        await engine.until(lambda: is_over(db, *numbers))
+        assert await rows(db) == await napped(db, database) == [*numbers]
+        assert {crew.at_work(number)[0] for number in numbers} == {
+            one.pid for one in (leader, *others)
+        }
+        assert met(crew.notes) == []
+        (row,) = await site_rows(db, {SITE: True})
+        assert row["helpers"] == [f"{socket.gethostname()} (naps)"] * 2
+        # An exclusive handler runs at the listener alone, and while nobody reads the run.
+        assert {pid for what, _, pid in crew.notes if what == "sweeps"} == {leader.pid}
+        for run in numbers:
+            assert _not_swept_while_read(crew.notes, run)
+        for one in others:
+            one.terminate()
+            assert await trio.to_thread.run_sync(one.wait) == 0
+        await engine.until(lambda: _nobody(db))
+
+
+async def _nobody(db: Database) -> bool:
+    return await db.helpers(SITE) == []
+
+
+def _not_swept_while_read(notes: list[tuple[str, int, int]], run: int) -> bool:
+    mine = "".join(
+        {"begins": "(", "ends": ")", "sweeps": "x"}.get(w, "") for w, n, _ in notes if n == run
+    )
+    return re.search(r"\([^)]*x", mine) is None
+
+
+BREAKS: Final = ("killed", "paused", "cut off")
+
+
+@contextmanager
+def proxied(database: Named) -> Iterator[tuple[Proxy, str]]:
+    """A way to the database that can be stalled."""
+    uri = database.site_uri or database.uri
+    found = re.search(r"@127\.0\.0\.1:(\d+)|@localhost:(\d+)", uri)
+    assert found is not None
+    proxy = Proxy(int(found[1] or found[2]))
+    uri = re.sub(r"@[^/?]+", f"@127.0.0.1:{proxy.port}", uri)
+    uri = re.sub(r"replicaSet=[^&]*", "directConnection=true", uri)
+    try:
+        yield proxy, uri
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("how", BREAKS)
+async def test_what_a_lost_helper_had_begun_is_done_by_another(
+    crew: Crew, database: Named, how: str
+) -> None:
+    """Killed, paused beyond its lease and woken, or cut off: each once, never by two at once."""
+    with proxied(database) as (proxy, uri):
+        async with engine.opened(database) as db:
+            leader = crew.listen()
+            helper = crew.work(uri=uri)
+            await engine.until(lambda: helped_by(db, helper))
+            for number in (1, 2):
+                await nap(db, number, 12.0)
+            await engine.until(lambda: len(crew.at_work(1) + crew.at_work(2)) == 2)
+            lost = 1 if crew.at_work(1) == [helper.pid] else 2
+            assert crew.at_work(lost) == [helper.pid]
+            if how == "killed":
+                helper.kill()
+            elif how == "paused":
+                helper.send_signal(signal.SIGSTOP)
+            else:
+                proxy.stall()
+            await engine.until(lambda: crew.at_work(lost) == [helper.pid, leader.pid])
+            if how == "paused":
+                helper.send_signal(signal.SIGCONT)
+            proxy.repair()
+            await engine.until(lambda: is_over(db, 1, 2))
+            assert await rows(db) == await napped(db, database) == [1, 2]
+            beside = met(crew.notes)
+            # A paused process may take one more step before it sees how late it is.
+            assert len(beside) <= (how == "paused")
+            if how != "killed":
+                await engine.until(lambda: helped_by(db, helper))
+
+
+async def test_a_new_leader_takes_over_from_helpers_too(crew: Crew, database: Named) -> None:
+    """The helper stops what it had under the old one, and joins under the new one."""
+    async with engine.opened(database) as db:
+        leader, helper = crew.listen(), crew.work()
+        await engine.until(lambda: helped_by(db, helper))
+        heir = crew.listen()
+        for number in (1, 2):
+            await nap(db, number, 8.0)
+        await engine.until(lambda: len(crew.at_work(1) + crew.at_work(2)) == 2)
+        former = await helpers(db)
+        leader.kill()
+        await engine.until(lambda: is_over(db, 1, 2))
+        assert await rows(db) == await napped(db, database) == [1, 2]
+        assert {pid for what, _, pid in crew.notes if what == "ends"} <= {heir.pid, helper.pid}
+        await engine.until(lambda: helped_by(db, helper))
+        assert set(former).isdisjoint(await helpers(db))
+
+
+async def test_asked_to_leave_a_helper_ends_what_it_has_begun(crew: Crew, database: Named) -> None:
+    """Within its grace; what takes longer is due again at once, and costs no attempt."""
+    async with engine.opened(database) as db:
+        leader, helper = crew.listen(), crew.work("--grace", "6")
+        await engine.until(lambda: helped_by(db, helper))
+        for number in (1, 2):
+            await nap(db, number, 4.0)
+        await engine.until(lambda: len(crew.at_work(1) + crew.at_work(2)) == 2)
+        helper.terminate()
+        assert await trio.to_thread.run_sync(helper.wait) == 0
+        assert ("ends", helper.pid) in {(what, pid) for what, _, pid in crew.notes}
+        await engine.until(lambda: is_over(db, 1, 2))
+        assert await rows(db) == [1, 2]
+        helper = crew.work("--grace", "0")
+        await engine.until(lambda: helped_by(db, helper))
+        for number in (3, 4):
+            await nap(db, number, 5.0)
+        await engine.until(lambda: len(crew.at_work(3) + crew.at_work(4)) == 2)
+        helper.terminate()
+        assert await trio.to_thread.run_sync(helper.wait) == 0
+        await engine.until(lambda: is_over(db, 1, 2, 3, 4))
+        assert await rows(db) == await napped(db, database) == [1, 2, 3, 4]
+        assert met(crew.notes) == []
+        assert leader.poll() is None
+
+
+async def test_the_listener_keeps_the_alarms_of_its_helpers(crew: Crew, database: Named) -> None:
+    """What fails at a helper is an alarm of the site, until it is done after all."""
+    async with engine.opened(database) as db:
+        leader, helper = crew.listen(), crew.work()
+        await engine.until(lambda: helped_by(db, helper))
+        # The listener must be busy, or it may take the one that fails.
+        await nap(db, 1, 6.0)
+        await engine.until(lambda: crew.at_work(1))
+        if crew.at_work(1) == [helper.pid]:
+            await nap(db, 2, 20.0)
+            await engine.until(lambda: crew.at_work(2) == [leader.pid])
+        await db.insert_run(engine.run_document(3, tags=[{"name": "fail"}]))
+        (alarm,) = await engine.until(lambda: _failures(db))
+        assert alarm.alarm.summary.startswith("fail has failed for run 3")
+        assert alarm.alarm.details["why"] == f"not here, in process {helper.pid}"
+        crew.cure()
+        await db.add_request(SITE, Request("retry"), "test", utcnow())
+        await engine.until(lambda: _no_failure(db))
+
+
+async def _failures(db: Database) -> list[AlarmState]:
+    return [one for one in await db.alarms(SITE) if one.active]
+
+
+async def _no_failure(db: Database) -> bool:
+    return await _failures(db) == []
+
+
+async def test_what_a_void_helper_writes_does_not_count(database: Named) -> None:
+    """From the moment its lease has ended: neither claims, nor results, nor updates of runs."""
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        helper = await joined(db, leader)
+        run, reactions = await owed(db, leader, 4)
+        running = [claim(one, helper.epoch) for one in reactions[:3]]
+        assert await db.claim(reactions[:3], helper) == reactions[:3]
+        # The leader leaves them alone, and cannot settle them.
+        assert await db.claims(leader) == []
+        assert await db.settle([done(running[0])], leader) == (0, 0)
+        assert await db.settle([done(running[0])], helper) == (1, 0)
+        (there,) = await db.helpers(SITE)
+        assert not await db.void(there), "its lease has not lapsed"
+        await db.join(helper, ["naps"], 0.0)
+        assert await db.void(there)
+        for write in (
+            lambda: db.claim(reactions[3:], helper),
+            lambda: db.renew_helper(helper, 60.0),
+            lambda: db.add_news(helper, [(1, "key", None)]),
+        ):
+            with pytest.raises(LeaseLost):
+                await write()
+        assert await db.reopen_claims(leader, there, utcnow()) == 2
+        assert await db.settle([done(running[1])], helper) == (0, 0)
+        tagging = RunUpdate.add_tag(run, "late")
+        with pytest.raises(LeaseLost):
+            await db.settle_with(running[2], helper, tagging, utcnow())
+        with pytest.raises(LeaseLost):
+            await db.update(running[2], helper, tagging, utcnow())
+        assert (await db.runs([run.id]))[run.id].tags == run.tags
+        assert await db.claim(reactions[1:], leader) == reactions[1:]
+        await db.forget_helper(there)
+        assert await db.helpers(SITE) == []
+
+
+async def test_a_new_leader_voids_helpers_before_it_opens_claims(database: Named) -> None:
+    """So no claim of theirs is left that nobody opens."""
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        helper = await joined(db, leader)
+        _, reactions = await owed(db, leader, 2)
+        await db.claim(reactions[:1], helper)
+        await db.release(leader)
+        heir, interrupted = await acquired(db)
+        assert interrupted == 1
+        with pytest.raises(LeaseLost):
+            await db.claim(reactions[1:], helper)
+        assert await db.claims(heir) == []
+        with pytest.raises(LeaseLost):
+            await db.admit(leader, (await db.helpers(SITE))[0])
+
+
+async def acquired(db: Database) -> tuple[Lease, int]:
+    found = await db.acquire(SITE, "leader", 60.0, utcnow())
+    assert found is not None
+    return found
+
+
+async def joined(db: Database, leader: Lease) -> Lease:
+    """A helper that the leader has admitted."""
+    asking = Lease(SITE, 0, "host", f"host:{os.urandom(4).hex()}")
+    await db.join(asking, ["naps"], 60.0)
+    assert await db.admitted(asking) is None
+    (helper,) = [one for one in await db.helpers(SITE) if one.name == asking.helper]
+    await db.admit(leader, helper)
+    lease = await db.admitted(asking)
+    assert lease is not None
+    return lease
+
+
+async def owed(db: Database, leader: Lease, number: int) -> tuple[Run, list[Reaction]]:
+    """So many reactions to one run, recorded by the leader."""
+    id_ = await db.insert_run(engine.run_document(1, tags=[{"name": "x"}]))
+    now = utcnow()
+    made = [
+        new_reaction(
+            SITE,
+            Event(id_, Tag(f"{n}"), None, YES),
+            "nap",
+            lane="naps",
+            generation=(leader.epoch << 40) + n,
+            at=now,
+        )
+        for n in range(number)
+    ]
+    await db.ingest(leader, Ingest({}, made), now)
+    return (await db.runs([id_]))[id_], made
+
+
+def done(reaction: Reaction) -> Reaction:
+    return settle(reaction, Done(), utcnow(), allowed=1, jitter=0.0)
+
+
+def test_a_lane_that_a_helper_cannot_run_is_refused() -> None:
+    """An unknown one with the nearest name, and one whose handlers must run alone."""
+
+    async def pull(job: Job) -> None: ...
+
+    async def erase(job: Job) -> None: ...
+
+    handlers = [
+        engine.handler(pull, tag("x"), lane="transfer"),
+        engine.handler(erase, tag("x"), lane="deletion", exclusive=True),
+    ]
+    registry = Registry(handlers, engine.sites_of(SITE).here(SITE))
+    check_lanes(["transfer"], registry)
+    with pytest.raises(ConfigError, match=r"'transfre' \(did you mean 'transfer'\?\)"):
+        check_lanes(["transfre"], registry)
+    with pytest.raises(ConfigError, match=r"'deletion': erase must not run"):
+        check_lanes(["deletion"], registry)
