@@ -182,17 +182,22 @@ class World:
 
         It is killed if this process ends without stopping it.
         """
-        command = [sys.executable, "-m", "caxev", "--log-level", "DEBUG"]
-        command += ["listen", "--site", site, *options]
-        with (self._made("logs") / f"{site}.log").open("ab") as log:
-            self.listeners[site] = start_with_us(
-                command,
+        return self.start(site, "listen", "--site", site, *options, environment=environment)
+
+    def start(
+        self, name: str, *command: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command of caxev as the process of that name, as `listen` does."""
+        program = [sys.executable, "-m", "caxev", "--log-level", "DEBUG"]
+        with (self._made("logs") / f"{name}.log").open("ab") as log:
+            self.listeners[name] = start_with_us(
+                [*program, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment, **(environment or {})},
             )
-        return self.listeners[site]
+        return self.listeners[name]
 
     def stop_listeners(self) -> dict[str, int]:
         """Ask every listener to leave, and wait; returns their exit statuses."""

@@ -65,7 +65,12 @@ def _real_cax_options(parser: ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=30, help="in all")
 
 
+def _with_helpers(parser: ArgumentParser) -> None:
+    parser.add_argument("--helpers", type=int, default=0, help="of each listener")
+
+
 def _crash_options(parser: ArgumentParser) -> None:
+    _with_helpers(parser)
     parser.add_argument("--points", type=int, help="only so many points, chosen by the seed")
     parser.add_argument("--only", default="", help="only points in whose name this stands")
     parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
@@ -105,6 +110,7 @@ def _crash(given: Namespace) -> dict[str, Any]:
                 act=scene.act,  # noqa: B023
                 met=met,
             ),
+            helpers=given.helpers,
             sites=scene.sites,
             **scene.options,
         )
@@ -201,6 +207,7 @@ CAMPAIGNS: Final = {
         "several that want the same",
         20,
         lambda ground, given: races(ground, rounds=given.rounds, seed=given.seed),
+        _with_helpers,
     ),
     "tape": Campaign(
         "everything that can go wrong with a tape archive",
@@ -276,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = play(
         lambda ground: one.play(ground, given),
         lease_time=getattr(given, "lease_time", 2.0),
+        helpers=getattr(given, "helpers", 0),
         server=one.server,
         sites=one.sites,
         **one.world,

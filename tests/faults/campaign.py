@@ -72,6 +72,8 @@ PROCESSES: Final = "chicago"
 """The site that makes derived data of them."""
 PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
+HELPED: Final = 3.0
+"""Seconds of a helper's lease."""
 LOOK_EVERY: Final = 0.2
 UNSETTLED: Final = ("pending", "running")
 SHOWN: Final = 10
@@ -202,11 +204,17 @@ def add_oddities(path: Path) -> None:
 
 @define(eq=False)
 class Listener:
-    """A ``caxev listen`` process and its log."""
+    """A ``caxev listen`` process and its log, or (``site+1``) a helper of one."""
 
     site: str
     process: subprocess.Popen[bytes]
     log: Path
+
+    @property
+    def helps(self) -> str:
+        """The site that it helps, if it is a helper."""
+        of, mark, _ = self.site.partition("+")
+        return of if mark else ""
 
     @property
     def pid(self) -> int:
@@ -231,6 +239,7 @@ class Ground:
 
     `outcasts` are runs that are broken on purpose: what they owe is no loss. `compared` are those
     that were compared with what they should be, however often.
+    Each listener has so many `helpers`, which share its transfers and checksums.
     Runs are `odd` as real ones are once in a while, where every site of the world takes such.
     """
 
@@ -238,6 +247,7 @@ class Ground:
     database: Database
     lease_time: float = 2.0
     odd: bool = True
+    helpers: int = 0
     outcasts: set[RunId] = field(init=False, factory=set)
     compared: Compared = field(init=False, factory=dict)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
@@ -255,17 +265,30 @@ class Ground:
     # -- listeners --------------------------------------------------------------------------
 
     def listen(self, site: str, *options: str, **environment: str) -> Listener:
-        """Start a listener; it is the site's one from now on."""
+        """Start a listener, or a helper; it is the one of that name from now on."""
         log = self.world.directory / "logs" / f"{site}.{len(self._started)}.{os.urandom(2).hex()}"
-        lease_time = ("--lease", str(self.lease_time))
+        of, mark, _ = site.partition("+")
+        helping = ("work", "--lane", "transfer", "--lane", "checksum", "--lease", str(HELPED))
+        command = helping if mark else ("listen", "--lease", str(self.lease_time))
         files = ("--handlers", str(EFFECTS), "--log-file", str(log))
-        process = self.world.listen(site, *lease_time, *files, *options, environment=environment)
+        process = self.world.start(
+            site, *command, "--site", of, *files, *options, environment=environment
+        )
         listener = self.listeners[site] = Listener(site, process, log)
         self._started.append(listener)
         return listener
 
+    @property
+    def everyone(self) -> list[str]:
+        """The names of all listeners and helpers."""
+        sites = self.world.listening
+        return [*sites, *(f"{site}+{n + 1}" for site in sites for n in range(self.helpers))]
+
     async def leading(self, listener: Listener) -> bool:
         """Whether it is this one that acts for its site, and it has found its place."""
+        if listener.helps:
+            helpers = await self.database.helpers(listener.helps)
+            return any(f":{listener.pid}:" in one.name and one.helps for one in helpers)
         record = await self.database.site_record(listener.site)
         if record is None or record.position is None or not record.active:
             return False
@@ -417,7 +440,8 @@ class Ground:
             document = {"name": "marker", "number": 0, "data": [], "tags": [{"name": mark}]}
             self._marker = await self.database.insert_run(document)
             self.outcasts.add(self._marker)
-        for site, listener in list(self.listeners.items()):
+        leading = [(site, one) for site, one in self.listeners.items() if not one.helps]
+        for site, listener in leading:
             while listener is self.listeners[site] and listener.process.poll() is None:
                 looked = await self.database.snapshot(site, [self._marker])
                 if Tag(mark) in looked.before.get(self._marker, {}):
@@ -553,6 +577,7 @@ def play(
     template: Path = ROOT / "sites.json",
     kind: type[Ground] = Ground,
     sites: Mapping[str, Mapping[str, Any]] | None = None,
+    helpers: int = 0,
 ) -> Mapping[str, Any]:
     """Play a campaign in a world of its own; its figures.
 
@@ -561,6 +586,7 @@ def play(
 
     async def main(world: World) -> Mapping[str, Any]:
         async with ground_in(world, lease_time=lease_time, kind=kind) as ground:
+            ground.helpers = helpers
             return await campaign(ground)
 
     with _ended_by_signals(), new_world(server, template, sites) as world:

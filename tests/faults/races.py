@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from random import Random
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any, Final
 
 import trio
@@ -22,7 +23,7 @@ from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey
 from caxev.database import Request
 from caxev.demo.world import World
-from tests.faults.campaign import BIRTH, Born, End, Ground, Tally, say_round
+from tests.faults.campaign import BIRTH, HELPED, Born, End, Ground, Tally, say_round
 
 SIZE: Final = 300_000
 FIRST: Final = CopyKey("raw", BIRTH)
@@ -63,7 +64,8 @@ async def races(
 ) -> dict[str, Any]:
     """Take runs, and have everything happen to them at once; `faults`: requests and deletions.
 
-    In every second round one of the sites is a storage that two others bring to.
+    In every second round one of the sites is a storage that two others bring to. If there are
+    helpers, each is killed, paused for longer than its lease or asked to leave meanwhile.
     """
     random, tally = Random(seed), Tally(ground.compared)
     for number in range(rounds):
@@ -72,22 +74,37 @@ async def races(
         await ground.stop(*ground.listeners.values())
         ground.listeners.clear()
         lead(ground.world, {**ways, "stockholm": {"listener": True, **ways["stockholm"]}})
-        await ground.ready(*[ground.listen(site) for site in ground.world.listening])
+        await ground.ready(*[ground.listen(name) for name in ground.everyone])
         taken = [await ground.take(SIZE) for _ in range(runs)]
         doomed = await ground.take(SIZE)
         async with trio.open_nursery() as nursery:
             for person in ("one", "another"):
                 nursery.start_soon(_asks, ground, taken, requests, Random(random.random()), person)
             nursery.start_soon(_delete_the_first, ground, doomed)
+            for name in (one for one in ground.everyone if "+" in one):
+                nursery.start_soon(_break, ground, name, Random(random.random()))
         end = ground.wanted
         left = {key: status for key, status in end.copies.items() if key != FIRST}
         problems = await ground.finish(taken, end)
         problems += [*await ground.finish([doomed], End(left, end.tags)), *ground.ended()]
         await ground.forget([*taken, doomed])
         tally.add(problems)
-        tally.faults += 2 * requests + 1
+        tally.faults += 2 * requests + 1 + sum("+" in one for one in ground.everyone)
         say_round(f"{tally.rounds}. {runs + 1} runs", problems, trio.current_time() - began)
     return tally.row()
+
+
+async def _break(ground: Ground, name: str, random: Random) -> None:
+    """Kill a helper, pause it, or ask it to leave; afterwards there is one again."""
+    await trio.sleep(random.uniform(0, 3))
+    helper, how = ground.listeners[name], random.choice([SIGKILL, SIGSTOP, SIGTERM])
+    helper.signal(how)
+    if how == SIGSTOP:
+        await trio.sleep(random.uniform(1, 2) * HELPED)
+        helper.signal(SIGCONT)
+        return
+    await trio.to_thread.run_sync(helper.process.wait)
+    ground.listen(name)
 
 
 async def _delete_the_first(ground: Ground, born: Born) -> None:
