@@ -26,6 +26,7 @@ import trio
 from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families as families
 
+from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -160,7 +161,7 @@ def listener(
     command = [sys.executable, "-m", "caxev", "listen", "--site", "lngs", "--lease", "1"]
     command += ["--metrics-port", str(port)]
     with (directory / "log").open("ab") as log:
-        process = subprocess.Popen(
+        process = start_with_us(
             command, env={**os.environ, **where, **environment}, stdout=log, stderr=log
         )
     try:

@@ -33,6 +33,7 @@ from caxev.batch.work import SentJob, send, withdraw
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
 from caxev.handlers import processing as made
+from caxev.testing.mongod import start_with_us
 from tests import engine, slurm
 from tests.batch_rigs import SIMULATORS, LocalRig, Rig, SimulatorRig, SlurmRig
 from tests.conftest import Database as Named
@@ -344,7 +345,7 @@ def listener(ground: Ground, **environment: str) -> Iterator[subprocess.Popen[by
     settings = {"CAXEV_SITES": str(ground.directory / "sites.json")}
     command = [sys.executable, "-m", "caxev", "listen", "--site", "chicago", "--lease", "1"]
     with (ground.directory / "log").open("ab") as log:
-        process = subprocess.Popen(
+        process = start_with_us(
             command, env={**os.environ, **settings, **environment}, stdout=log, stderr=log
         )
     try:

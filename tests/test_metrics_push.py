@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from caxev import metrics
 from caxev.config import ConfigError
 from caxev.engine.metrics_push import MetricsPush, PushAddress
 from caxev.http_server import Quiet, SmallServer
+from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -141,7 +141,7 @@ def listener(environ: dict[str, str], log: Path, *words: str) -> Iterator[None]:
     command = [sys.executable, "-m", "caxev", "listen", "--site", "lngs", *words]
     command += ["--metrics-push-every", "1"]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environ, stdout=file, stderr=file)
+        process = start_with_us(command, env=environ, stdout=file, stderr=file)
     try:
         yield
     finally:
