@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
-NAMES = ("engine", "backlog", "transfer", "checksum", "stray", "tape", "scale", "web")
+NAMES = ("engine", "backlog", "transfer", "checksum", "stray", "tape", "scale", "web", "work")
 
 
 def options_of(name: str, benchmark: ModuleType) -> argparse.ArgumentParser:

@@ -295,11 +295,13 @@ class Ground:
         return f":{listener.pid}:" in (record.owner or "")
 
     async def ready(self, *listeners: Listener) -> None:
-        """Wait until each acts for its site, or has died by SIGKILL."""
+        """Wait until each acts for its site, or has died by SIGKILL, or its listener has."""
         for listener in listeners:
 
             async def settled(one: Listener = listener) -> bool:
-                return one.killed or await self.leading(one)
+                # A helper needs its listener: nobody admits it while that is dead.
+                dead = one.helps and self.listeners[one.helps].killed
+                return one.killed or bool(dead) or await self.leading(one)
 
             await self.until(settled, f"the listener of {listener.site} did not get ready")
 
