@@ -12,14 +12,14 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from math import inf
 from typing import Final
 
 from attrs import frozen
 
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.limited import ROWS, limit_files_of
+from caxev.limited import ROWS, no_file_over
 from caxev.tails import Tail
 
 PLAIN: Final = {"LC_ALL": "C", "TZ": "UTC"}
@@ -69,10 +69,9 @@ def run(
     `package`, if the program is not installed, `Retry` if it cannot be started, and what `output`
     and `watch` raise. However this returns, the program has ended.
     """
-    process = _started(command, package, environment, directory, apart=watch is None)
-    if largest is not None:
-        with suppress(ProcessLookupError):  # it has ended
-            limit_files_of(process.pid, largest)
+    # It inherits the limit: one that was set afterwards would come too late for a fast program.
+    with nullcontext() if largest is None else no_file_over(largest):
+        process = _started(command, package, environment, directory, apart=watch is None)
     until = inf if limit is None else time.monotonic() + limit
     with process:
         # Read standard error beside standard output: a program that fills the one pipe while we

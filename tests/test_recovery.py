@@ -319,7 +319,7 @@ def test_how_far_a_scan_is() -> None:
 @pytest.mark.parametrize(
     "error", [Unreachable("stepped down"), NotAuthorized("not allowed")], ids=type
 )
-@pytest.mark.parametrize("call", ["next_look", "pending"])
+@pytest.mark.parametrize("call", ["next_look", "next_request"])
 async def test_once_waits_out_trouble_that_passes(
     database: Named, monkeypatch: pytest.MonkeyPatch, call: str, error: DatabaseError
 ) -> None:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from caxev import CopyKey
 from caxev.cli import cli
 from caxev.config import Sites, load_handlers, load_sites
 from caxev.core.registry import Registry, recorded
+from caxev.database import Database
 from caxev.engine.options import Options
 from tests import engine
 from tests.conftest import Database as Named
@@ -87,6 +89,7 @@ async def test_a_run_of_the_trial_goes_to_the_other_site(
     async with engine.opened(database) as db:
         lngs, chicago = [options(database, sites, name) for name in names]
         async with engine.listener(db, lngs, "one"), engine.listener(db, chicago, "two"):
+            await engine.until(partial(marked, db, names[0]))
             taken.mkdir()
             (taken / "events").write_text("now")
             register(str(taken), *["--site", "lngs", "--run", "1", "--create"])
@@ -99,6 +102,11 @@ async def test_a_run_of_the_trial_goes_to_the_other_site(
 
             await engine.until(copied)
     assert (tmp_path / "chicago" / "161111_1434" / "events").read_text() == "now"
+
+
+async def marked(db: Database, site: str) -> bool:
+    record = await db.site_record(site)
+    return record is not None and bool(record.markers)
 
 
 def register(*words: str) -> None:

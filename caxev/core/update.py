@@ -215,7 +215,7 @@ class RunUpdate:
         cls, run: Run, key: CopyKey, status: str, *expect: Expectation, **fields: Any
     ) -> RunUpdate:
         """Claim a copy: add its entry if the run has none with that key."""
-        entry = {"type": key.type, "host": key.host, "status": status, **fields}
+        entry = {**fields, "type": key.type, "host": key.host, "status": status}
         if key.version is not None:
             entry["pax_version"] = key.version
         return cls(run.id, (CopyAbsent(key), *expect), add=entry)
