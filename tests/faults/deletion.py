@@ -3,13 +3,16 @@
 A round takes two runs, which come to stand at three sites, two of which must remain. Of the first,
 two sites are asked for their copies at once, in some rounds with listeners that are killed at a
 named point while they delete. Of the second the copy of the master goes bad: its bytes only, or its
-bytes and all that the database says of them.
+bytes and all that the database says of them. In each second round a back-up is made meanwhile, and
+restored when all is over: what its ledger owed then must erase nothing now.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -25,18 +28,21 @@ from caxev.core.model import (
     Copy,
     CopyKey,
     Run,
+    RunId,
     new_id,
 )
 from caxev.core.update import RunUpdate
 from caxev.files import digest_tree, to_nobody
 from tests.faults.campaign import (
     BIRTH,
+    UNSETTLED,
     Born,
     End,
     Ground,
     Listener,
     Problem,
     Tally,
+    compare,
     corrupt,
     say,
     say_round,
@@ -73,9 +79,15 @@ async def deletion(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
         problems = await ground.finish(runs, None)
         first, second = random.sample(list(ground.world.sites), 2)
         point, silently = next(points), bool(number % 2)
-        kills, broken = await _armed(ground, runs[0], (first, second), point)
+        saved = ground.world.directory / f"{number}.bak"
+        async with trio.open_nursery() as nursery:
+            if number % 2:
+                nursery.start_soon(_back_up, ground, saved, random.random())
+            kills, broken = await _armed(ground, runs[0], (first, second), point)
         problems += broken
         problems += await _corrupt_master(ground, runs[1], silently=silently)
+        if number % 2:
+            problems += await _restored(ground, runs, saved)
         await ground.forget(runs)
         tally.add(problems)
         tally.faults += kills + 1
@@ -84,7 +96,10 @@ async def deletion(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
             f"{tally.rounds}. {first} and {second} asked, {point or 'nobody killed'}; master: {how}"
         )
         say_round(what, problems, trio.current_time() - began)
-    say(f"{rounds} races, {rounds} corrupt masters, {tally.faults - rounds} kills")
+    what = (
+        f"{rounds} corrupt masters, {rounds // 2} ledgers restored, {tally.faults - rounds} kills"
+    )
+    say(f"{rounds} races, {what}")
     return tally.row()
 
 
@@ -169,6 +184,49 @@ def _erased(before: Run, after: Run, gone: Sequence[CopyKey]) -> Iterator[Proble
 
 async def _read(ground: Ground, born: Born) -> Run:
     return (await ground.database.runs([born.id]))[born.id]
+
+
+# -- the restored ledger --------------------------------------------------------------------------
+
+
+async def _back_up(ground: Ground, file: Path, after: float) -> None:
+    await trio.sleep(after)
+    await _caxev(ground, "backup", str(file))
+
+
+async def _restored(ground: Ground, runs: Sequence[Born], saved: Path) -> list[Problem]:
+    """Restore a ledger that is older than the runs; what is wrong once all sites went by it."""
+    before = await ground.database.runs([born.id for born in runs])
+    await ground.stop(*ground.listeners.values())
+    await _caxev(ground, "restore", str(saved), "--force")
+    began = utcnow()
+    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+
+    async def over() -> bool:
+        records = [await ground.database.site_record(site) for site in ground.world.sites]
+        seen = [one and one.scanning is None and one.scanned for one in records]
+        return all(at and at > began for at in seen) and not await ground.owed(UNSETTLED)
+
+    await ground.until(over, "the sites do not get through the restored ledger")
+    await ground.heard()
+    after = await ground.database.runs([born.id for born in runs])
+    return [problem for born in runs for problem in _differ(ground, born, before, after)]
+
+
+def _differ(
+    ground: Ground, born: Born, before: Mapping[RunId, Run], after: Mapping[RunId, Run]
+) -> Iterator[Problem]:
+    was, now = before[born.id], after[born.id]
+    # What reacts to a state may do so again.
+    yield from compare(now, born, End(End.of(was).copies, Counter(now.tags)))
+    yield from corrupt(now, born, ground.world.listening)
+    if now.document.get("deleted_data") != was.document.get("deleted_data"):
+        yield Problem("quorum_broken", f"{now}: something was deleted by the restored ledger")
+
+
+async def _caxev(ground: Ground, *words: str) -> None:
+    command = [sys.executable, "-m", "caxev", *words]
+    await trio.run_process(command, env=ground.world.environment, capture_stdout=True)
 
 
 # -- the corrupt master ---------------------------------------------------------------------------
