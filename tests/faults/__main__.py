@@ -40,6 +40,7 @@ from tests.faults.takeover import takeover
 from tests.faults.tape import TEMPLATE, TapeGround, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
+from tests.faults.update import update
 from tests.mongod import Cluster
 
 MEGABYTE = 1_000_000
@@ -172,6 +173,12 @@ CAMPAIGNS: Final = {
         "kill -9 the leader of two listeners",
         3,
         lambda ground, given: takeover(ground, rounds=given.rounds, seed=given.seed),
+        lambda parser: parser.add_argument("--lease", type=float, default=15.0),
+    ),
+    "update": Campaign(
+        "a site that is moved to another version and back while runs come",
+        3,
+        lambda ground, given: update(ground, rounds=given.rounds, seed=given.seed),
         lambda parser: parser.add_argument("--lease", type=float, default=15.0),
     ),
     "database": Campaign(

@@ -1,0 +1,212 @@
+"""A site that is moved to another version and back by ``deploy/install``, while runs come.
+
+The site has a leader and a stand-by, on two machines as far as `deploy/install` is concerned: each
+has versions of its own. They are updated one after the other, then moved back, while the other
+sites keep the first version. The versions are checkouts of this one, with other version numbers.
+
+Stand-ins: systemctl, because systemd is not PID 1 here: the campaign does what it is asked for; and
+Python's venv and pip, because packages need an index: a checkout's `caxev` is copied.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import define, field
+
+from caxev import __version__
+from caxev.core.clock import utcnow
+from caxev.database import HistorySearch
+from tests.faults.campaign import Born, Ground, Listener, Problem, Tally, say_round
+
+ROOT: Final = Path(__file__).parents[2]
+SITE: Final = "chicago"
+SIZE: Final = 100_000
+PAUSE: Final = 1.0
+"""Seconds between two runs."""
+NEW: Final = "99.0"
+VENV: Final = f"""\
+#!/bin/sh
+# python -m venv PLACE
+mkdir -p "$3/bin" "$3/lib"
+cat >"$3/bin/pip" <<END
+#!/bin/sh
+case " \\$* " in *" -r "*) exit 0 ;; esac
+for project; do :; done
+cp -rL "\\$project/caxev" "$3/lib/"
+END
+cat >"$3/bin/caxev" <<END
+#!/bin/sh
+PYTHONSAFEPATH=1 PYTHONPATH="$3/lib" exec {sys.executable} -m caxev "\\$@"
+END
+chmod +x "$3/bin/pip" "$3/bin/caxev"
+"""
+SYSTEMCTL: Final = """\
+#!/bin/sh
+[ "$1" = restart ] || exit 0
+asked=$(mktemp "$CAXEV_HOME/asked.XXXXXX")
+while [ ! -e "$asked.done" ]; do sleep 0.05; done
+exit "$(cat "$asked.done")"
+"""
+
+
+@define(eq=False)
+class Machine:
+    """One of the site's machines: where its versions are installed, and its listener."""
+
+    ground: Ground
+    home: Path
+    listener: Listener | None = field(init=False, default=None)
+
+    @property
+    def library(self) -> str:
+        """The modules of the version that is switched to, by a path that stays this version's."""
+        return os.path.realpath(self.home / "current" / "lib")
+
+    async def start(self) -> None:
+        """Start the listener of the version that is switched to."""
+        self.listener = listener = self.ground.listen(
+            SITE, PYTHONSAFEPATH="1", PYTHONPATH=self.library
+        )
+
+        async def there() -> bool:
+            return listener.said("standing by") or await self.ground.leading(listener)
+
+        await self.ground.until(there, f"the listener of {self.home.name} does not get ready")
+
+    async def restart_as_asked(self) -> None:
+        """Do what systemctl would, for ever."""
+        while True:
+            for asked in self.home.glob("asked.??????"):
+                done = asked.with_name(f"{asked.name}.done")
+                if not done.exists():
+                    if self.listener is not None:
+                        await self.ground.stop(self.listener)
+                    await self.start()
+                    done.write_text("0")
+            await trio.sleep(0.05)
+
+    async def install(self, *words: str) -> None:
+        """Run ``deploy/install``. Raises RuntimeError if it fails."""
+        tools = self.home.parent / "tools"
+        environment = {
+            **os.environ,
+            **self.ground.world.environment,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "CAXEV_HOME": str(self.home),
+            "CAXEV_PYTHON": str(tools / "python"),
+        }
+        ended = await trio.run_process(
+            ["sh", str(ROOT / "deploy" / "install"), *words, SITE],
+            env=environment,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        if ended.returncode:
+            raise RuntimeError(ended.stderr.decode())
+
+
+async def update(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Move the site to the new version and back, so many times."""
+    del seed  # nothing is left to chance
+    tally = Tally(ground.compared)
+    old, new = await trio.to_thread.run_sync(_versions, ground.world.directory / "versions")
+    machines = [Machine(ground, old.parent / name) for name in ("one", "two")]
+    await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
+    began, taken, longest = utcnow(), list[Born](), 0.0
+    async with trio.open_nursery() as nursery:
+        for machine in machines:
+            machine.home.mkdir()
+            nursery.start_soon(machine.restart_as_asked)
+            await machine.install(str(old))
+        for number in range(rounds):
+            start = trio.current_time()
+            problems = await _there_and_back(ground, machines, new, taken)
+            problems += [*await ground.finish(taken, None), *ground.ended()]
+            longest = max(longest, await _longest_wait(ground, began))
+            await ground.forget(taken)
+            taken.clear()
+            tally.add(problems)
+            tally.faults += 2 * len(machines)
+            told = f"{number + 1}. to {NEW} and back"
+            say_round(told, problems, trio.current_time() - start)
+        nursery.cancel_scope.cancel()
+    late = int(longest > ground.lease_time)
+    return {**tally.row(), "lease_s": ground.lease_time, "longest_s": longest, "late": late}
+
+
+async def _there_and_back(
+    ground: Ground, machines: list[Machine], new: Path, taken: list[Born]
+) -> list[Problem]:
+    """Install the new version everywhere, then go back, while runs are taken."""
+    problems = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_take, ground, taken)
+        for words, version in (((str(new),), NEW), (("--back",), __version__)):
+            for machine in machines:
+                await trio.sleep(PAUSE)
+                await machine.install(*words)
+            if (found := await _versions_at(ground)) != {version}:
+                problems.append(Problem("lost", f"{SITE} runs {found}, not {version}"))
+        nursery.cancel_scope.cancel()
+    return problems
+
+
+async def _take(ground: Ground, taken: list[Born]) -> None:
+    while True:
+        # Whole: a run that is half known would be lost to the comparison.
+        with trio.CancelScope(shield=True):
+            taken.append(await ground.take(SIZE))
+        await trio.sleep(PAUSE)
+
+
+async def _versions_at(ground: Ground) -> set[str]:
+    """The versions that processes of the site report; those of others must be the first one."""
+    found = await ground.database.processes()
+    others = {one.version for one in found if one.site != SITE}
+    if others != {__version__}:
+        raise RuntimeError(f"the other sites run {others}")
+    return {one.version for one in found if one.site == SITE}
+
+
+async def _longest_wait(ground: Ground, since: datetime) -> float:
+    """The longest time, in seconds, from an event to the start of a handler at the site."""
+    search = HistorySearch(site=SITE, since=since)
+    pages = ground.database.history_pages(search)
+    waits = [row.waited async for page in pages for row in page if row.waited is not None]
+    return round(max(waits, default=0.0), 2)
+
+
+def _versions(directory: Path) -> tuple[Path, Path]:
+    """Make two checkouts, and the tools with which `deploy/install` installs them."""
+    tools = directory / "tools"
+    tools.mkdir(parents=True)
+    for name, text in (("python", VENV), ("systemctl", SYSTEMCTL)):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    return _checkout(directory / "old", __version__), _checkout(directory / "new", NEW)
+
+
+def _checkout(place: Path, version: str) -> Path:
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "caxev", place / "caxev", ignore=ignore)
+    (place / "deploy").mkdir()
+    shutil.copy(ROOT / "deploy" / "requirements.lock", place / "deploy")
+    shutil.copy(ROOT / "pyproject.toml", place)
+    file = place / "caxev" / "__init__.py"
+    text, number = re.subn(r'(?m)^(__version__.*= )".*"$', rf'\1"{version}"', file.read_text())
+    assert number == 1
+    file.write_text(text)
+    git = ["git", "-C", str(place), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", version]):
+        subprocess.run([*git, *words], check=True)
+    return place
