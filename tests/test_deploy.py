@@ -130,6 +130,8 @@ def test_the_times_fit_together() -> None:
         lease_time, grace = context.params["lease_time"], context.params["grace"]
     assert lease_time == option_of("lease_time").default == options.LEASE
     assert grace == option_of("grace").default == options.GRACE
+    # A restart delays nothing for longer than a crash does.
+    assert grace < lease_time
     assert seconds("WatchdogSec") >= 2 * lease_time
     assert seconds("TimeoutStopSec") > grace + 2 * session.FLUSH
 

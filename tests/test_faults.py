@@ -65,6 +65,7 @@ from tests.faults.rucio import rucio
 from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
 from tests.faults.transfers import flip_partial, transfers
+from tests.faults.update import update
 from tests.mongod import Cluster
 from tests.places import partial_of
 from tests.rucio_server import missing
@@ -429,6 +430,13 @@ def test_an_attacker_gets_nothing_from_outside(only: Sequence[str], code: int, r
 def test_deleted_in_a_race_and_beside_a_bad_master() -> None:
     """One of two may delete, killed in the midst of it or not; a bad master costs no good copy."""
     assert_nothing_happened(short(partial(deletion, rounds=2, seed=1), DELETING), 2)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+def test_moved_to_another_version_and_back() -> None:
+    """Leader and stand-by, one after the other, beside sites of the old version: all is done."""
+    assert_nothing_happened(short(partial(update, rounds=1, pause=4.0)), 4)
 
 
 @pytest.mark.replicaset

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 @click.option(
     "--grace",
     type=Finite(0, 86400),
-    default=30.0,
+    default=10.0,
     show_default=True,
     metavar="SECONDS",
     help="How long running reactions may continue after SIGTERM.",

@@ -30,7 +30,7 @@ CAUGHT_UP: Final = 0.3
 """Seconds without a change after which ``--once`` takes the stream for read."""
 LEASE: Final = 15.0
 """Seconds within which a stand-by takes over from a listener that vanished."""
-GRACE: Final = 30.0
+GRACE: Final = 10.0
 """Seconds that reactions in flight get to end after SIGTERM."""
 FIXED: Final = ("alarms", "handlers", "lanes", "listener", "state")
 """Keys of the listener's own site that, as its directories, count only from its next start on."""

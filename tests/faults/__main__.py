@@ -178,7 +178,7 @@ CAMPAIGNS: Final = {
     "update": Campaign(
         "a site that is moved to another version and back while runs come",
         3,
-        lambda ground, given: update(ground, rounds=given.rounds, seed=given.seed),
+        lambda ground, given: update(ground, rounds=given.rounds),
         lambda parser: parser.add_argument("--lease", type=float, default=15.0),
     ),
     "database": Campaign(
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.exit(str(error))
     figures = play(
         lambda ground: one.play(ground, given),
-        lease_time=getattr(given, "lease_time", 2.0),
+        lease_time=getattr(given, "lease", 2.0),
         helpers=getattr(given, "helpers", 0),
         server=one.server,
         sites=one.sites,

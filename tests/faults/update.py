@@ -115,9 +115,8 @@ class Machine:
             raise RuntimeError(ended.stderr.decode())
 
 
-async def update(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
-    """Move the site to the new version and back, so many times."""
-    del seed  # nothing is left to chance
+async def update(ground: Ground, *, rounds: int, pause: float = PAUSE) -> dict[str, Any]:
+    """Move the site to the new version and back, so many times; a run comes every `pause` s."""
     tally = Tally(ground.compared)
     old, new = await trio.to_thread.run_sync(_versions, ground.world.directory / "versions")
     machines = [Machine(ground, old.parent / name) for name in ("one", "two")]
@@ -130,7 +129,7 @@ async def update(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
             await machine.install(str(old))
         for number in range(rounds):
             start = trio.current_time()
-            problems = await _there_and_back(ground, machines, new, taken)
+            problems = await _there_and_back(ground, machines, new, taken, pause)
             problems += [*await ground.finish(taken, None), *ground.ended()]
             longest = max(longest, await _longest_wait(ground, began))
             await ground.forget(taken)
@@ -145,15 +144,15 @@ async def update(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
 
 
 async def _there_and_back(
-    ground: Ground, machines: list[Machine], new: Path, taken: list[Born]
+    ground: Ground, machines: list[Machine], new: Path, taken: list[Born], pause: float
 ) -> list[Problem]:
     """Install the new version everywhere, then go back, while runs are taken."""
     problems = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_take, ground, taken)
+        nursery.start_soon(_take, ground, taken, pause)
         for words, version in (((str(new),), NEW), (("--back",), __version__)):
             for machine in machines:
-                await trio.sleep(PAUSE)
+                await trio.sleep(pause)
                 await machine.install(*words)
             if (found := await _versions_at(ground)) != {version}:
                 problems.append(Problem("lost", f"{SITE} runs {found}, not {version}"))
@@ -161,12 +160,12 @@ async def _there_and_back(
     return problems
 
 
-async def _take(ground: Ground, taken: list[Born]) -> None:
+async def _take(ground: Ground, taken: list[Born], pause: float) -> None:
     while True:
         # Whole: a run that is half known would be lost to the comparison.
         with trio.CancelScope(shield=True):
             taken.append(await ground.take(SIZE))
-        await trio.sleep(PAUSE)
+        await trio.sleep(pause)
 
 
 async def _versions_at(ground: Ground) -> set[str]:
