@@ -39,8 +39,7 @@ def read_limited(path: str | Path, limit: int) -> bytes:
 def no_file_over(size: int) -> Iterator[None]:
     """Let this process write no file of more than `size` bytes inside the block.
 
-    Nor may a program that is started inside it, then or later. For libraries that write a file as
-    long as a server sends: they get an OSError (EFBIG).
+    For libraries that write a file as long as a server sends: they get an OSError (EFBIG).
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, _within(size, *before))
@@ -48,6 +47,12 @@ def no_file_over(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def limit_files_of(process: int, size: int) -> None:
+    """Let a program that has just been started, and what it starts, write no larger file."""
+    before = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, _within(size, *before))
 
 
 def _within(size: int, soft: int, hard: int) -> tuple[int, int]:

@@ -12,14 +12,14 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from math import inf
 from typing import Final
 
 from attrs import frozen
 
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.limited import ROWS, no_file_over
+from caxev.limited import ROWS, limit_files_of
 from caxev.tails import Tail
 
 PLAIN: Final = {"LC_ALL": "C", "TZ": "UTC"}
@@ -65,13 +65,14 @@ def run(
     `environment` is added to ours. A program that takes longer than `limit` seconds is killed, and
     its status is ETIMEDOUT. With `watch`, standard error is part of the output, and `watch` is
     called with the process id, at least once a second. It can write no file of more than `largest`
-    bytes: what a far end sends need not end. Raises `Denied`, naming the Debian
-    `package`, if the program is not installed, `Retry` if it cannot be started, and what `output`
-    and `watch` raise. However this returns, the program has ended.
+    bytes, or little more if it writes at once: what a far end sends need not end. Raises `Denied`,
+    naming the Debian `package`, if the program is not installed, `Retry` if it cannot be started,
+    and what `output` and `watch` raise. However this returns, the program has ended.
     """
-    # It inherits the limit: one that was set afterwards would come too late for a fast program.
-    with nullcontext() if largest is None else no_file_over(largest):
-        process = _started(command, package, environment, directory, apart=watch is None)
+    process = _started(command, package, environment, directory, apart=watch is None)
+    if largest is not None:
+        with suppress(ProcessLookupError):  # it has ended
+            limit_files_of(process.pid, largest)
     until = inf if limit is None else time.monotonic() + limit
     with process:
         # Read standard error beside standard output: a program that fills the one pipe while we
