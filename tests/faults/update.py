@@ -30,7 +30,7 @@ from tests.faults.campaign import Born, Ground, Listener, Problem, Tally, say_ro
 ROOT: Final = Path(__file__).parents[2]
 SITE: Final = "chicago"
 SIZE: Final = 100_000
-PAUSE: Final = 1.0
+PAUSE: Final = 2.0
 """Seconds between two runs."""
 NEW: Final = "99.0"
 VENV: Final = f"""\
