@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 from attrs import frozen
+from cattrs.errors import BaseValidationError
 from click.testing import CliRunner
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -34,6 +35,7 @@ from caxev.metrics import COPIES_REGISTRY
 from caxev.metrics_server import Login, MetricsAddress, MetricsServer
 from tests import engine
 from tests.conftest import Database as Named
+from tests.grafana import board_of
 from tests.sinks import certificate as certificate_in
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -384,6 +386,19 @@ def test_expressions_are_about_metrics_that_there_are(expression: str) -> None:
     assert named(expression) <= names_of_series()
     for name, selected in re.findall(r"\b(caxev_\w+)\{([^}]*)\}", expression):
         assert set(re.findall(r"(\w+)\s*[=!]", selected)) <= labels_of()[name]
+
+
+def test_the_board_is_one_by_grafana_s_schema() -> None:
+    """By the names and types of its fields; and what is none is refused."""
+    document = json.loads(BOARD.read_text())
+    board = board_of(document)
+    assert 8 <= len(board.uid) <= 40
+    assert [panel.title for panel in board.panels if not panel.targets] == []
+    panel = {**document["panels"][0], "id": "1"}
+    wrongs: list[dict[str, Any]] = [{"uid": 5}, {"panel": []}, {"panels": [panel]}]
+    for wrong in wrongs:
+        with pytest.raises(BaseValidationError):
+            board_of({**document, **wrong})
 
 
 def test_the_board_can_be_imported() -> None:
