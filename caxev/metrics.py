@@ -8,7 +8,7 @@ reasons, but no run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -16,6 +16,8 @@ from attrs import define, field
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from caxev.core.reasons import FAILURES
 
 changes: Final = Counter("caxev_changes_total", "Changes read from the stream", ["site"])
 reactions: Final = Counter(
@@ -78,6 +80,20 @@ patrolled: Final = Counter("caxev_patrol_bytes_total", "Bytes read again by the 
 rotten: Final = Counter(
     "caxev_patrol_failures_total", "Copies that the patrol could not read or found bad", ["site"]
 )
+
+
+def begin(site: str, handlers: Iterable[str]) -> None:
+    """Show what is counted at a site from 0 on.
+
+    To Prometheus a series that begins at 12 has not risen: it would miss the first failures.
+    """
+    for counter in (changes, gaps):
+        counter.labels(site)
+    for handler in handlers:
+        attempt_seconds.labels(site, handler)
+        for why in FAILURES:
+            failures.labels(site, handler, why)
+
 
 # -- what is looked up when it is asked for -------------------------------------------------------
 

@@ -161,6 +161,11 @@ def test_a_listener_refuses_to_serve_metrics_openly(tmp_path: Path) -> None:
     said = CliRunner().invoke(cli, command, env=env)
     assert said.exit_code == 2, said.output
     assert "--metrics-port" in said.output
+    # A key alone would be forgotten, and the password go without TLS.
+    alone = ["listen", "--site", "lngs", "--metrics-port", "9", "--metrics-key", str(sites)]
+    said = CliRunner().invoke(cli, alone, env=env)
+    assert said.exit_code == 2, said.output
+    assert "--metrics-certificate" in said.output
 
 
 def test_open_metrics_are_served_to_who_asks() -> None:
@@ -256,7 +261,8 @@ async def test_a_scrape_shows_what_the_site_owes(database: Named, tmp_path: Path
                 assert value("caxev_ledger_reactions", lane="tape", state="due") == 0
                 assert value("caxev_ledger_oldest_seconds", lane="tape", state="failed") is not None
                 assert value("caxev_failures_total", handler="fail", reason="disk_full") == 1
-                assert value("caxev_failures_total", handler="wait", reason="postponed") is None
+                assert value("caxev_failures_total", handler="wait", reason="postponed") == 0
+                assert value("caxev_history_gaps_total") == 0
                 assert value("caxev_attempt_seconds_count", handler="wait") == 1
                 assert value("caxev_directory_away", directory=str(tmp_path)) == 0
                 assert value("caxev_collection_documents", collection="ledger")

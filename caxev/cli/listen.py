@@ -133,6 +133,8 @@ def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
         if (host, certificate, key) != (None, None, None):
             raise click.UsageError("the other options about metrics need --metrics-port")
         return None
+    if key is not None and certificate is None:
+        raise click.UsageError("--metrics-key needs --metrics-certificate")
     found = MetricsAddress(port, host or LOOPBACK, certificate, key)
     found.check(Login.load())
     return found

@@ -34,6 +34,8 @@ OTHER: Final = {
 """By class, for messages that fit no pattern."""
 REASONS: Final = frozenset({DONE, *OTHER, *(name for name, _ in _PATTERNS)})
 """All that can be returned."""
+FAILURES: Final = REASONS - {DONE, "interrupted"}
+"""Those of attempts that have failed."""
 
 
 def reason(of: Outcome | BaseException) -> str:

@@ -91,7 +91,9 @@ class Runner:
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self._latency = metrics.latency.labels(self.context.lease.site)
+        site = self.context.lease.site
+        self._latency = metrics.latency.labels(site)
+        metrics.begin(site, self.context.registry.handlers)
 
     def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
         """Attempt claimed reactions; `runs` are those of their runs that are read already."""
