@@ -180,7 +180,10 @@ def test_the_locks_fit_the_project() -> None:
     """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     base = locked("requirements.lock")
-    for extra in ("htcondor", "rucio", "web"):
+    build = locked("requirements-build.lock")
+    for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]:
+        assert Requirement(line).specifier.contains(build[Requirement(line).name])
+    for extra in ("htcondor", "otlp", "rucio", "web"):
         more = locked(f"requirements-{extra}.lock")
         assert base.items() <= more.items()
         for line in (*project["dependencies"], *project["optional-dependencies"][extra]):

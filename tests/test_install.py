@@ -39,6 +39,10 @@ SYSTEMCTL: Final = """\
 #!/bin/sh
 version=$(basename "$(readlink "$CAXEV_HOME/current")")
 echo "systemctl $* with $version" >>"$CAXEV_HOME/log"
+if [ "$1" = list-units ]; then
+    for unit; do grep -w "^$unit" "$CAXEV_HOME/units" 2>/dev/null; done
+    exit 0
+fi
 [ "$1" != restart ] || ! grep -qF "$version" "$CAXEV_HOME/unready" 2>/dev/null
 """
 
@@ -106,7 +110,8 @@ class Machine:
 def machine(tmp_path: Path) -> Machine:
     found = Machine(tmp_path)
     (found.checkout / "deploy").mkdir(parents=True)
-    (found.checkout / "deploy" / "requirements.lock").touch()
+    for name in ("requirements.lock", "requirements-build.lock", "requirements-otlp.lock"):
+        (found.checkout / "deploy" / name).touch()
     (tmp_path / "bin").mkdir()
     for name, text in (
         ("python", PYTHON),
@@ -126,8 +131,10 @@ def test_a_version_is_checked_before_it_is_switched_to(machine: Machine) -> None
     version = machine.commit("a")
     machine.installs(str(machine.checkout), "lngs", "chicago")
     assert machine.current == version
-    steps = [line.partition(" with")[0] for line in machine.log]
+    steps = [line.partition(" with")[0] for line in machine.log if "list-units" not in line]
     assert "--require-hashes" in steps[0]
+    assert "-build.lock" in steps[0]
+    assert "--no-build-isolation" in steps[1]  # else pip would fetch what builds it, without hashes
     assert steps[2] == f"caxev man {machine.home}/versions/{version}/share/man/man1"
     assert steps[3:] == [
         "caxev sites check --site lngs",
@@ -135,11 +142,41 @@ def test_a_version_is_checked_before_it_is_switched_to(machine: Machine) -> None
         "caxev sites check --site chicago",
         "caxev handlers --site chicago",
         "caxev status",
-        "systemctl restart caxev@lngs",
-        "systemctl is-active --quiet caxev@lngs",
-        "systemctl restart caxev@chicago",
-        "systemctl is-active --quiet caxev@chicago",
+        "systemctl restart caxev@lngs.service",
+        "systemctl is-active --quiet caxev@lngs.service",
+        "systemctl restart caxev@chicago.service",
+        "systemctl is-active --quiet caxev@chicago.service",
     ]
+
+
+def test_helpers_and_the_page_get_the_version_too(machine: Machine) -> None:
+    """If they run here; where only a helper runs, no listener is started."""
+    units = machine.home / "units"
+    helper, listener, page = "caxev-work@lngs.service", "caxev@lngs.service", "caxev-web.service"
+
+    def restarted() -> list[str]:
+        machine.commit(units.read_text())
+        machine.installs(str(machine.checkout), "lngs")
+        return [line.split()[2] for line in machine.log if line.startswith("systemctl restart")]
+
+    units.write_text(f"{helper} loaded active running helps lngs\n")
+    assert restarted() == [helper]
+    units.write_text(
+        f"{helper} loaded failed failed x\n{listener} loaded active x\n{page} loaded x\n"
+    )
+    assert restarted() == [listener, helper, page]
+
+
+def test_several_lock_files_are_taken(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a site that uses both Rucio and OTLP; one that is missing is named."""
+    machine.commit("a")
+    monkeypatch.setenv("CAXEV_LOCK", "requirements.lock requirements-none.lock")
+    ended = machine.install(str(machine.checkout), "lngs")
+    assert ended.returncode == 1
+    assert "requirements-none.lock" in ended.stderr
+    monkeypatch.setenv("CAXEV_LOCK", "requirements.lock requirements-otlp.lock")
+    machine.installs(str(machine.checkout), "lngs")
+    assert machine.log[0].count(" -r ") == 3
 
 
 def test_a_version_that_runs_already_is_left_alone(machine: Machine) -> None:

@@ -40,7 +40,7 @@ from tests.faults.takeover import takeover
 from tests.faults.tape import TEMPLATE, TapeGround, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
-from tests.faults.update import update
+from tests.faults.update import PAUSE, update
 from tests.mongod import Cluster
 
 MEGABYTE = 1_000_000
@@ -123,6 +123,11 @@ def _crash(given: Namespace) -> dict[str, Any]:
     return total
 
 
+def _update_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--lease", type=float, default=15.0)
+    parser.add_argument("--pause", type=float, default=PAUSE, help="seconds between two runs")
+
+
 def _documents(ground: Ground, given: Namespace) -> Figures:
     if given.fuzz:
         say(f"{fuzz(given.fuzz, given.seed)} documents through the model: nothing raised")
@@ -178,8 +183,8 @@ CAMPAIGNS: Final = {
     "update": Campaign(
         "a site that is moved to another version and back while runs come",
         3,
-        lambda ground, given: update(ground, rounds=given.rounds),
-        lambda parser: parser.add_argument("--lease", type=float, default=15.0),
+        lambda ground, given: update(ground, rounds=given.rounds, pause=given.pause),
+        _update_options,
     ),
     "database": Campaign(
         "everything that can happen to the database",

@@ -4,6 +4,9 @@ The site has a leader and a stand-by, on two machines as far as `deploy/install`
 has versions of its own. They are updated one after the other, then moved back, while the other
 sites keep the first version. The versions are checkouts of this one, with other version numbers.
 
+Then runs come for as long again while nothing is installed: what a reaction waits for in that time
+is the machine's doing, not the installation's.
+
 Stand-ins: systemctl, because systemd is not PID 1 here: the campaign does what it is asked for; and
 Python's venv and pip, because packages need an index: a checkout's `caxev` is copied.
 """
@@ -15,7 +18,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -115,13 +120,19 @@ class Machine:
             raise RuntimeError(ended.stderr.decode())
 
 
-async def update(ground: Ground, *, rounds: int, pause: float = PAUSE) -> dict[str, Any]:
-    """Move the site to the new version and back, so many times; a run comes every `pause` s."""
+async def update(
+    ground: Ground, *, rounds: int, pause: float = PAUSE, control: bool = True
+) -> dict[str, Any]:
+    """Move the site to the new version and back, so many times; a run comes every `pause` s.
+
+    With `control` each round has a second phase of the same load, without installations. The
+    longest waits of both phases are returned: `longest_s` and `control_s`.
+    """
     tally = Tally(ground.compared)
     old, new = await trio.to_thread.run_sync(_versions, ground.world.directory / "versions")
     machines = [Machine(ground, old.parent / name) for name in ("one", "two")]
     await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
-    began, taken, longest = utcnow(), list[Born](), 0.0
+    longest, calm = 0.0, 0.0
     async with trio.open_nursery() as nursery:
         for machine in machines:
             machine.home.mkdir()
@@ -129,34 +140,56 @@ async def update(ground: Ground, *, rounds: int, pause: float = PAUSE) -> dict[s
             await machine.install(str(old))
         for number in range(rounds):
             start = trio.current_time()
-            problems = await _there_and_back(ground, machines, new, taken, pause)
-            problems += [*await ground.finish(taken, None), *ground.ended()]
-            longest = max(longest, await _longest_wait(ground, began))
-            await ground.forget(taken)
-            taken.clear()
+            problems = list[Problem]()
+
+            async def installations(found: list[Problem] = problems) -> None:
+                found += await _there_and_back(ground, machines, new, pause)
+
+            waited = await _under_load(ground, installations, pause, problems)
+            took = trio.current_time() - start
+            longest = max(longest, waited)
+            if control:
+                idle = partial(trio.sleep, took)
+                calm = max(calm, await _under_load(ground, idle, pause, problems))
             tally.add(problems)
             tally.faults += 2 * len(machines)
-            told = f"{number + 1}. to {NEW} and back"
-            say_round(told, problems, trio.current_time() - start)
+            say_round(f"{number + 1}. to {NEW} and back", problems, trio.current_time() - start)
         nursery.cancel_scope.cancel()
-    late = int(longest > ground.lease_time)
-    return {**tally.row(), "lease_s": ground.lease_time, "longest_s": longest, "late": late}
+    figures = {"lease_s": ground.lease_time, "longest_s": longest}
+    if control:
+        figures["control_s"] = calm
+    return {**tally.row(), **figures, "late": int(longest > ground.lease_time)}
+
+
+async def _under_load(
+    ground: Ground, act: Callable[[], Awaitable[None]], pause: float, problems: list[Problem]
+) -> float:
+    """Take runs during `act`, and have them come to their end; return the longest wait.
+
+    What is wrong then is added to `problems`.
+    """
+    began, taken = utcnow(), list[Born]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_take, ground, taken, pause)
+        await act()
+        nursery.cancel_scope.cancel()
+    problems += [*await ground.finish(taken, None), *ground.ended()]
+    waited = await _longest_wait(ground, began)
+    await ground.forget(taken)
+    return waited
 
 
 async def _there_and_back(
-    ground: Ground, machines: list[Machine], new: Path, taken: list[Born], pause: float
+    ground: Ground, machines: list[Machine], new: Path, pause: float
 ) -> list[Problem]:
-    """Install the new version everywhere, then go back, while runs are taken."""
+    """Install the new version everywhere, then go back."""
     problems = []
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_take, ground, taken, pause)
-        for words, version in (((str(new),), NEW), (("--back",), __version__)):
-            for machine in machines:
-                await trio.sleep(pause)
-                await machine.install(*words)
-            if (found := await _versions_at(ground)) != {version}:
-                problems.append(Problem("lost", f"{SITE} runs {found}, not {version}"))
-        nursery.cancel_scope.cancel()
+    for words, version in (((str(new),), NEW), (("--back",), __version__)):
+        for machine in machines:
+            await trio.sleep(pause)
+            await machine.install(*words)
+        if (found := await _versions_at(ground)) != {version}:
+            problems.append(Problem("lost", f"{SITE} runs {found}, not {version}"))
     return problems
 
 
@@ -199,7 +232,8 @@ def _checkout(place: Path, version: str) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "caxev", place / "caxev", ignore=ignore)
     (place / "deploy").mkdir()
-    shutil.copy(ROOT / "deploy" / "requirements.lock", place / "deploy")
+    for lock in ("requirements.lock", "requirements-build.lock"):
+        shutil.copy(ROOT / "deploy" / lock, place / "deploy")
     shutil.copy(ROOT / "pyproject.toml", place)
     file = place / "caxev" / "__init__.py"
     text, number = re.subn(r'(?m)^(__version__.*= )".*"$', rf'\1"{version}"', file.read_text())
