@@ -21,6 +21,7 @@ from caxev import failpoints
 from caxev.batch.base import JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.program import call
 
 PASSWORD: Final = "MONGO_PASSWORD"  # noqa: S105  # a variable's name
 _PASSED: Final = (
@@ -45,6 +46,32 @@ def shown_to_all(batch: str) -> dict[str, str]:
             "out, and name a file by MONGO_PASSWORD_FILE that the nodes can read"
         )
     return found
+
+
+def submitted(
+    command: Sequence[str],
+    *,
+    package: str,
+    number: str,
+    hopeless: re.Pattern[str],
+    refused: re.Pattern[str] | None = None,
+) -> str:
+    """Send jobs by a batch system's program; return their number, found in its answer.
+
+    `number`, a regular expression, is what the answer must begin with. Raises `GiveUp` or `Denied`
+    if the program fails with a message that is `hopeless` or by which the jobs were `refused`.
+    """
+    try:
+        answer = call(command, package=package).strip()
+    except Retry as error:
+        if refused is not None and refused.search(error.why):
+            raise Denied(error.why) from error
+        if hopeless.search(error.why):
+            raise GiveUp(error.why) from error
+        raise
+    if (found := re.match(number, answer)) is None:
+        raise Retry(f"{command[0]} gave no job's id but {answer[:80]!r}")
+    return found[0]
 
 
 @define

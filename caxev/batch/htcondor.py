@@ -19,7 +19,7 @@ from attrs import define, field
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
-from caxev.batch.grouped import Grouped, shown_to_all
+from caxev.batch.grouped import Grouped, shown_to_all, submitted
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.program import call
 
@@ -66,16 +66,8 @@ class HTCondor(Grouped):
         lines += [f"initialdir = {group}", f"output = {group}/$(ProcId).log"]
         lines += [*jobs[0].options, f"queue {len(jobs)}"]
         description.write_text("".join(f"{line}\n" for line in lines))
-        try:
-            answer = call(["condor_submit", "-terse", str(description)], package=PACKAGE)
-        except Retry as error:
-            if _HOPELESS.search(error.why):
-                raise GiveUp(error.why) from error
-            raise
-        number = answer.strip().partition(".")[0]
-        if not number.isdigit():
-            raise Retry(f"condor_submit gave no job's id but {answer.strip()[:80]!r}")
-        return number
+        submit = ["condor_submit", "-terse", str(description)]
+        return submitted(submit, package=PACKAGE, number=r"\d+(?=\.|$)", hopeless=_HOPELESS)
 
     @staticmethod
     def id_of(number: str, index: int) -> str:

@@ -18,8 +18,8 @@ from attrs import define
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
-from caxev.batch.grouped import WatchedJob, shown_to_all
-from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.batch.grouped import WatchedJob, shown_to_all, submitted
+from caxev.core.errors import Retry
 from caxev.program import call
 
 PACKAGE: Final = "openpbs-client"
@@ -115,17 +115,10 @@ def _qsub(options: Sequence[str]) -> str:
     """Send a job; returns its id. Raises `GiveUp` if PBS will never accept it."""
     # -r n: a job that PBS restarts by itself would run twice under one name.
     command = ["qsub", "-r", "n", "-j", "oe", "-m", "n", "-v", ",".join(shown_to_all("PBS"))]
-    try:
-        answer = call([*command, *options], package=PACKAGE).strip()
-    except Retry as error:
-        if _REFUSED.search(error.why):
-            raise Denied(error.why) from error
-        if _HOPELESS.search(error.why):
-            raise GiveUp(error.why) from error
-        raise
-    if not answer[:1].isdigit():
-        raise Retry(f"qsub gave no job's id but {answer[:80]!r}")
-    return answer
+    command += options
+    return submitted(
+        command, package=PACKAGE, number=r"(?s)\d.*", hopeless=_HOPELESS, refused=_REFUSED
+    )
 
 
 def _needs(spec: JobSpec) -> Iterator[str]:

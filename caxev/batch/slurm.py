@@ -17,8 +17,8 @@ from attrs import define
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
-from caxev.batch.grouped import PASSWORD, WatchedJob, passed
-from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.batch.grouped import PASSWORD, WatchedJob, passed, submitted
+from caxev.core.errors import Retry
 from caxev.program import call
 
 PACKAGE: Final = "slurm-client"
@@ -116,18 +116,10 @@ def _sbatch(options: Sequence[str], script: Sequence[str]) -> str:
     # By name, so that no argument shows a value.
     export = ",".join(name for name in (*passed(), PASSWORD) if name in os.environ)
     command = ["sbatch", "--parsable", "--no-requeue", f"--export={export or 'NIL'}"]
-    try:
-        answer = call([*command, *options, *script], package=PACKAGE)
-    except Retry as error:
-        if _REFUSED.search(error.why):
-            raise Denied(error.why) from error
-        if _HOPELESS.search(error.why):
-            raise GiveUp(error.why) from error
-        raise
-    job = answer.strip().partition(";")[0]
-    if not job.isdigit():
-        raise Retry(f"sbatch gave no job's id but {answer.strip()[:80]!r}")
-    return job
+    command += [*options, *script]
+    return submitted(
+        command, package=PACKAGE, number=r"\d+(?=;|$)", hopeless=_HOPELESS, refused=_REFUSED
+    )
 
 
 def _needs(spec: JobSpec) -> Iterator[str]:
