@@ -108,7 +108,7 @@ KEPT: tuple[Act | ListenerAct, ...] = (
     ReadArchived("tape"),
     CopyCatalogued(RAW, "rucio", "lngs", {"from_rse": "DISK1"}),
     GiveUpDatasets(RAW, "rucio", "taken in error"),
-    FreeDisk(RAW, "rucio", "lngs"),
+    FreeDisk("lngs", RAW, "rucio"),
     TagRuns("good", remove=True),
     CommentRuns("the gate was open"),
     HoldCopies("lngs", RAW, Keep(3.0, utcnow(), "for a talk")),

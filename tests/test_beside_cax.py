@@ -15,7 +15,7 @@ from pymongo import MongoClient
 
 from caxev import ERROR, TRANSFERRED, TRANSFERRING, CopyField, CopyKey
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import FormerCopy, Watched
 from caxev.database import Request
@@ -260,8 +260,8 @@ async def test_a_copy_that_was_pushed_damaged_is_repaired_or_removed(
         as_cax(database, run, {"$set": damaged}, **{"data.host": "chicago"})
         now, here = await three.run(run), three.sites.get("chicago")
         (bad,) = (one for one in now.copies if one.key == RAW)
-        why = {"by": "test", "why": "pushed damaged", "keep": 2, "by_entries": True}
-        wanted = plan(now, bad, here, three.sites, now=utcnow(), **why)  # type: ignore[arg-type]
+        wish = DeletionWish(bad, "test", "pushed damaged", 2, by_entries=True)
+        wanted = plan(now, wish, here, three.sites, utcnow())
         assert isinstance(wanted, DeletionPlan), wanted
         await engine.write(three.database, intent(now, wanted, three.sites, utcnow()))
         await three.gone(run, "chicago")

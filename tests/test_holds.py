@@ -20,7 +20,7 @@ from caxev.config import DEFAULT_HANDLERS, Link, Sites, load_handlers
 from caxev.config.links import TimeOfDay
 from caxev.copies.deletion import Intent, Withdraw, begin, hold, intent, prove, withdraw
 from caxev.copies.holds import end_of, held, rows, standing
-from caxev.copies.retention import DeletionPlan, plan, plan_processed
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan, plan_processed
 from caxev.core.clock import Clocks, utcnow
 from caxev.core.entry import Hold
 from caxev.core.job import Skip, Wait
@@ -82,7 +82,7 @@ def test_a_full_disk_does_not_end_a_hold() -> None:
     assert isinstance(decided(holding(MINE), full=True), Wait)
     here = ALL.get("lngs")
     for run in (holding(MINE), holding(MINE, status="error")):
-        asked = plan(run, mine(run), here, ALL, now=NOW, by="them", why="", keep=1)
+        asked = plan(run, DeletionWish(mine(run), "them", "", 1), here, ALL, NOW)
         assert "held by me@host" in why(asked)
 
 
@@ -164,7 +164,7 @@ def test_a_hold_that_comes_after_the_intent_withdraws_it() -> None:
 def test_a_hold_that_came_between_reading_and_writing_is_seen() -> None:
     """The intent, the proof and the last step each expect the holds that were read."""
     run = run_of(*THREE)
-    wanted = plan(run, mine(run), ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=2)
+    wanted = plan(run, DeletionWish(mine(run), "me", "", 2), ALL.get("lngs"), ALL, NOW)
     assert isinstance(wanted, DeletionPlan)
     going = wanted_gone(run)
     for update in (

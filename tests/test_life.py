@@ -21,7 +21,7 @@ from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey,
 from caxev.asking.vouching import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.copies.storage import same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
@@ -124,7 +124,7 @@ class Lab:
         now, site = await self.run(run), self.sites.get(host)
         copy = now.copy(CopyKey("raw", host))
         assert copy is not None
-        wanted = plan(now, copy, site, self.sites, now=utcnow(), by="test", why="asked", keep=keep)
+        wanted = plan(now, DeletionWish(copy, "test", "asked", keep), site, self.sites, utcnow())
         assert isinstance(wanted, DeletionPlan), wanted
         await engine.write(self.database, intent(now, wanted, self.sites, utcnow()))
 
@@ -313,7 +313,7 @@ async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path)
         async def ask(run: Run, host: str) -> None:
             copy, site = run.copy(CopyKey("raw", host)), three.sites.get(host)
             assert copy is not None
-            wanted = plan(run, copy, site, three.sites, now=utcnow(), by="test", why="race", keep=2)
+            wanted = plan(run, DeletionWish(copy, "test", "race", 2), site, three.sites, utcnow())
             assert isinstance(wanted, DeletionPlan)
             wish = intent(run, wanted, three.sites, utcnow())
             if await three.database.update_run(wish, utcnow()) is not None:

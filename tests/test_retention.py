@@ -29,6 +29,7 @@ from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.copies.readings import Ask
 from caxev.copies.retention import (
     DeletionPlan,
+    DeletionWish,
     InUse,
     plan,
     plan_processed,
@@ -201,7 +202,7 @@ def test_what_never_goes(fields: dict[str, Any], at: str) -> None:
     """Neither the DAQ's buffer nor what is on tape, whoever asks."""
     run = run_of(entry("lngs") | fields, *THREE[1:])
     copy = run.copies[0]
-    answer = plan(run, copy, ALL.get(at), ALL, now=NOW, by="me", why="", keep=0)
+    answer = plan(run, DeletionWish(copy, "me", "", 0), ALL.get(at), ALL, NOW)
     assert isinstance(answer, Skip)
 
 
@@ -223,10 +224,10 @@ def test_a_dataset_goes_as_a_copy_does(
     here = entry("rucio-catalogue", location=location)
     run = run_of(here, *THREE, *(entry("rucio-catalogue", **one) for one in others))
     there = ALL.get("rucio-catalogue")
-    answer = plan(run, run.copies[0], there, ALL, now=NOW, by="me", why="", keep=3)
+    answer = plan(run, DeletionWish(run.copies[0], "me", "", 3), there, ALL, NOW)
     assert isinstance(answer, DeletionPlan) if reason is None else reason in why(answer)
     fewer = run_of(here, *THREE[:2], entry("tape"))
-    answer = plan(fewer, fewer.copies[0], there, ALL, now=NOW, by="me", why="", keep=4)
+    answer = plan(fewer, DeletionWish(fewer.copies[0], "me", "", 4), there, ALL, NOW)
     assert isinstance(answer, Skip)
 
 
@@ -234,7 +235,7 @@ def test_a_dataset_goes_as_a_copy_does(
 def test_the_last_raw_copy_never_goes(keep: int) -> None:
     """Whatever number of others is asked for."""
     run = run_of(entry("lngs"))
-    answer = plan(run, run.copies[0], ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=keep)
+    answer = plan(run, DeletionWish(run.copies[0], "me", "", keep), ALL.get("lngs"), ALL, NOW)
     assert "1 good copies must remain" in why(answer)
 
 
@@ -246,11 +247,11 @@ def test_a_bad_copy_may_go_by_the_entries_of_others() -> None:
     cax: dict[str, Any] = {"manifest": None, "verified_at": None}
     run = run_of(entry("lngs", **BAD), entry("chicago", **cax))
     here = ALL.get("lngs")
-    asked: dict[str, Any] = {"now": NOW, "by": "me", "why": "it was pushed damaged"}
-    usual = plan(run, mine(run), here, ALL, keep=1, **asked)
+    wish = DeletionWish(mine(run), "me", "it was pushed damaged", 1)
+    usual = plan(run, wish, here, ALL, NOW)
     assert isinstance(usual, DeletionPlan)
     assert isinstance(weighed(applied(run, intent(run, usual, ALL, NOW))), Ask)
-    wanted = plan(run, mine(run), here, ALL, keep=1, by_entries=True, **asked)
+    wanted = plan(run, evolve(wish, by_entries=True), here, ALL, NOW)
     assert isinstance(wanted, DeletionPlan)
     going = applied(run, intent(run, wanted, ALL, NOW))
     verdict = weighed(going)
@@ -277,9 +278,7 @@ def test_a_good_copy_never_goes_by_entries(
 ) -> None:
     """Nor one without another, and what is disputed may be the good one."""
     run = run_of(entry("lngs", **fields), *map(entry, others))
-    answer = plan(
-        run, mine(run), ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=1, by_entries=True
-    )
+    answer = plan(run, DeletionWish(mine(run), "me", "", 1, True), ALL.get("lngs"), ALL, NOW)
     assert reason in why(answer)
 
 
@@ -335,7 +334,7 @@ def test_an_archive_never_counts_alone() -> None:
     assert isinstance(decided(run), DeletionPlan)
     alone = run_of(entry("lngs"), entry("rucio-catalogue"))
     here = ALL.get("lngs")
-    answer = plan(alone, alone.copies[0], here, ALL, now=NOW, by="me", why="", keep=1)
+    answer = plan(alone, DeletionWish(alone.copies[0], "me", "", 1), here, ALL, NOW)
     assert "there are 1: rucio-catalogue" in why(answer)
 
 
@@ -397,7 +396,7 @@ def test_one_marker_at_two_sites_is_one_directory(there: str) -> None:
     def asked(sites: Sites) -> Any:
         copy = run.copies[0]
         here = sites.get("lngs")
-        return plan(run, copy, here, sites, now=now, by="me", why="asked", keep=1)
+        return plan(run, DeletionWish(copy, "me", "asked", 1), here, sites, now)
 
     assert isinstance(asked(known("aa", "bb")), DeletionPlan)
     assert isinstance(asked(known("unknown", "unknown")), DeletionPlan)
@@ -452,7 +451,7 @@ def applied(run: Run, update: RunUpdate) -> Run:
 
 def wanted_gone(run: Run, sites: Sites = ALL, keep: int = 2) -> Run:
     here = sites.get("lngs")
-    wanted = plan(run, mine(run), here, sites, now=NOW, by="me", why="test", keep=keep)
+    wanted = plan(run, DeletionWish(mine(run), "me", "test", keep), here, sites, NOW)
     assert isinstance(wanted, DeletionPlan), wanted
     return applied(run, intent(run, wanted, sites, NOW))
 
@@ -750,7 +749,7 @@ entries = st.builds(
 def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int) -> None:
     """A proof holds only where so many others, at other hosts, are good and were read."""
     run = run_of(entry("lngs"), *(one for one in others if one["host"] != "lngs"))
-    wanted = plan(run, mine(run), ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=keep)
+    wanted = plan(run, DeletionWish(mine(run), "me", "", keep), ALL.get("lngs"), ALL, NOW)
     good = {
         copy.host
         for copy in run.copies

@@ -20,7 +20,7 @@ from attrs import evolve
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
@@ -178,7 +178,7 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
         run = await lab.look(going)
         there = lab.sites.get("chicago")
         wanted = plan(
-            run, run.copies[1], there, lab.sites, now=lab.now(), by="me", why="test", keep=1
+            run, DeletionWish(run.copies[1], "me", "test", 1), there, lab.sites, lab.now()
         )
         assert isinstance(wanted, DeletionPlan)
         await lab.update(intent(run, wanted, lab.sites, lab.now()))

@@ -27,7 +27,7 @@ from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
 from caxev.core.registry import Registry, recorded
@@ -1107,7 +1107,7 @@ async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
             site = bench.sites.get(host)
             mine = run.copy(CopyKey("raw", host))
             assert mine is not None
-            wanted = plan(run, mine, site, bench.sites, now=utcnow(), by="me", why="a test", keep=2)
+            wanted = plan(run, DeletionWish(mine, "me", "a test", 2), site, bench.sites, utcnow())
             assert isinstance(wanted, DeletionPlan), wanted
             now = utcnow()
             assert await db.update_run(intent(run, wanted, bench.sites, now), now) is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caxev.config import Site, Sites
-from caxev.copies.retention import plan
+from caxev.copies.retention import DeletionWish, plan
 from caxev.copies.sharing import neighbours, sharing_here
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, CopyKey, Run
@@ -89,7 +89,7 @@ def test_a_run_s_own_second_name_is_seen_without_the_disk(root: Path, spelling: 
     known = sites(root)
     mine = run.copy(RAW)
     assert mine is not None
-    found = plan(run, mine, known.get("lngs"), known, now=utcnow(), by="test", why="asked", keep=0)
+    found = plan(run, DeletionWish(mine, "test", "asked", 0), known.get("lngs"), known, utcnow())
     assert "another entry is at" in str(found)
 
 
@@ -100,7 +100,7 @@ def test_two_names_of_a_shared_directory_are_not_two_copies(root: Path) -> None:
     run = Run.from_document({"_id": 1, "data": [entry(f"{root}/run"), other]})
     mine = run.copy(RAW)
     assert mine is not None
-    found = plan(run, mine, known.get("lngs"), known, now=utcnow(), by="test", why="asked", keep=1)
+    found = plan(run, DeletionWish(mine, "test", "asked", 1), known.get("lngs"), known, utcnow())
     assert "there are 0" in str(found)
 
 

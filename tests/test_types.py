@@ -18,7 +18,7 @@ from caxev.config.data_types import CAX
 from caxev.config.merging import merge
 from caxev.config.own_types import site_class
 from caxev.copies.deletion import Intent
-from caxev.copies.retention import DeletionPlan, plan, plan_processed, plan_purge
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan, plan_processed, plan_purge
 from caxev.core.errors import ConfigError as AnyConfigError
 from caxev.core.model import Copy, Run
 from caxev.engine.options import Options, adopted
@@ -298,7 +298,7 @@ def test_a_second_type_of_the_daq_is_as_raw_data() -> None:
     few = run_with("veto", "lngs", "chicago")
     assert isinstance(plan_purge(few, copy_at(few), here, sites, NOW), Skip)
     last = run_with("veto", "lngs")
-    assert isinstance(plan(last, copy_at(last), here, sites, now=NOW, by="", why="", keep=0), Skip)
+    assert isinstance(plan(last, DeletionWish(copy_at(last), "", "", 0), here, sites, NOW), Skip)
     young = plan_purge(run, copy_at(run), here, sites, START)
     assert not isinstance(young, DeletionPlan)
 

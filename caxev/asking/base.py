@@ -180,6 +180,18 @@ class Act:
         return Step(run, self.what, str(why), ok=False)
 
 
+@frozen
+class AtSite(Act):
+    """An act about a site's copies of some data."""
+
+    site: str
+    data: DataChoice
+
+    @property
+    def what(self) -> str:
+        return f"{self.data.kind} at {self.site}"
+
+
 class RequestedAct(Act):
     """An act whose steps only request: listeners do the rest. The entries of copies show how far.
 

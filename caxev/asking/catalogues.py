@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Final
 
 from attrs import field, frozen
 
-from caxev.asking.base import ActContext, DataChoice, Step
+from caxev.asking.base import ActContext, AtSite, DataChoice, Step
 from caxev.asking.copies import CopyPath, CopyRequests, new_request, request_row
 from caxev.asking.deletions import Deletions, deletion
 from caxev.asking.holding import Keep
 from caxev.asking.readings import reading
 from caxev.config import Site
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
@@ -111,24 +111,18 @@ class GiveUpDatasets(Deletions):
 
 
 @frozen
-class FreeDisk(Deletions):
+class FreeDisk(AtSite, Deletions):
     """Delete copies at a site that the catalogue has, too.
 
     If the replicas of a dataset were never compared, that is requested first.
     """
 
     kind: ClassVar[str] = "rucio purge"
-    data: DataChoice
     catalogue: str
-    site: str
 
     @property
     def place(self) -> str:
         return self.site
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.site}"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
@@ -154,7 +148,8 @@ def _deletion(run: Run, copy: Copy, here: Site, context: ActContext, why: str) -
         return Step(run, f"{copy.type} at {here.name}", "is being deleted already", ok=True)
     # Derived data can be made again from raw data: one other copy is enough.
     keep = here.deletion.copies if copy.type in here.types.protected else 1
-    wanted = plan(run, copy, here, context.sites, now=utcnow(), by=context.by, why=why, keep=keep)
+    wish = DeletionWish(copy, context.by, why, keep)
+    wanted = plan(run, wish, here, context.sites, utcnow())
     if not isinstance(wanted, DeletionPlan):
         raise NothingToDo(wanted.why, copy.status)
     return deletion(run, wanted, context)

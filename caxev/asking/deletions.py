@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 from attrs import field, frozen
 
-from caxev.asking.base import DONE, ActContext, DataChoice, RequestedAct, Step
+from caxev.asking.base import DONE, ActContext, AtSite, DataChoice, RequestedAct, Step
 from caxev.copies.deletion import Intent, intent, withdraw
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.entry import mapping, rows
 from caxev.core.errors import NothingToDo
-from caxev.core.history import HistoryRow, What
+from caxev.core.history import What
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, Copy, Run
 
@@ -98,30 +98,20 @@ def deletion(run: Run, wanted: DeletionPlan, context: ActContext) -> Step:
         intent(run, wanted, context.sites, utcnow(), bulk=context.request),
         f"would {_GOES}",
         size=run.size_of(copy),
-        row=_row(run, wanted, context),
+        row=context.requested(run, copy.key, f"its deletion: {wanted.why}"),
     )
 
 
-def _row(run: Run, wanted: DeletionPlan, context: ActContext) -> HistoryRow:
-    return context.requested(run, wanted.copy.key, f"its deletion: {wanted.why}")
-
-
 @frozen
-class DeleteCopies(Deletions):
+class DeleteCopies(AtSite, Deletions):
     """Delete copies at a site, on these terms."""
 
     kind: ClassVar[str] = "rm"
-    site: str
-    data: DataChoice
     terms: Terms = field(factory=Terms)
 
     @property
     def place(self) -> str:
         return self.site
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.site}"
 
     def copy(self, run: Run) -> Copy:
         """Return the copy that is meant. Raises `NothingToDo` if there is none."""
@@ -133,17 +123,9 @@ class DeleteCopies(Deletions):
         copy, here = self.copy(run), context.sites.get(self.site)
         is_protected = copy.type in here.types.protected
         usual, least = (here.deletion.copies, 1) if is_protected else (1, 0)
-        return plan(
-            run,
-            copy,
-            here,
-            context.sites,
-            now=utcnow(),
-            by=context.by,
-            why=self.terms.why or "caxev rm",
-            keep=least if self.terms.less else usual,
-            by_entries=self.terms.by_entries,
-        )
+        terms, keep = self.terms, least if self.terms.less else usual
+        wish = DeletionWish(copy, context.by, terms.why or "caxev rm", keep, terms.by_entries)
+        return plan(run, wish, here, context.sites, utcnow())
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the copy stays."""

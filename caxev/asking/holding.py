@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from attrs import evolve, field, frozen
 
-from caxev.asking.base import Act, ActContext, DataChoice, Step
+from caxev.asking.base import ActContext, AtSite, Step
 from caxev.config import Site
 from caxev.copies.deletion import hold as holding
 from caxev.copies.holds import COMING, standing, terms, words
@@ -51,17 +51,11 @@ class Keep:
 
 
 @frozen
-class HoldCopies(Act):
+class HoldCopies(AtSite):
     """Keep copies at a site; a deletion that is under way is withdrawn unless bytes are going."""
 
     kind: ClassVar[str] = "hold"
-    site: str
-    data: DataChoice
     keep: Keep = field(factory=Keep)
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.site}"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
@@ -75,17 +69,11 @@ class HoldCopies(Act):
 
 
 @frozen
-class ReleaseCopies(Act):
+class ReleaseCopies(AtSite):
     """End the person's holds of copies at a site; with `everybody` those of others, too."""
 
     kind: ClassVar[str] = "release"
-    site: str
-    data: DataChoice
     everybody: bool = False
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.site}"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""

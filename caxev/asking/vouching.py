@@ -10,7 +10,7 @@ from datetime import datetime
 
 from attrs import frozen
 
-from caxev.asking.base import Act, ActContext, DataChoice, Step
+from caxev.asking.base import ActContext, AtSite, Step
 from caxev.asking.deletions import copy_at
 from caxev.copies.quorum import VOUCHED, Same, same_data, voters
 from caxev.copies.storage import same_bytes
@@ -22,20 +22,14 @@ from caxev.core.update import RunUpdate
 
 
 @frozen
-class VouchFor(Act):
+class VouchFor(AtSite):
     """Decide that a site's copy is the right one: the others are compared with it."""
 
-    site: str
-    data: DataChoice
     why: str | None = None
 
     @property
     def place(self) -> str:
         return self.site
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.site}"
 
     def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the mark, and then what has every other copy judged again by its own site.

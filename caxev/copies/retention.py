@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from caxev.config import DataType, Site, Sites
 from caxev.config.data_types import PROCESSED, UNTRIGGERED
@@ -31,19 +31,27 @@ class InUse(Wait):
 
 
 @frozen
-class DeletionPlan:
-    """A copy that may be deleted: by whom and why, and how many others must remain.
+class DeletionWish:
+    """A copy to be deleted: at whose wish and why, and how many good ones must remain elsewhere.
 
-    The others must have the content of `like`: this copy or, if it is bad, a good one. With
-    `by_entries` they count by their entries, and are not read again first.
+    With `by_entries` the others count by their entries, and are not read again first.
     """
 
     copy: Copy
     by: str
     why: str
     keep: int
-    like: Copy
     by_entries: bool = False
+
+
+@frozen
+class DeletionPlan(DeletionWish):
+    """A copy that may be deleted; the others must have the content of `like`.
+
+    That is this copy or, if it is bad, a good one.
+    """
+
+    like: Copy = field(kw_only=True)
 
 
 def plan_purge(
@@ -65,7 +73,7 @@ def plan_purge(
         return wait
     why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
     by = f"{site.name}: {'make_room' if full else 'purge'}"
-    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
+    return plan(run, DeletionWish(copy, by, why, site.deletion.copies), site, sites, now)
 
 
 def _unfinished(copy: Copy | None) -> Skip:
@@ -119,40 +127,29 @@ def plan_processed(
         return wait
     by, why = f"{site.name}: purge_processed", f"{kind.purging}: {copy.version}"
     keep = site.deletion.copies if copy.type in site.types.protected else 0
-    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=keep)
+    return plan(run, DeletionWish(copy, by, why, keep), site, sites, now)
 
 
 def plan(
-    run: Run,
-    copy: Copy,
-    site: Site,
-    sites: Sites,
-    *,
-    now: datetime,
-    by: str,
-    why: str,
-    keep: int,
-    by_entries: bool = False,
+    run: Run, wish: DeletionWish, site: Site, sites: Sites, now: datetime
 ) -> DeletionPlan | Skip | Wait:
-    """Decide whether a copy may go while `keep` good ones remain elsewhere.
+    """Decide whether a copy may go. Only a bad one goes `by_entries`.
 
-    For data that cannot be made again `keep` is at least one. Only a bad copy goes `by_entries`.
     The decision is to wait if a person holds the copy until a known time.
     """
-    if by_entries and copy.status != ERROR:
+    copy = wish.copy
+    if wish.by_entries and copy.status != ERROR:
         return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
     # What cannot be made again keeps its last copy, whatever is configured.
-    if copy.type in site.types.protected:
-        keep = max(keep, 1)
+    keep = max(wish.keep, 1) if copy.type in site.types.protected else wish.keep
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
-    if (wish := stays(run, copy, now)) is not None:
-        return wish
+    if (hold := stays(run, copy, now)) is not None:
+        return hold
     # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, site, sites)
     if like is None:
         return Unmet("no majority of its copies says what is right: caxev vouch names a right one")
-    wanted = DeletionPlan(copy, by, why, keep, like, by_entries)
     if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
@@ -162,7 +159,7 @@ def plan(
     # Last: a copy that stays for another reason needs no timer.
     if not unread(copy.key, sites, now).holds(run):
         return InUse("it is being read", now + READING)
-    return wanted
+    return DeletionPlan(copy, wish.by, wish.why, keep, wish.by_entries, like=like)
 
 
 def _never(run: Run, copy: Copy, site: Site) -> str | None:

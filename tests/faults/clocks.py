@@ -37,7 +37,7 @@ import trio
 from attrs import frozen
 
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import (
     TRANSFERRED,
@@ -264,7 +264,7 @@ async def _rotten(ground: Ground, born: Born, doomed: str) -> list[Problem]:
     copy = _copy(run, doomed)
     await trio.to_thread.run_sync(harm, Path(_copy(run, VICTIM).location or ""))
     sites = ground.world.sites
-    wish = plan(run, copy, sites.get(doomed), sites, now=utcnow(), by="tests", why="rot", keep=KEEP)
+    wish = plan(run, DeletionWish(copy, "tests", "rot", KEEP), sites.get(doomed), sites, utcnow())
     if not isinstance(wish, DeletionPlan):
         return [Problem("lost", f"{run}: {wish.why}")]
     if await ground.database.update_run(intent(run, wish, sites, utcnow()), utcnow()) is None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import trio
 
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import (
     TRANSFERRED,
@@ -144,7 +144,7 @@ async def race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem
         copy = run.copy(CopyKey("raw", name))
         assert copy is not None
         plan_ = plan(
-            run, copy, site, ground.world.sites, now=utcnow(), by="tests", why="a race", keep=KEEP
+            run, DeletionWish(copy, "tests", "a race", KEEP), site, ground.world.sites, utcnow()
         )
         assert isinstance(plan_, DeletionPlan), plan_
         wish = intent(run, plan_, ground.world.sites, utcnow())
@@ -248,7 +248,7 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
         now = await _read(ground, born)
         there = _copy(now, "chicago")
         may = plan(
-            now, there, site, ground.world.sites, now=utcnow(), by="tests", why="no", keep=KEEP
+            now, DeletionWish(there, "tests", "no", KEEP), site, ground.world.sites, utcnow()
         )
         if isinstance(may, DeletionPlan):
             return [Problem("quorum_broken", f"{run}: a good copy may go beside a bad master")]

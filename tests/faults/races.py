@@ -18,7 +18,7 @@ import trio
 
 from caxev.config import load_sites
 from caxev.copies.deletion import intent
-from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey
 from caxev.database import Request
@@ -116,7 +116,7 @@ async def _delete_the_first(ground: Ground, born: Born) -> None:
             return True
         sites = ground.world.sites
         wanted = plan(
-            run, copy, sites.get(BIRTH), sites, now=utcnow(), by="tests", why="a race", keep=1
+            run, DeletionWish(copy, "tests", "a race", 1), sites.get(BIRTH), sites, utcnow()
         )
         if not isinstance(wanted, DeletionPlan):
             return False

@@ -59,5 +59,5 @@ def purge(*, chosen: CatalogueChoice, site: str, yes: bool, dry_run: bool) -> No
     proved good. If the replicas of a dataset were never compared, that is requested first.
     """
     listening_sites(options().sites(), site)
-    act = FreeDisk(chosen.data, chosen.there.name, site)
+    act = FreeDisk(site, chosen.data, chosen.there.name)
     show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
