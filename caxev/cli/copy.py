@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from attrs import define, field
 from caxev.asking.base import DataChoice
 from caxev.asking.copies import CopyData, CopyPath, PlannedCopy, WithdrawCopies
 from caxev.asking.holding import Keep
-from caxev.cli.command import command
+from caxev.cli.command import command, together
 from caxev.cli.copy_progress import CopyState, Display, copy_state
 from caxev.cli.errors import FAILED, INTERRUPTED
 from caxev.cli.hold import keeps
@@ -58,12 +59,18 @@ CANCELLED = "cancelled"
 @click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
 @keeps
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
-@click.option(
-    "--timeout",
-    type=Finite(0, min_open=True),
-    metavar="SECONDS",
-    help="Stop watching after that time; the request stays.",
+@together(
+    "patience",
+    lambda wait, timeout: (timeout or inf) if wait else 0.0,
+    click.option(
+        "--wait/--no-wait", default=True, show_default=True, help="Watch until it is done."
+    ),
+    click.option(
+        "--timeout",
+        type=Finite(0, min_open=True),
+        metavar="SECONDS",
+        help="Stop watching after that time; the request stays.",
+    ),
 )
 @click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
 @asks
@@ -74,8 +81,7 @@ def copy(
     target: str,
     data: DataChoice,
     keep: Keep,
-    wait: bool,
-    timeout: float | None,
+    patience: float,
     cancel: bool,
     yes: bool,
 ) -> None:
@@ -95,7 +101,6 @@ def copy(
     act = (WithdrawCopies if cancel else CopyData)(
         data, None if source is None else sites.get(source).name, sites.get(target).name, keep
     )
-    patience = (timeout or float("inf")) if wait else 0.0
     runs = runs.of_status(type=data.kind, version=data.version)
     if not runs.names_one:
         if cancel:

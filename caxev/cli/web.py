@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from caxev.cli import timeline
 from caxev.cli.admin import handlers_by_site
-from caxev.cli.command import command
+from caxev.cli.command import command, together
 from caxev.cli.options import GlobalOptions, as_text, options
 from caxev.cli.output import print_line
 from caxev.cli.web_login import LoginChoice, logs_in, public_address
@@ -19,6 +19,13 @@ from caxev.config import ConfigError
 
 if TYPE_CHECKING:
     from caxev.web.acts.pages import ActingOptions
+
+
+def _served(**given: Any) -> Mapping[str, Any]:
+    """Return the address at which the page is served. Raises click's error."""
+    if (given["certificate"] is None) != (given["key"] is None):
+        raise click.UsageError("--certificate and --key go together")
+    return given
 
 
 @command(
@@ -29,26 +36,34 @@ if TYPE_CHECKING:
     output=as_text,
     log=None,
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8765,
-    show_default=True,
-    help="The port; 0: any that is free.",
-)
-@click.option(
-    "--name",
-    "names",
-    multiple=True,
-    metavar="NAME",
-    help="A name under which browsers ask for the page, as behind a proxy; may be repeated.",
-)
-@click.option(
-    "--address",
-    callback=public_address,
-    metavar="URL",
-    help="Where browsers find the page, if a proxy is before it: https://caxev.example.org",
+@together(
+    "served",
+    _served,
+    click.option(
+        "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
+    ),
+    click.option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8765,
+        show_default=True,
+        help="The port; 0: any that is free.",
+    ),
+    click.option(
+        "--name",
+        "names",
+        multiple=True,
+        metavar="NAME",
+        help="A name under which browsers ask for the page, as behind a proxy; may be repeated.",
+    ),
+    click.option(
+        "--address",
+        callback=public_address,
+        metavar="URL",
+        help="How browsers reach the page behind a proxy: https://caxev.example.org",
+    ),
+    click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS."),
+    click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key."),
 )
 @logs_in()
 @click.option(
@@ -56,36 +71,22 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let those of --operator-group act, by the database user of CAXEV_MONGO_OPERATOR_URI.",
 )
-@click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS.")
-@click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key.")
-def web(
-    *,
-    host: str,
-    port: int,
-    names: Sequence[str],
-    address: str | None,
-    login: LoginChoice,
-    operator: bool,
-    certificate: Path | None,
-    key: Path | None,
-) -> None:
+def web(*, served: Mapping[str, Any], login: LoginChoice, operator: bool) -> None:
     """Serve the page: all sites and runs, live, in a browser.
 
     It shows whether anybody has to do something, what moves, what failed and why. It reads the
     database, and writes nothing unless operators act. Without options only this machine reaches it.
 
-    By --auth people log in: a proxy names them (--trust, --user-header), or a provider of OpenID
-    Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE). With --operator those of
-    --operator-group retry, copy, hold, verify, delete and so on, in their own name. By --auth link
-    you alone do so, on this machine, after opening the link that is printed.
+    With --auth proxy a proxy names the people who log in (--trust, --user-header), with --auth oidc
+    a provider of OpenID Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE). With
+    --operator, members of --operator-group retry, copy, hold, verify, delete and so on in their own
+    name. With --auth link only you can, on this machine, by the link that is printed.
 
     It needs `pip install 'caxev[web]'`.
     """
     given = options()
     given.log("info", lasting=True)
-    if (certificate is None) != (key is None):
-        raise click.UsageError("--certificate and --key go together")
-    login.check(operator=operator, host=host)
+    login.check(operator=operator, host=served["host"])
     from caxev import database
 
     try:
@@ -102,14 +103,9 @@ def web(
         history=timeline.rows,
         handlers=handlers_by_site(given.handlers, given.sites()),
         reread=lambda: (given.reread(), handlers_by_site(given.handlers, given.sites())),
-        host=host,
-        port=port,
-        names=names,
-        address=address,
         login=entered,
         acting=_acting(given) if operator else None,
-        certificate=certificate,
-        key=key,
+        **served,
         started=lambda address: print_line(f"the page is at {address}{entrance}"),
     )
     database.run(server.serve, serving)
