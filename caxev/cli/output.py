@@ -156,7 +156,8 @@ def show(table: Table, *, empty: str = "", failed: bool = False) -> None:
     elif sys.stdout.isatty():
         _show_rich(table, wide=options().wide)
     else:  # a pipe has no width: leave out empty columns only
-        _show_plain(table if options().wide else table.fitting(sys.maxsize))
+        shown = table if options().wide else table.fitting(sys.maxsize)
+        _LinePrinter.of(shown.columns, shown.rows).add(shown.rows)
     fail_if(failed)
 
 
@@ -318,14 +319,6 @@ def _json(value: Any) -> Any:
     return time(value) if isinstance(value, datetime) else str(value)
 
 
-def _cells(table: Table) -> list[list[str]]:
-    return [[cell(column.value(row)) for column in table.columns] for row in table.rows]
-
-
-def _show_plain(table: Table) -> None:
-    _LinePrinter.of(table.columns, table.rows).add(table.rows)
-
-
 def _show_rich(table: Table, *, wide: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -345,7 +338,8 @@ def _show_rich(table: Table, *, wide: bool) -> None:
         whole = wide or cells <= _WHOLE
         shown.add_column(column.heading, overflow="fold", min_width=heading, no_wrap=whole)
     # Texts and not strings: rich would take brackets in what others wrote for mark-up.
-    for texts in _cells(fitting):
+    for row in fitting.rows:
+        texts = (cell(column.value(row)) for column in fitting.columns)
         shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
     if wide:  # let lines be longer than the terminal, which then wraps them, rather than fold cells
         widths = [max(column.widths(table.rows)) + _GAP for column in fitting.columns]

@@ -64,11 +64,12 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     that are not done. With --running alone: since when, between which sites, how many bytes and how
     fast. Those that are done, and did something, are in `caxev history`, too.
     """
-    named = None if handler is None else _handler(handler, site)
+    if handler is not None:
+        handler = handler_called(handler, map(options().registry, _site_names(site)))
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
     async def find(database: Database) -> None:
-        rows = _find(database, await _known(database, site), wanted, named, limit)
+        rows = _find(database, await _known(database, site), wanted, handler, limit)
         columns = _RUNNING if wanted == (State.RUNNING,) else _COLUMNS
         await show_rows(columns, rows, empty=f"no reactions {' or '.join(wanted)}")
 
@@ -87,10 +88,6 @@ async def _known(database: Database, site: str | None) -> list[str]:
     """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
     records = () if site is not None else await database.site_records()
     return list(dict.fromkeys([*_site_names(site), *(record.site for record in records)]))
-
-
-def _handler(name: str, site: str | None) -> str:
-    return handler_called(name, [options().registry(one) for one in _site_names(site)])
 
 
 async def _find(

@@ -169,8 +169,8 @@ class Helpers(Leases, Streams):
     async def add_news(self, lease: Lease, news: Sequence[tuple[int, str, Alarm | None]]) -> None:
         """Leave alarms for the leader. Raises `LeaseLost`."""
         rows = [
-            {"n": number, "key": key, "alarm": None if one is None else _alarm_row(one)}
-            for number, key, one in news
+            {"n": n, "key": key, "alarm": one and alarm_row(raised(None, one, utcnow()))}
+            for n, key, one in news
         ]
         push = {"$push": {"news": {"$each": rows, "$slice": -MOST_NEWS}}}
         if not (await self._ledger.update_one(lease.held, push)).matched_count:
@@ -257,10 +257,6 @@ class Helpers(Leases, Streams):
         key = helper_id(helper.site, helper.name)
         over = [{"epoch": VOID}, {"epoch": {"$exists": False}, "$expr": {"$not": [ACTIVE]}}]
         await self._ledger.delete_one({"_id": key, "$or": over})
-
-
-def _alarm_row(alarm: Alarm) -> Document:
-    return alarm_row(raised(None, alarm, utcnow()))
 
 
 def _helper_from(document: Document) -> Helper | None:

@@ -48,11 +48,7 @@ def snapshot_projection(watched: Watched) -> Document:
     copies = (f"data.{name}" for name in watched.copies)
     paths = [*_SNAPSHOT_FIELDS, *copies, *watched.run]
     # MongoDB refuses a path together with one that it lies in.
-    return {path: 1 for path in paths if not any(_within(path, other) for other in paths)}
-
-
-def _within(path: str, other: str) -> bool:
-    return path.startswith(other + ".")
+    return {path: 1 for path in paths if not any(path.startswith(f"{one}.") for one in paths)}
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:

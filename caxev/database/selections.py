@@ -55,17 +55,13 @@ def query_of(selection: Selection, now: datetime) -> Document:
 
 def _names(selection: Selection) -> Iterator[Document]:
     if selection.numbers:
-        yield {"$or": [_numbered(one) for one in selection.numbers]}
+        yield {"$or": [{"number": {"$gte": o.first, "$lte": o.last}} for o in selection.numbers]}
     if selection.names:
         yield {"$or": [_named(one) for one in selection.names]}
     if selection.detectors:
         yield {"detector": {"$in": list(selection.detectors)}}
     if selection.sources:
         yield {"source.type": {"$in": list(selection.sources)}}
-
-
-def _numbered(numbers: NumberRange) -> Document:
-    return {"number": {"$gte": numbers.first, "$lte": numbers.last}}
 
 
 def _named(name: str) -> Document:

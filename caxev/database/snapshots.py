@@ -7,7 +7,7 @@ the new snapshots and the stream's position in one transaction.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final
@@ -221,9 +221,8 @@ class Recording(Sites, Quarantine):
             if await write_all(self._ledger, writes, session) < len(writes):
                 raise lease_lost(lease.site)
             # Otherwise each scan would find the runs again that are gone.
-            gone: list[Any] = [_key(lease.site, run) for run in _gone(ingest)]
-            gone += ingest.over
-            if gone:
+            lost = (run for run, snapshot in ingest.snapshots.items() if snapshot is None)
+            if gone := [*(_key(lease.site, run) for run in lost), *ingest.over]:
                 await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
             for run, priority in ingest.priorities.items():
                 change = {"$set": {"priority": priority}}
@@ -257,10 +256,6 @@ def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
         for one in ingest.reactions
     )
     return [*snapshots, *renewals]
-
-
-def _gone(ingest: Ingest) -> Iterator[RunId]:
-    return (run for run, snapshot in ingest.snapshots.items() if snapshot is None)
 
 
 def _moved(position: Position | None, now: datetime) -> Document:

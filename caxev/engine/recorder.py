@@ -184,9 +184,6 @@ class Recorder:
             if self._deferred:
                 await self.record(Ingest({}, position=self._behind))
 
-    def _with_deferred(self, ingest: Ingest) -> Ingest:
-        return evolve(ingest, snapshots={**self._deferred, **ingest.snapshots})
-
     # -- beside the stream --------------------------------------------------------------------
 
     async def snapshot(self, runs: Mapping[RunId, datetime]) -> None:
@@ -258,7 +255,7 @@ class Recorder:
 
         What led to nothing before goes with it.
         """
-        ingest = self._with_deferred(ingest)
+        ingest = evolve(ingest, snapshots={**self._deferred, **ingest.snapshots})
         await self._note_handlers()
         reacting = (reaction.run for reaction in ingest.reactions)
         runs = list(dict.fromkeys([*ingest.snapshots, *reacting]))

@@ -150,7 +150,7 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
         task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
         return Returned(_run(task, report))
     except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the task
-        return _raised(error)
+        return Raised(_portable(error), "".join(traceback.format_exception(error)))
     finally:
         sys.stdout.flush()
 
@@ -176,10 +176,6 @@ def _run(task: Task, report: Callable[[int, int], None]) -> object:
 
     with steady():
         return function(*task.arguments, report=report)
-
-
-def _raised(error: BaseException) -> Raised:
-    return Raised(_portable(error), "".join(traceback.format_exception(error)))
 
 
 def _portable(error: BaseException) -> Exception:

@@ -42,7 +42,8 @@ def confine_own(path: str, roots: Sequence[str]) -> Confined:
         raise GiveUp(f"{_shown(path)} is not an absolute path")
     real = os.path.realpath(path)
     leads = f" leads to {_shown(real)}, which" if real != os.path.normpath(path) else ""
-    return _held(real, roots, f"{_shown(path)}{leads} is not inside {_listed(roots)}")
+    inside_of = " or ".join(map(_shown, roots)) or "any directory of this site (it has none)"
+    return _held(real, roots, f"{_shown(path)}{leads} is not inside {inside_of}")
 
 
 def confine_entry(path: str, roots: Sequence[str]) -> Confined:
@@ -158,10 +159,6 @@ def _shown(path: object) -> str:
     if not isinstance(path, str):
         return repr(path)
     return repr(path) if path in {"", "n/a"} else printable(path.encode(errors="surrogateescape"))
-
-
-def _listed(roots: Sequence[str]) -> str:
-    return " or ".join(map(_shown, roots)) or "any directory of this site (it has none)"
 
 
 def link_problem(path: bytes, target: bytes) -> str | None:

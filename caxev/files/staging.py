@@ -195,7 +195,8 @@ class StagedCopy:
         if self.is_file:
             return had
         with local(self.partial, "prepare"):
-            shared = {seen.path for seen in had if seen.kind == "file" and self._is_shared(seen)}
+            files = [seen.path for seen in had if seen.kind == "file"]
+            shared = {one for one in files if os.lstat(join(self.partial, one)).st_nlink > 1}
             for path in shared:
                 unlink(join(self.partial, path))
         return [seen for seen in had if seen.path not in shared]
@@ -217,9 +218,6 @@ class StagedCopy:
             remove(self._note)
             if origin is not None:
                 _write_note(self._note, origin)
-
-    def _is_shared(self, seen: Seen) -> bool:
-        return os.lstat(join(self.partial, seen.path)).st_nlink > 1
 
     def _wrong(self) -> dict[bytes, Sequence[Range]]:
         """Return the bad ranges of existing files: by their digests, or all in a repair."""

@@ -85,17 +85,14 @@ class Traffic:
         best = max(self._rates.values(), default=1.0)
 
         def worth(place: int, name: str) -> float:
-            rate = self._rates.get(name, best)
-            return rate / (1 + self._load(name)) / (1 + _ORDER * place)
+            load = self._active[name] + len(self._waiting.get(name, ()))
+            return self._rates.get(name, best) / (1 + load) / (1 + _ORDER * place)
 
         def rank(one: tuple[int, str]) -> tuple[bool, float, int]:
             place, name = one
             return self._avoided(name), -worth(place, name), place
 
         return [name for _, name in sorted(enumerate(names), key=rank)]
-
-    def _load(self, name: str) -> int:
-        return self._active[name] + len(self._waiting.get(name, ()))
 
     @asynccontextmanager
     async def slot(

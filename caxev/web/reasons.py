@@ -59,11 +59,7 @@ def grouped(failed: Iterable[Open]) -> list[Group]:
     for one in failed:
         found.setdefault((one.reaction.handler, normalised(one.reaction.note)), []).append(one)
     groups = [
-        Group(handler, reason, tuple(sorted(members, key=_due, reverse=True)))
+        Group(handler, reason, tuple(sorted(members, key=lambda o: o.reaction.due, reverse=True)))
         for (handler, reason), members in found.items()
     ]
     return sorted(groups, key=lambda group: (-len(group.members), group.handler, group.reason))
-
-
-def _due(one: Open) -> datetime:
-    return one.reaction.due
