@@ -106,6 +106,8 @@ async def test_a_site_with_another_file_raises_a_warning(database: Named, tmp_pa
                 states = {row["site"]: row for row in await site_rows(db, {"lngs": True})}
                 assert (states["lngs"]["standby"], states["chicago"]["standby"]) == (0, 1)
                 assert states["chicago"]["version"] == __version__
+                assert states["chicago"]["configuration"] == rows["b:1"]["configuration"]
+                assert states["chicago"]["handlers"] == rows["b:1"]["handlers"]
         # Who has left is not there any more.
         with trio.fail_after(engine.PATIENCE):
             assert await there("a:1")

@@ -96,6 +96,8 @@ _SITES = columns(
     Column("owner", minor=2),
     Column("epoch", minor=3),
     Column("version", minor=3),
+    Column("configuration", "SITES.JSON", minor=4),
+    Column("handlers", minor=4),
     Column("standby", "STANDING BY", minor=3),
     Column("helpers", minor=3),
     Column("streamed", minor=1),
@@ -185,11 +187,12 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
 
 
 def _process_cells(record: SiteRecord | None, processes: Sequence[Process]) -> dict[str, Any]:
-    """Return the version of a site's listener, and how many other processes stand by."""
+    """Return what a site's listener reports of itself, and how many other processes stand by."""
     owner = record.owner if record is not None and record.active else None
-    versions = [one.version for one in processes if one.owner == owner]
+    listening = next((one for one in processes if one.owner == owner), None)
     return {
-        "version": versions[0] if versions else None,
+        "version": listening and listening.version,
+        "handlers": listening and listening.handlers,
         "standby": sum(one.owner != owner for one in processes),
     }
 
