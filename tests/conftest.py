@@ -34,8 +34,12 @@ from tests.mongod import Cluster
 from tests.slurm import slurm  # noqa: F401  # a fixture
 from tests.sshd import sshd  # noqa: F401  # a fixture
 
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
+# On a loaded machine whatever is generated comes slowly.
+_any_pace = hypothesis.settings(
+    deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("default", _any_pace)
+hypothesis.settings.register_profile("ci", _any_pace, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 # A listener's worker processes give way to all others by a niceness of 10. Beside a whole suite on

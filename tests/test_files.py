@@ -297,7 +297,7 @@ CONTENT = random.Random(4).randbytes(3 * PART + 1234)
 lengths = st.integers(0, len(CONTENT)) | st.builds(
     lambda part, more: part * PART + more, st.integers(1, 2), st.integers(-1, 1)
 )
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 def parts_of(content: bytes) -> list[bytes]:
