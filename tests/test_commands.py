@@ -486,6 +486,25 @@ def test_verify_tells_good_from_bad(ground: Ground) -> None:
 
 
 @pytest.mark.replicaset
+def test_verify_of_several_copies(ground: Ground) -> None:
+    """Each is compared with its own manifest, in the order of the runs; some are not here."""
+    for number in range(1, 7):
+        old = write_run(ground.raw / f"run{number}", files=number)
+        here = {"location": str(old), "manifest": ground.store_manifest(old)}
+        ground.insert({"host": "chicago", "location": "/c"}, here, number=number, name=old.name)
+    shutil.rmtree(ground.raw / "run2")
+    (ground.raw / "run5" / "XENON1T-1-4.zip").unlink()
+    found = rows(ground.caxev("verify", "--run", "1-6", "--json"), 1)
+    results = ("good", "gone", "good", "good", "bad", "good")
+    assert [(row["run"]["number"], row["host"], row["found"]) for row in found] == [
+        row
+        for number, result in enumerate(results, 1)
+        for row in ((number, "chicago", "not checked"), (number, "lngs", result))
+    ]
+    assert found[9]["why"] == "1 files: XENON1T-1-4.zip is missing"
+
+
+@pytest.mark.replicaset
 def test_verify_by_caxs_checksum(ground: Ground) -> None:
     """A copy that only has the checksum of cax is compared by that, where it is read."""
     old = write_run(ground.raw / NAME)

@@ -72,6 +72,7 @@ from caxev.database import (
     Request,
     Scanning,
     Stream,
+    manifests,
     open_database,
     reactions,
     run_queries,
@@ -1231,6 +1232,25 @@ async def test_a_manifest_of_large_files_comes_back(database: Named) -> None:
     async with engine.opened(database) as db:
         await db.store_manifest(digest, rows)
         assert await db.load_manifest(digest) == rows
+
+
+async def test_several_manifests_are_read_at_once(
+    database: Named, server: MongoDatabase[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one by one; those that would make them too large are left out."""
+    sets = [rows_of(number) for number in (1, 2, 3, 30_000)]
+    digests = [Manifest.from_rows(rows).digest for rows in sets]
+    async with engine.opened(database) as db:
+        for digest, rows in zip(digests, sets, strict=True):
+            await db.store_manifest(digest, rows)
+        server["caxev_manifests"].update_one({"m": digests[0]}, {"$set": {"items.0.size": 9}})
+        wanted = [*digests, "b3:01", digests[1]]
+        found = await db.load_manifests(wanted)
+        assert found == {one: await db.load_manifest(one) for one in wanted}
+        assert [found[one] is None for one in digests] == [True, False, False, False]
+        monkeypatch.setattr(manifests, "TOGETHER", 100_000)
+        few = await db.load_manifests(digests)
+        assert few == {one: found[one] for one in digests if one < digests[3]}
 
 
 async def test_half_a_manifest_is_none(

@@ -117,6 +117,13 @@ class RunChoice:
         raise NoSuchRun(f"no {words} in {where}{await self.hint()}")
 
     async def each(self, database: Database) -> AsyncGenerator[Run, None]:
+        """Read the runs one by one, as `pages` does."""
+        async with aclosing(self.pages(database)) as found:
+            async for page in found:
+                for run in page:
+                    yield run
+
+    async def pages(self, database: Database) -> AsyncGenerator[list[Run], None]:
         """Read the runs page by page, with only the fields that matching needs.
 
         Raises `NoSuchRun` if there is no such run at all, whatever its copies, or if none is found
@@ -128,9 +135,8 @@ class RunChoice:
         some = False
         async with aclosing(database.pages(self.selection, utcnow())) as found:
             async for page in found:
-                for run in page:
-                    some = True
-                    yield run
+                some = some or bool(page)
+                yield page
         if not some and (hint := await self.hint()):
             raise NoSuchRun(f"no {self.words}{hint}")
 

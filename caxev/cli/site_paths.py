@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 from caxev.cli.options import options
@@ -59,8 +60,13 @@ def stands_here(site: Site) -> bool:
 def is_here(site: Site) -> bool:
     """Return whether this machine is that site's, by sites.json and the disk."""
     # The directories alone do not decide: two sites may use the same path on different machines.
-    names = {None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()}
-    return stands_here(site) and (site.hostname in names or site.method == "local")
+    return stands_here(site) and (site.hostname in _our_names() or site.method == "local")
+
+
+@cache
+def _our_names() -> frozenset[str | None]:
+    # Once: the resolver may need long, and commands ask for each of very many copies.
+    return frozenset((None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()))
 
 
 def key_of(site: Site, path: str) -> CopyKey:

@@ -9,15 +9,18 @@ this site's own listener as well: only its result counts.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing, nullcontext
-from typing import TYPE_CHECKING, Any, Final
+from itertools import takewhile
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 import trio
 from attrs import define, field
 
-from caxev.asking.base import ActContext, ActPlan
+from caxev.asking.base import ActContext, ActPlan, pages
 from caxev.asking.readings import ReadCopies, reading
 from caxev.asking.requests import keep, writing
 from caxev.cli.command import command
@@ -38,7 +41,16 @@ if TYPE_CHECKING:
     from caxev.asking.asker import Asker
     from caxev.database import BulkRequest, Database, RequestPart
 
+Verdict: TypeAlias = tuple[str, str | None]
+"""What was found of a copy, and why."""
+_Manifests: TypeAlias = Mapping[str | None, Manifest | None]
+"""Manifests by their digests; None: it is not there."""
+
 BAD: Final = frozenset({"bad", "gone"})
+_TOGETHER: Final = 100
+"""Runs whose manifests are read at once."""
+_SLICE: Final = 0.2
+"""Seconds for which a thread compares: each call of one takes long beside a small copy."""
 _NAMED: Final = 3
 """How many differences a row names."""
 
@@ -131,34 +143,69 @@ class Verification:
         self, database: Database, choice: RunChoice
     ) -> AsyncGenerator[Mapping[str, Any], None]:
         now = utcnow()
-        async with aclosing(choice.each(database)) as runs:
-            async for run in runs:
-                for copy in run.copies:
-                    if not choice.selection.means_copy(copy, now):
-                        continue
-                    found, why = await self._verdict(database, run, copy)
-                    self.any_bad = self.any_bad or found in BAD
-                    yield _row(run, copy, found, why)
+        async with aclosing(choice.pages(database)) as found:
+            async for page in found:
+                for runs in pages(page, _TOGETHER):
+                    copies = [
+                        (run, copy)
+                        for run in runs
+                        for copy in run.copies
+                        if choice.selection.means_copy(copy, now)
+                    ]
+                    async with aclosing(self._rows_of(database, copies)) as rows:
+                        async for row in rows:
+                            yield row
 
-    async def _verdict(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
+    async def _rows_of(
+        self, database: Database, copies: Sequence[tuple[Run, Copy]]
+    ) -> AsyncGenerator[Mapping[str, Any], None]:
+        waiting = deque(copy for _, copy in copies if self._is_here(copy))
+        manifests = await self._manifests(database, waiting)
+        verdicts: deque[Verdict] = deque()
+        for run, copy in copies:
+            if waiting and waiting[0] is copy:
+                if not verdicts:
+                    verdicts += await self._compared(database, waiting, manifests)
+                waiting.popleft()
+                found, why = verdicts.popleft()
+                # Only the listener changes the status, under its lease, and by its own reading.
+                if self.deep and found in BAD:
+                    await self._ask(database, run, copy)
+            else:
+                found, why = await self._elsewhere(database, run, copy)
+            self.any_bad = self.any_bad or found in BAD
+            yield _row(run, copy, found, why)
+
+    def _is_here(self, copy: Copy) -> bool:
+        site = self.sites.find(copy.host)
+        return site is not None and copy.location is not None and is_here(site)
+
+    async def _manifests(self, database: Database, copies: Iterable[Copy]) -> _Manifests:
+        """Read the manifests of copies; if they are large, only some."""
+        found = await database.load_manifests(one.manifest for one in copies if one.manifest)
+        return {None: None, **{digest: _manifest(rows) for digest, rows in found.items()}}
+
+    async def _compared(
+        self, database: Database, copies: Sequence[Copy], manifests: _Manifests
+    ) -> list[Verdict]:
+        """Compare copies on this machine with their manifests: the first, and more in its wake."""
+        if (digest := copies[0].manifest) is not None and digest not in manifests:
+            manifests = {**manifests, digest: _manifest(await database.load_manifest(digest))}
+        known = takewhile(lambda one: one.manifest in manifests, copies)
+        each = [(one, self.sites.get(one.host), manifests[one.manifest]) for one in known]
+        return await trio.to_thread.run_sync(compare_some, each, self.deep)
+
+    async def _elsewhere(self, database: Database, run: Run, copy: Copy) -> Verdict:
         site = self.sites.find(copy.host)
         if site is None:
             return "not checked", "it is not a site of sites.json"
         if copy.location is None:
             return "not checked", "it has no location"
-        if is_here(site):
-            rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
-            known = None if rows is None else Manifest.from_rows(rows)
-            found, why = await trio.to_thread.run_sync(compare, copy, site, known, self.deep)
-            # Only the listener changes the status, under its lease, and by its own reading.
-            if self.deep and found in BAD:
-                await self._ask(database, run, copy)
-            return found, why
         if not self.deep:
             return "not checked", f"{copy.host} is not this machine: use --deep to ask it"
         return await self._ask(database, run, copy)
 
-    async def _ask(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
+    async def _ask(self, database: Database, run: Run, copy: Copy) -> Verdict:
         """Request that the copy's site, or the one responsible for it, reads it again."""
         step = reading(run, copy, self._context)
         assert step.update is not None
@@ -177,6 +224,10 @@ class Verification:
         return RequestPart(request.id, request.writer, [run.id])
 
 
+def _manifest(rows: Sequence[Mapping[str, Any]] | None) -> Manifest | None:
+    return None if rows is None else Manifest.from_rows(rows)
+
+
 def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:
     return {
         **copy_cells(run, copy.key),
@@ -186,7 +237,26 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
     }
 
 
-def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[str, str | None]:
+def compare_some(copies: Iterable[tuple[Copy, Site, Manifest | None]], deep: bool) -> list[Verdict]:
+    """Compare copies one after the other, as `compare` does, for `_SLICE` seconds: at least one.
+
+    Raises `RootAway` if that is so of the first.
+    """
+    found: list[Verdict] = []
+    end = monotonic() + _SLICE
+    for copy, site, known in copies:
+        try:
+            found.append(compare(copy, site, known, deep))
+        except RootAway:
+            if found:
+                break
+            raise
+        if monotonic() >= end:
+            break
+    return found
+
+
+def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> Verdict:
     """Compare a copy on this machine with its manifest; return the result and the reason.
 
     Raises `RootAway`.
@@ -215,7 +285,7 @@ def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple
     return ("good", None) if same else ("bad", "its checksum differs")
 
 
-def _compared(known: Manifest | None, found: Manifest) -> tuple[str, str | None]:
+def _compared(known: Manifest | None, found: Manifest) -> Verdict:
     if known is None:
         return "there", "the database has no manifest to compare it with"
     differ = known.differences(found)

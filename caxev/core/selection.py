@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import inf
 from shlex import quote
 from typing import Any, Final, NamedTuple, Self
@@ -183,7 +183,7 @@ class Selection:
         kind = self.copy.type or RAW
         return CopyPattern(type=kind, version=self.copy.version, status=TRANSFERRED)
 
-    @property
+    @cached_property
     def wanted(self) -> CopyPattern:
         """`copy`, which must be good if it must be unverified."""
         status = self.copy.status

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from asyncio import to_thread
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
 
+from bson import decode_all
 from loguru import logger
 
 from caxev.database.client import Document
@@ -16,6 +17,8 @@ from caxev.failpoints import point
 
 MANIFEST: Final = 512 << 20
 """Bytes of a manifest: one of a million files has half as many."""
+TOGETHER: Final = 4 << 20
+"""Bytes of several manifests that are read at once; as objects they take ten times that."""
 _PART: Final = 8 << 20
 """Bytes of a manifest's items in one document, about; the largest item is about as large."""
 
@@ -40,19 +43,50 @@ class Manifests(Quarantine):
     @operation
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None if they are not there completely."""
-        found = await limited_rows(self._manifests, {"m": digest}, MANIFEST, sort=[("part", 1)])
+        found = await limited_rows(self._manifests, {"m": digest}, MANIFEST)
         # A damaged manifest counts as missing: it is made anew.
         if found is None:
             logger.warning(
                 "the manifest {} has more than {:,} bytes: it is not read", digest, MANIFEST
             )
             return None
+        # In a thread: the digests of a large run's files would hold up all other calls.
+        return await to_thread(self._items, digest, found)
+
+    @operation
+    async def load_manifests(self, digests: Iterable[str]) -> dict[str, list[Document] | None]:
+        """Return the items of several manifests, each as `load_manifest` does.
+
+        Those that would make them more than `TOGETHER` bytes, about, are left out.
+        """
+        wanted = sorted({*digests})
+        parts, behind = await self._parts(wanted)
+        read = [one for one in wanted if behind is None or one < behind]
+        return await to_thread(lambda: {one: self._items(one, parts.get(one, [])) for one in read})
+
+    async def _parts(self, digests: Sequence[str]) -> tuple[dict[str, list[Document]], str | None]:
+        """Read the parts of manifests; also return the first that was not read whole, if any."""
+        parts: dict[str, list[Document]] = {}
+        size = 0
+        query, options = {"m": {"$in": digests}}, self._manifests.codec_options
+        async for one in self._manifests.find_raw_batches(query, sort=[("m", 1)], batch_size=100):
+            batch = cast("bytes", one)  # whatever its type says
+            for part in decode_all(batch, options):
+                if isinstance(part["m"], str):  # a list that holds the digest is found, too
+                    parts.setdefault(part["m"], []).append(part)
+            size += len(batch)
+            if size > TOGETHER:
+                return parts, max(parts)
+        return parts, None
+
+    def _items(self, digest: str, found: Sequence[Document]) -> list[Document] | None:
+        """Return the items in the parts of a manifest; None if these are not all, or damaged."""
         parts = [part for part, _ in self._read(self._manifests, found, part_from)]
         if len(parts) < len(found) or not any(part["_id"].get("last") for part in parts):
             return None
+        parts.sort(key=lambda part: int(part["part"]))
         try:
-            # In a thread: the digests of a large run's files would hold up all other calls.
-            return await to_thread(carefully, lambda _: items_from(digest, parts), None)
+            return carefully(lambda _: items_from(digest, parts), None)
         except Malformed as error:
             for part in parts:
                 self._skip(self._manifests, part, str(error), _never)
