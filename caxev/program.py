@@ -49,6 +49,21 @@ class ProgramEnd:
         return lines[-1] if lines else f"it ended with status {self.status}"
 
 
+@frozen
+class Limits:
+    """The most that a program may take: seconds, and bytes of a file that it writes.
+
+    A program that takes longer is killed, and its status is ETIMEDOUT. A file that is written at
+    once may become a little larger.
+    """
+
+    seconds: float = inf
+    file_size: int | None = None
+
+
+UNLIMITED: Final = Limits()
+
+
 def run(
     command: Sequence[str | bytes],
     *,
@@ -56,24 +71,21 @@ def run(
     output: Output = lambda _chunk: None,
     environment: Mapping[str, str] | None = None,
     directory: str | None = None,
-    limit: float | None = None,
+    limits: Limits = UNLIMITED,
     watch: Callable[[int], object] | None = None,
-    largest: int | None = None,
 ) -> ProgramEnd:
     """Run a program to its end, and pass each chunk of its standard output to `output`.
 
-    `environment` is added to ours. A program that takes longer than `limit` seconds is killed, and
-    its status is ETIMEDOUT. With `watch`, standard error is part of the output, and `watch` is
-    called with the process id, at least once a second. It can write no file of more than `largest`
-    bytes, or little more if it writes at once: what a far end sends need not end. Raises `Denied`,
-    naming the Debian `package`, if the program is not installed, `Retry` if it cannot be started,
-    and what `output` and `watch` raise. However this returns, the program has ended.
+    `environment` is added to ours. With `watch`, standard error is part of the output, and `watch`
+    is called with the process id, at least once a second. Raises `Denied`, naming the Debian
+    `package`, if the program is not installed, `Retry` if it cannot be started, and what `output`
+    and `watch` raise. However this returns, the program has ended.
     """
     process = _started(command, package, environment, directory, apart=watch is None)
-    if largest is not None:
+    if limits.file_size is not None:
         with suppress(ProcessLookupError):  # it has ended
-            limit_files_of(process.pid, largest)
-    until = inf if limit is None else time.monotonic() + limit
+            limit_files_of(process.pid, limits.file_size)
+    until = time.monotonic() + limits.seconds
     with process:
         # Read standard error beside standard output: a program that fills the one pipe while we
         # wait for the other would never end.
@@ -81,9 +93,9 @@ def run(
         try:
             for chunk in _chunks(process, until, watch):
                 output(chunk)
-            process.wait(None if limit is None else max(0.0, until - time.monotonic()))
+            process.wait(None if until == inf else max(0.0, until - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
-            return ProgramEnd(errno.ETIMEDOUT, f"no answer within {limit} s")
+            return ProgramEnd(errno.ETIMEDOUT, f"no answer within {limits.seconds} s")
         finally:
             process.kill()  # does nothing once it has ended; `Popen.__exit__` only waits
         said = complaints.text() if complaints else ""
@@ -145,7 +157,7 @@ def call(command: Sequence[str], *, package: str) -> str:
     that took too long may still have done its work.
     """
     answer = Answer(command[0], Retry)
-    ended = run(command, package=package, output=answer, limit=_PATIENCE)
+    ended = run(command, package=package, output=answer, limits=Limits(_PATIENCE))
     if ended.status:
         raise Retry(f"{command[0]} failed: {' '.join(ended.said.split()) or ended.last}")
     return answer.text("replace")

@@ -238,7 +238,7 @@ def test_no_file_grows_over_what_was_announced(
     assert file.stat().st_size == 5000
     # The limit is set once it has started: what it writes before that is over the limit.
     command = ["sh", "-c", f"sleep 1; exec cat /dev/zero > {file}"]
-    ended = program.run(command, package="x", largest=2000)
+    ended = program.run(command, package="x", limits=program.Limits(file_size=2000))
     assert ended.status == -signal.SIGXFSZ
     assert file.stat().st_size <= 2000
 

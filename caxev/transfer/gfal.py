@@ -46,7 +46,7 @@ from caxev.files import (
     place_file,
     printable,
 )
-from caxev.program import Answer, Lines
+from caxev.program import Answer, Limits, Lines
 from caxev.threads import side_by_side
 from caxev.transfer import ssh
 from caxev.transfer.base import Route
@@ -216,7 +216,8 @@ class _GridCopy:
                 at(int(words[-2]))
 
         shown = Lines(line, terminal=True)
-        self.far.run("gfal-copy", *options, source, target, output=shown, largest=seen.size)
+        limits = Limits(file_size=seen.size)
+        self.far.run("gfal-copy", *options, source, target, output=shown, limits=limits)
         at(seen.size)  # small files end before gfal-copy prints a line
 
     def _compare(self, seen: Seen, here: Confined) -> None:

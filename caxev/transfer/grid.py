@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from attrs import evolve, field, frozen
 
@@ -18,7 +18,7 @@ from caxev import failpoints
 from caxev.config import Site
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import FarPath, Seen, check_names, check_rows, gone, inside, join, printable, shown
-from caxev.program import PLAIN, Answer, Output, ProgramEnd, run
+from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Output, ProgramEnd, run
 from caxev.threads import side_by_side
 
 _PACKAGES: Final = "gfal2-util-scripts, gfal2-plugin-xrootd"
@@ -98,26 +98,19 @@ class GridStorage:
         return FarPath(plain)
 
     def ended(
-        self,
-        *command: str,
-        output: Output = lambda _chunk: None,
-        limit: float | None = None,
-        largest: int | None = None,
+        self, *command: str, output: Output = lambda _: None, limits: Limits = UNLIMITED
     ) -> ProgramEnd:
-        """Run one of gfal2's programs and return its status; limits as in `caxev.program.run`."""
-        limits: dict[str, Any] = {"limit": limit, "largest": largest}
+        """Run one of gfal2's programs and return its status."""
         environment = {**PLAIN, **self.environment}
-        return run(command, package=_PACKAGES, output=output, environment=environment, **limits)
+        return run(
+            command, package=_PACKAGES, output=output, environment=environment, limits=limits
+        )
 
     def run(
-        self,
-        *command: str,
-        output: Output = lambda _chunk: None,
-        limit: float | None = None,
-        largest: int | None = None,
+        self, *command: str, output: Output = lambda _: None, limits: Limits = UNLIMITED
     ) -> None:
         """Run one of gfal2's programs, and raise an error if it fails."""
-        ended = self.ended(*command, output=output, limit=limit, largest=largest)
+        ended = self.ended(*command, output=output, limits=limits)
         if ended.status:
             raise _error(ended, command)
 
@@ -187,7 +180,7 @@ class GridStorage:
             try:
                 command = ("gfal-sum", self.url(path), "ADLER32")
                 answer = Answer("gfal-sum")
-                self.run(*command, output=answer, limit=_ANSWER)
+                self.run(*command, output=answer, limits=Limits(_ANSWER))
                 break
             except _Unready:
                 if time.monotonic() > until:

@@ -38,7 +38,7 @@ from caxev.files import (
     parent,
     printable,
 )
-from caxev.program import PLAIN, Answer, Lines, ProgramEnd, run
+from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Lines, ProgramEnd, run
 from caxev.transfer import ssh
 from caxev.transfer.base import Route, check_content
 
@@ -112,8 +112,9 @@ class Rsync:
             meter.left(todo)
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(path) + slash)
-            largest = max((seen.size for seen in source), default=0)
-            _Run(route, endpoint, shell, meter, largest).move(far, inner.partial + slash)
+            # What a far end sends need not end.
+            limits = Limits(file_size=max((seen.size for seen in source), default=0))
+            _Run(route, endpoint, shell, meter, limits).move(far, inner.partial + slash)
             inner.finish(todo)
             if _listed(endpoint, route) != (path, source):
                 raise changed(where)
@@ -214,13 +215,13 @@ def _plain(path: bytes) -> bytes:
 
 @frozen
 class _Run:
-    """One call of rsync, which writes no file here of more than `largest` bytes."""
+    """One call of rsync."""
 
     route: Route
     endpoint: ssh.Endpoint
     shell: Sequence[str]
     meter: Meter
-    largest: int | None = None
+    limits: Limits = UNLIMITED
 
     def move(self, source: bytes, target: bytes, *more: str) -> None:
         """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
@@ -246,7 +247,7 @@ class _Run:
             command,
             package="rsync",
             output=Lines(line, terminal=True),
-            largest=self.largest,
+            limits=self.limits,
             # The operator's own settings for rsync would change how our arguments are read.
             environment={
                 **PLAIN,
