@@ -86,7 +86,6 @@ class ReadPlan:
     # Only here: the SHA-512 of a copy at another host cannot be computed over the link.
     copy(TRANSFERRED, host=HERE),
     lane="checksum",
-    timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
     decide=lambda job: skip_of(_checksum_plan(job)),
@@ -117,7 +116,6 @@ def _checksum_plan(job: Job) -> ReadPlan | Skip:
     copy_field("check_asked", "checksumproblem", host=(HERE, PASSIVE)),
     copy(TRANSFERRED, host=(HERE, PASSIVE)),  # requested while it was moved, or about to go
     lane="checksum",
-    timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
     decide=lambda job: skip_of(_answer_plan(job)),
@@ -143,7 +141,6 @@ def _answer_plan(job: Job) -> Copy | Skip:
 @on(
     copy((TRANSFERRED, GONE), host=(HERE, PASSIVE)),  # the last ends a waiting
     lane="patrol",
-    timeout=None,
     stall=STALLED,
     decide=lambda job: plan_patrol(job.run, job.copy, job.site, job.sites, job.now()),
 )

@@ -63,7 +63,6 @@ JUDGED = 600.0
     copy(TRANSFERRED),  # the first good copy may come after the bad one
     copy_field(STATUSES, host=(HERE, PASSIVE), gone=True),  # another entry of it was taken out
     lane="transfer",
-    timeout=None,
     stall=STALLED,
     aliases=("RetryBadChecksumTransfer",),
     decide=lambda job: skip_of(*(_repair_plan(job, host) for host in _places(job))),

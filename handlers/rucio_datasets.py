@@ -243,7 +243,6 @@ def look_again(found: DatasetState, there: Site, now: datetime) -> float | None:
     copy_field("check_asked", host=PASSIVE),
     copy(TRANSFERRED, host=PASSIVE),  # requested while it was about to go
     lane="rucio",
-    timeout=None,
     stall=STALLED,
     aliases=("CopyPush", "RucioRule"),  # a site that uploads, or keeps rules, must also answer
     decide=lambda job: skip_of(plan_check(job.copy, job.site, job.sites)),

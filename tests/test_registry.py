@@ -40,6 +40,14 @@ def handler(*triggers: Trigger, name: str = "react", aliases: tuple[str, ...] = 
     return Handler(react, triggers, name, aliases=aliases)
 
 
+def test_who_reports_progress_has_no_timeout() -> None:
+    """Unless it asks for one: a transfer may take a night."""
+    copied = copy("transferred")
+    assert Handler(react, (copied,)).timeout == 3600
+    assert Handler(react, (copied,), stall=60).timeout is None
+    assert Handler(react, (copied,), stall=60, timeout=600).timeout == 600
+
+
 def fires(trigger: Trigger, aspect: Aspect, value: str | None) -> bool:
     return bool(Registry([handler(trigger)], here()).wanting(Event("run", aspect, None, value)))
 

@@ -280,13 +280,18 @@ def _host_is(host: str, wanted: str, here: Here) -> bool:
     return host == wanted
 
 
+TIMEOUT: Final = 3600.0
+"""Seconds that an attempt may take by default, if nothing watches its progress."""
+
+
 @frozen
 class Handler:
     """One registered reaction: a function, what triggers it, and how it is run.
 
     `name` is by default the function's. `lane` names the group of workers it shares; sites.json
-    sizes it. `timeout` bounds one attempt and `stall` the time without `job.progress()`, both in
-    seconds, None: unbounded. `attempts` is how often it is tried before it is parked as failed.
+    sizes it. `stall` bounds the time without `job.progress()` and `timeout` one attempt, both in
+    seconds, None: unbounded; with `stall`, `timeout` is None by default. `attempts` is how often it
+    is tried before it is parked as failed.
     `aliases` are other names by which ``task_list`` may enable it. An `exclusive` one deletes or
     replaces the copy: nothing else runs on that copy meanwhile. `needs` are keys of sites.json:
     only sites that give one of them enable it. `decide` is its decision, if it has one: a pure
@@ -298,8 +303,10 @@ class Handler:
     triggers: tuple[Trigger, ...]
     name: str = attrs.Factory(lambda self: self.function.__name__, takes_self=True)
     lane: str = "default"
-    timeout: float | None = 3600.0
     stall: float | None = None
+    timeout: float | None = attrs.Factory(
+        lambda self: TIMEOUT if self.stall is None else None, True
+    )
     attempts: int = 24
     aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=())
     exclusive: bool = False
