@@ -57,14 +57,9 @@ def running_cells(reaction: Reaction, run: Run | None) -> dict[str, Any]:
 
 def progress_cells(progress: ReportedProgress | None) -> dict[str, Any]:
     """Return the cells of a row with its progress, for people and for programs."""
-    left = None if progress is None else progress.left
-    return {
-        "progress": None if progress is None else str(progress),
-        "bytes_done": None if progress is None else progress.done,
-        "bytes_total": None if progress is None else progress.total,
-        "bytes_per_s": None if progress is None else progress.rate,
-        "eta_s": None if left is None else round(left),
-    }
+    if progress is None:
+        return dict.fromkeys(("progress", *ReportedProgress(0).values))
+    return {"progress": str(progress), **progress.values}
 
 
 def _output(parts: Sequence[bytes] | None, number: int | None) -> dict[str, str]:

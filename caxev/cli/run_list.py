@@ -18,7 +18,7 @@ from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HOST
 from caxev.core.clock import utcnow
 from caxev.core.errors import NoSuchRun
-from caxev.core.model import TRANSFERRED, Copy, Run
+from caxev.core.model import TRANSFERRED, Run
 from caxev.core.selection import CopyPattern, source_of
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ async def _table(database: Database, choice: RunChoice, limit: int | None) -> No
         await show_rows(_COLUMNS, (_row(run) async for run in found), empty="no such run")
 
 
+_OF_COPY: Final = ("type", "version", "host", "status", "location")
 _RAW: Final = CopyPattern(type="raw", status=TRANSFERRED)
 
 
@@ -109,17 +110,7 @@ def _row(run: Run) -> dict[str, Any]:
         "bytes": run.raw_size,
         "good": [one.host for one in run.copies if _RAW.means(one)],
         "tags": [*run.tags],
-        "copies": [_copy(one) for one in run.copies],
-    }
-
-
-def _copy(copy: Copy) -> dict[str, Any]:
-    return {
-        "type": copy.type,
-        "version": copy.version,
-        "host": copy.host,
-        "status": copy.status,
-        "location": copy.location,
+        "copies": [{name: getattr(one, name) for name in _OF_COPY} for one in run.copies],
     }
 
 

@@ -23,7 +23,7 @@ from caxev.cli.values import SITE
 from caxev.core.alarms import AlarmState
 from caxev.core.amounts import ReportedProgress
 from caxev.core.clock import utcnow
-from caxev.core.model import Copy, Run
+from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.core.processes import Process
 
 if TYPE_CHECKING:
@@ -245,21 +245,11 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
-    # If the entry has no size: the run's own is that of its complete raw data.
-    size = copy.size
-    if size is None and copy.type == "raw" and copy.status == "transferred":
-        size = run.raw_size
-    return {
-        "type": copy.type,
-        "version": copy.version,
-        "host": copy.host,
-        "status": copy.status,
-        "since": copy.since or copy.creation_time,
-        "bytes": size,
-        "checksum": copy.checksum,
-        "manifest": copy.manifest,
-        "location": copy.location,
-    }
+    # An entry without a size: that of the run is the size of its complete raw data.
+    size = run.size_of(copy) if copy.status == TRANSFERRED else copy.size
+    names = ("type", "version", "host", "status", "checksum", "manifest", "location")
+    fields = {name: getattr(copy, name) for name in names}
+    return {**fields, "since": copy.since or copy.creation_time, "bytes": size}
 
 
 async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list[dict[str, Any]]:

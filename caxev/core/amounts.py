@@ -68,6 +68,16 @@ class ReportedProgress:
             return None
         return max(self.total - self.done, 0) / self.rate
 
+    @property
+    def values(self) -> dict[str, float | None]:
+        """The progress in numbers, for programs."""
+        return {
+            "bytes_done": self.done,
+            "bytes_total": self.total,
+            "bytes_per_s": self.rate,
+            "eta_s": self.left and round(self.left),
+        }
+
     def __str__(self) -> str:
         whole = "" if self.total is None else f" of {size(self.total)}"
         rate = "" if self.rate is None else f", {size(self.rate)}/s"

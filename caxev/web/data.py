@@ -38,7 +38,7 @@ def now_value(scene: Scene) -> Value:
                 "from": one.source,
                 "at": one.place,
                 "since": one.since,
-                "progress": _progress(one.progress),
+                "progress": one.progress and one.progress.values,
             }
             for one in work(state)
         ],
@@ -83,7 +83,7 @@ def reaction_value(scene: Scene, one: Open) -> Value:
         "due": reaction.due,
         "attempts": reaction.attempts,
         "note": reaction.note,
-        "progress": _progress(one.progress),
+        "progress": one.progress and one.progress.values,
     }
 
 
@@ -191,14 +191,3 @@ def after(
 
 def _pair(found: tuple[datetime, str] | None) -> Value | None:
     return None if found is None else {"since": found[0], "why": found[1]}
-
-
-def _progress(progress: Any) -> Value | None:
-    if progress is None:
-        return None
-    return {
-        "bytes_done": progress.done,
-        "bytes_total": progress.total,
-        "bytes_per_s": progress.rate,
-        "eta_s": progress.left,
-    }
