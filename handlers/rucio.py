@@ -68,12 +68,12 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.readings import suspecting
 from caxev.copies.retention import to_be_purged, unwanted, was_deleted
+from caxev.core.selection import source_of
 from caxev.rucio import client
 from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, stored_as
 from caxev.rucio.names import CopyNames, Did, names_of, taken_at
 from caxev.rucio.orders import Download, Upload
-from caxev.rucio.rules import source_of
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is stopped and retried."""
@@ -215,7 +215,7 @@ def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
     metadata = {
         "phys_group": user if isinstance(user, str) else None,
         "provenance": there.rucio.detectors.get(run.detector, run.detector) or None,
-        "datatype": source_of(run) or None,
+        "datatype": source_of(run),
         "campaign": plan.names.campaign,
         "run_number": run.number,
         "prod_step": plan.key.type,

@@ -102,6 +102,7 @@ class CopyPattern:
 
 
 _PATTERN: Final = re.compile(
+    # A shell variable that is not set gives the empty text: that must not mean every good copy.
     r"(?!$)(?P<type>[^:@=]*)(?::(?P<version>[^@=]+))?(?:@(?P<host>[^=]+))?(?:=(?P<status>.+))?"
 )
 
@@ -238,6 +239,7 @@ def source_of(run: Run) -> str | None:
 
 def good_hosts(run: Run, pattern: CopyPattern) -> frozenset[str]:
     """Return the hosts that have a copy like this."""
+    # Hosts, not entries: old programs left several entries of one copy.
     return frozenset(copy.host for copy in run.copies if pattern.means(copy))
 
 
@@ -287,6 +289,8 @@ def _read_range(text: str) -> NumberRange:
     return NumberRange(first, last)
 
 
+# ASCII: else `\d` takes the digits of any script. 19 of them are enough for `MOST`; Python refuses to
+# read thousands.
 _RANGE: Final = re.compile(r"(?P<first>\d{1,19})(?P<to>-(?P<last>\d{1,19})?)?", re.ASCII)
 
 

@@ -29,7 +29,7 @@ from caxev.database.processes import processes_from
 from caxev.database.requests import SHOWN, Requests, WaitingRequest
 from caxev.database.rows import alarm_state_from, reaction_from
 from caxev.database.selections import query_of
-from caxev.database.sites import ACTIVE, SHOWN_OF_SITES, SITE, Position, SiteRecord
+from caxev.database.sites import SITE, Position, SiteRecord
 from caxev.database.stream import ALL, ENDS, ChangeCursor, is_usable, pipeline
 
 _OF_COPIES: Final = (
@@ -106,6 +106,7 @@ class FeedStream(ChangeCursor):
 
     def _changed(self, changes: Sequence[Document], position: Position) -> Changed:
         runs, ledger, _ = self._names
+        # Dicts as ordered sets: of many changes of a document only its present state is read.
         found: dict[str, dict[Any, None]] = {name: {} for name in self._names}
         for change in changes:
             if change["operationType"] in ENDS:
@@ -173,7 +174,7 @@ class Feeds(Requests):
         processes = await self._processes_of(owners)
         return News(
             {run: runs.get(run) for run in changed.runs},
-            sites=tuple(await self._site_records_of(sites)),
+            sites=tuple(await self._site_records({"_id": {"$in": sites}}) if sites else ()),
             reactions=reactions,
             gone=frozenset(texts) - shown,
             alarms=tuple(states),
@@ -198,13 +199,6 @@ class Feeds(Requests):
         read = self._read(self._ledger, rows, reaction_from)
         return tuple((reaction, document) for document, reaction in read)
 
-    async def _site_records_of(self, names: Sequence[str]) -> list[SiteRecord]:
-        if not names:
-            return []
-        query = {"kind": SITE, "_id": {"$in": list(names)}}
-        cursor = self._ledger.find(query, {**SHOWN_OF_SITES, "active": ACTIVE})
-        return [SiteRecord.from_document(one) for one in await cursor.to_list(None)]
-
     async def _alarms_of(self, keys: Sequence[tuple[Any, Any]]) -> list[AlarmState]:
         if not keys:
             return []
@@ -224,12 +218,11 @@ class Feeds(Requests):
     @operation
     async def feed_ledger(self) -> News:
         """Read the sites, alarms, processes and requests, each by its index."""
-        sites = self._ledger.find({"kind": SITE}, {**SHOWN_OF_SITES, "active": ACTIVE})
         alarms = await self._ledger.find({"kind": ALARM}).to_list(None)
         processes = await self._ledger.find({"kind": PROCESS}, _OF_PROCESSES).to_list(None)
         return News(
             {},
-            sites=tuple([SiteRecord.from_document(one) async for one in sites]),
+            sites=tuple(await self._site_records({})),
             alarms=tuple(a for _, a in self._read(self._ledger, alarms, alarm_state_from)),
             processes=tuple(processes_from(processes)),
             requests=await self._waiting(None, SHOWN),
@@ -245,6 +238,8 @@ class Feeds(Requests):
     @operation
     async def _of_state(self, state: str) -> AsyncCursor[Document]:
         query: Document = {"site": _TEXTS, "state": state}
+        # The index of claimed reactions has only those with an epoch; the server uses it only if
+        # the query says so.
         if state == State.RUNNING.value:
             query["epoch"] = {"$exists": True}
         return self._ledger.find(query, {"kept": 0})
@@ -256,6 +251,8 @@ class Feeds(Requests):
     @operation
     async def feed_runs(self, after: RunId | None) -> tuple[list[Document], RunId | None]:
         """Read the next page of all runs; return it, and where the next one begins (None: end)."""
+        # By `min`, which needs the hint: `$gt` would find only ids of the same type, and runs have
+        # ids of several.
         cursor = self._runs.find({}, SHOWN_OF_RUNS).hint([("_id", 1)])
         if after is not None:
             cursor = cursor.min([("_id", after)])

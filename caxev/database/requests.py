@@ -148,6 +148,7 @@ class Requests(Sites, History):
             await self._requests.insert_one(document, session=session)
             await self._add_rows([] if row is None else [row], session)
 
+        # One insert is atomic without a transaction.
         await (add(None) if row is None else self._transaction(add))
 
     @within(LONG_LIMIT)
@@ -187,6 +188,7 @@ class Requests(Sites, History):
     ) -> int:
         async def rename(session: AsyncClientSession) -> int:
             rows = []
+            # One by one: each part has a row of history of its own.
             async for document in self._requests.find(query, session=session):
                 for _, part in self._read(self._requests, [document], request_from):
                     found = {"_id": part.id, **query}
@@ -224,6 +226,7 @@ class Requests(Sites, History):
     async def finish_request(self, lease: Lease, request: Request) -> None:
         """Remove a request that was carried out. Raises `LeaseLost`."""
 
+        # Together: a listener that has lost its lease leaves the request to its successor.
         async def finish(session: AsyncClientSession) -> None:
             await self._requests.delete_one({"_id": request.id}, session=session)
             await guard(self._ledger, lease, session)

@@ -113,6 +113,7 @@ class SiteRecord:
         row = Row.of(document)
         site = str(document["_id"])
 
+        # Field by field: a malformed one must not hide the others, nor keep a listener from acting.
         def lenient(read: Callable[..., T], *args: Any, default: T) -> T:
             try:
                 return carefully(lambda _: read(*args), None)
@@ -297,6 +298,7 @@ class Sites(Connection):
         """Note which handlers a set has, by the id that snapshots name. Raises `LeaseLost`."""
         point("database.handlers.before")
         known = await self._handler_sets(lease.site)
+        # Taken out first: the set in use is then the last, and the last to be forgotten.
         known.pop(number, None)
         known[number] = frozenset(names)
         sets = [{"id": one, "names": sorted(those)} for one, those in known.items()]
@@ -322,6 +324,7 @@ class Sites(Connection):
                 "cond": {"$ne": ["$$this.root", {"$literal": root}]},
             }
         }
+        # Literal: in a pipeline a text that begins with `$` names a field.
         row = {"root": {"$literal": root}, "id": {"$literal": marker}}
         change = {"$set": {"markers": {"$concatArrays": [others, [row]]}}}
         await self._ledger.update_one({"_id": site}, [change])

@@ -168,6 +168,7 @@ class Reloader:
 
     async def reload(self) -> None:
         """Read credentials and sites.json again."""
+        # First and apart: a new password must not wait until a mistake in the file is corrected.
         try:
             await self.database.renew_credentials()
         except DatabaseError as error:

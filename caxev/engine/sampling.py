@@ -73,6 +73,7 @@ class Kept:
         began = trio.current_time()
         if began < self._until:
             return self._found
+        # Figures that cannot be had are missing: old ones would look as if nothing had changed.
         self._found = {}
         try:
             with trio.move_on_after(self.limit):
@@ -113,6 +114,7 @@ class Sampler:
         token = trio.lowlevel.current_trio_token()
         send, receive = trio.open_memory_channel[Future[Samples]](100)
 
+        # It runs in the thread of the scrape, which waits there for trio's answer.
         def ask() -> Samples:
             answer: Future[Samples] = Future()
             try:

@@ -66,6 +66,8 @@ def _has_openat2() -> bool:
 
 
 def _open_step_by_step(name: bytes, flags: int, mode: int) -> int:
+    # For kernels before 5.6, and containers that forbid the call. Each part is opened relative to
+    # the one before, so that nobody can swap a directory for a link on the way.
     *above, last = [part for part in name.split(b"/") if part] or [b"."]
     directory = os.open(b"/" if name.startswith(b"/") else b".", _DIRECTORY)
     try:
@@ -126,6 +128,7 @@ def mkdir(path: Confined, mode: int) -> None:
     with directory_of(path) as (directory, name):
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=directory)
+        # By a descriptor: by its name the mode of a link's target would be changed.
         descriptor = os.open(name, _READ_DIRECTORY, dir_fd=directory)
         try:
             os.fchmod(descriptor, mode)
@@ -191,6 +194,7 @@ def empty(directory: int) -> None:
 def _empty(directory: int) -> None:
     for entry in os.listdir(directory):
         name = os.fsencode(entry)
+        # Tried at once: what an entry is could change after it was asked.
         try:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:

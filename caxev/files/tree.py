@@ -65,6 +65,7 @@ def look(root: Confined, *, check: bool = True) -> list[Seen]:
     for seen in _walk(root):
         check_rows(len(found), printable(root))
         found.append(seen)
+    # Each file system has its own order, and two listings of one tree must be equal.
     found.sort(key=lambda seen: seen.path)
     if check:
         _check(found)
@@ -91,11 +92,10 @@ def check_unchanged(descriptor: int, seen: Seen, path: bytes) -> None:
         raise changed(printable(path))
 
 
-def _check(found: Iterable[Seen]) -> None:
+def _check(found: Sequence[Seen]) -> None:
     for seen in found:
         check_names(seen.path, printable(seen.path))
-        if seen.kind == "link":
-            check_link(seen.path, seen.target)
+    check_links(found)
 
 
 def check_links(found: Iterable[Seen]) -> None:
@@ -123,6 +123,7 @@ def check_paths(found: Sequence[Seen]) -> None:
 
 
 def _walk(top: Confined) -> Iterator[Seen]:
+    # No recursion: a tree can be deeper than Python's stack.
     pending = [b""]
     while pending:
         for seen in _directory(top, pending.pop()):

@@ -27,6 +27,7 @@ from caxev.config.reading import read
 from caxev.config.rucio import read_time
 from caxev.config.values import Kind, check, flag, mapped, matching, whole
 from caxev.core.model import TRANSFERRED, CopyKey, Run
+from caxev.core.selection import source_of
 from caxev.rucio.names import taken_at
 
 Words = tuple[str, ...]
@@ -201,6 +202,7 @@ class Rule:
         return None
 
     def _conditions(self, run: Run, key: CopyKey) -> Iterator[tuple[bool, str]]:
+        # The first that is not met is the reason that people are shown.
         number, name = run.number or 0, run.name
         chosen = not (self.run_nb or self.run_name)
         chosen = chosen or _within(number, self.run_nb) or _within(name, self.run_name)
@@ -211,7 +213,7 @@ class Rule:
             _one_of(run.detector, self.detector_type),
             f"the detector is {run.detector or 'unknown'}",
         )
-        source = source_of(run)
+        source = source_of(run) or ""
         yield _one_of(source, self.source_type), f"the source is {source or 'unknown'}"
         yield _one_of(key.type, self.data_type), f"the type is {key.type}"
         tagged = not self.tags or not {*self.tags}.isdisjoint(run.tags)
@@ -225,13 +227,6 @@ class Rule:
         copies = good_copies(run, key)
         many = self.max_copies is None or copies <= self.max_copies
         yield copies >= self.min_copies and many, f"it has {copies} good copies elsewhere"
-
-
-def source_of(run: Run) -> str:
-    """Return a run's ``source.type``; empty if it has none."""
-    source = run.document.get("source")
-    kind = source.get("type") if isinstance(source, Mapping) else None
-    return kind if isinstance(kind, str) else ""
 
 
 def good_copies(run: Run, key: CopyKey) -> int:

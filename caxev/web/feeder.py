@@ -91,6 +91,7 @@ class Feeder:
 
     async def _feed(self) -> None:
         if self._position is None:
+            # Before the pass: what changes during it comes by the stream as well.
             start = Position(start=await self.database.cluster_time())
             await self._pass()
             self._position = start
@@ -98,6 +99,7 @@ class Feeder:
         try:
             await self._follow(stream)
         finally:
+            # Also when cancelled: a cursor left open costs the server memory until it times out.
             with trio.move_on_after(2.0, shield=True):
                 await self.database.close_feed(stream)
 
@@ -160,6 +162,7 @@ class Feeder:
         health = self.state.health
         health.pass_done, health.pass_total = 0, await self.database.estimated_runs()
         news = await self.database.feed_ledger()
+        # Only now that the answer is here: until then the page shows what it knew.
         self.state.forget_ledger()
         self._apply(news, utcnow())
         async with aclosing(self.database.feed_reactions()) as pages:

@@ -7,6 +7,7 @@ status are kept by adding and taking away shapes.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -103,6 +104,7 @@ class Links:
 
     def note(self, document: Mapping[str, Any], changes: list[Change]) -> None:
         """Count the copies that have just arrived."""
+        # An entry that begins as `transferred` was registered: nothing came over a link.
         arrived: set[CopyKey | None] = {
             one.key for one in changes if one.after == TRANSFERRED and one.before is not None
         }
@@ -122,6 +124,7 @@ class Links:
         hour = hours.setdefault(at.replace(minute=0, second=0, microsecond=0), Arrivals())
         hour.copies += 1
         hour.bytes += size
+        # Only when there are twice as many: sorting them at each arrival would cost more.
         if len(hours) > 2 * HOURS_KEPT:
             for old in sorted(hours)[:-HOURS_KEPT]:
                 del hours[old]
@@ -153,7 +156,7 @@ class KnownRuns:
     """Each shape with itself, the one object that all runs refer to, and by how many."""
     _first: list[tuple[datetime, int, Change]] | None = field(factory=list)
     """The latest changes found by the first pass, as a heap; None once that has ended."""
-    _number: int = 0
+    _numbers: Iterator[int] = field(init=False, factory=lambda: itertools.count(1))
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -174,12 +177,13 @@ class KnownRuns:
             self._note_first(document, now)
         self.growth.sized(document, now)
         if before == after:
+            # A run without copies has the same shape as one that is unknown.
             if run not in self._shapes:
                 self._replace(run, before, after)
             return []
         self._replace(run, before, after)
         if self._first is not None:
-            return []
+            return []  # what the first pass finds was there before
         changes = list(self._between(run, document, dict(before), dict(after), now))
         self.changes.extend(changes)
         self.links.note(document, changes)
@@ -194,7 +198,10 @@ class KnownRuns:
         for key, _ in before:
             self.moving.pop((run, key), None)
         self._release(before)
-        gone = [self._change(now, run, str(run), key, status, None) for key, status in before]
+        gone = [
+            Change(next(self._numbers), now, run, str(run), key, status, None)
+            for key, status in before
+        ]
         self.changes.extend(gone)
         return gone
 
@@ -240,7 +247,8 @@ class KnownRuns:
             if len(self._first) == CHANGES_KEPT and at <= self._first[0][0]:
                 continue
             status = text(entry.get("status"))
-            change = self._change(at, document["_id"], label_of(document), key, None, status)
+            number, run = next(self._numbers), document["_id"]
+            change = Change(number, at, run, label_of(document), key, None, status)
             push = heappush if len(self._first) < CHANGES_KEPT else heappushpop
             push(self._first, (at, change.number, change))
 
@@ -277,19 +285,7 @@ class KnownRuns:
             old, new = before.get(key), after.get(key)
             if old != new:
                 at = since.get(key, now) if new is not None else now
-                yield self._change(at, run, label, key, old, new)
-
-    def _change(  # noqa: PLR0917  # a row
-        self,
-        at: datetime,
-        run: RunId,
-        label: str,
-        key: CopyKey,
-        before: str | None,
-        after: str | None,
-    ) -> Change:
-        self._number += 1
-        return Change(self._number, at, run, label, key, before, after)
+                yield Change(next(self._numbers), at, run, label, key, old, new)
 
 
 def _since(document: Mapping[str, Any]) -> dict[CopyKey, datetime]:

@@ -117,7 +117,7 @@ class LiveState:
 
     def of_reaction(self, reaction: Reaction, document: Mapping[str, Any]) -> None:
         """Take an open reaction as it is now."""
-        self.done(reaction.id)
+        self.done(reaction.id)  # it is counted in its former state
         progress = ReportedProgress.of(document.get("progress"))
         one = Open(reaction, progress, bool(document.get("kept_parts")))
         self.reactions[reaction.id] = self._places.setdefault(one.place, {})[reaction.id] = one
@@ -153,6 +153,7 @@ class LiveState:
 
     def name(self, run: RunId, label: str) -> None:
         """Note what a run is called."""
+        # Taken out first, so that the one heard of longest ago stands first, and goes first.
         self.labels.pop(run, None)
         self.labels[run] = label
         if len(self.labels) > LABELS_KEPT:

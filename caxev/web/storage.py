@@ -270,6 +270,5 @@ def candidate(run: Run, site: Site, sites: Sites, now: datetime) -> Candidate:
     copy = run.copy(CopyKey("raw", site.name))
     plan = plan_purge(run, copy, site, sites, now)
     until = plan.until if isinstance(plan, Wait) else None
-    held = None if copy is None else copy.size
-    size = run.raw_size if held is None else held
+    size = run.raw_size if copy is None else run.size_of(copy)
     return Candidate(run, size, isinstance(plan, DeletionPlan), until, plan.why)
