@@ -312,6 +312,7 @@ class AlarmManager(Alarms):
 
         If one were cut short, the next process would repeat it.
         """
+        # Never released: whoever still wants to deliver waits until the listener is gone.
         for recipient in self.recipients:
             await self._sending[recipient.name].acquire()
 
@@ -320,6 +321,7 @@ class AlarmManager(Alarms):
         async with self._sending[recipient.name]:
             now = utcnow()
             due = [(one, next_delivery(one, recipient.rule)) for one in self._known.values()]
+            # First what has begun, so that no end is reported before its beginning.
             for over in (False, True):
                 group = [one for one, what in due if what and what.over is over and what.at <= now]
                 for batch in messages(group):

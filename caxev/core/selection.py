@@ -289,8 +289,8 @@ def _read_range(text: str) -> NumberRange:
     return NumberRange(first, last)
 
 
-# ASCII: else `\d` takes the digits of any script. 19 of them are enough for `MOST`; Python refuses to
-# read thousands.
+# ASCII: else `\d` takes the digits of any script. 19 of them are enough for `MOST`; Python refuses
+# to read thousands.
 _RANGE: Final = re.compile(r"(?P<first>\d{1,19})(?P<to>-(?P<last>\d{1,19})?)?", re.ASCII)
 
 

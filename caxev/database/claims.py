@@ -89,6 +89,7 @@ class Claims(Runs, History):
         return [one for one in reactions if generations.get(one.id) == one.generation]
 
     async def _is_held(self, lease: Lease) -> bool:
+        # Of a helper two documents: its own, and that of the leader who admitted it.
         keys = [lease.held["_id"], *([] if lease.helper is None else [lease.site])]
         current = {"_id": {"$in": keys}, "epoch": lease.epoch}
         return len(await self._ledger.find(current, {"_id": 1}).to_list(None)) == len(keys)
@@ -127,6 +128,8 @@ class Claims(Runs, History):
         Returns how many were opened and, by key, why the ledger refused others.
         """
         # The generation: a new reaction with that key is claimed as it is recorded.
+        # Without a helper the field is missing, which `$eq: None` finds. `$eq` for all: a value
+        # from the database must not be read as an operator.
         whole = ({"helper": None, **claim} for claim in claims)
         found = ({name: {"$eq": value} for name, value in claim.items()} for claim in whole)
         writes = [UpdateOne(claim, _FREED) for claim in found]

@@ -155,6 +155,7 @@ class History(Quarantine):
             # With each site named, the server reads them in order from one index.
             query["site"] = {"$in": await self._history.distinct("site")}
         if after is not None:
+            # Implied by the `$or`, but the server bounds its index only by this.
             query["$and"] = [{"at": {"$lte": after.at}}]
             query["$or"] = [{"at": {"$lt": after.at}}, {"_id": {"$lt": after.id}}]
         order = [("at", DESCENDING), ("_id", DESCENDING)]

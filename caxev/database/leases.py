@@ -130,6 +130,7 @@ class Leases(Sites, Reactions, History, Schema):
             "kind": SITE,
             **prolonged(lease_time, state),
         }
+        # The condition once more, in the write: of two stand-bys that came this far, one wins.
         document = await self._ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [ACTIVE]}},
             [{"$set": change}],

@@ -105,7 +105,7 @@ class Runner:
     async def _begin(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
         """Read the runs of claimed reactions, all at once, and attempt each."""
         unread = {reaction.run for reaction in reactions} - runs.keys()
-        why = "the listener was stopped"
+        why = "the listener was stopped"  # unless something else ends the block: a cancellation
         try:
             if unread:
                 runs = {**runs, **await self.context.database.runs(unread)}
@@ -276,6 +276,7 @@ class Runner:
     @contextmanager
     def _shown(self, reaction: Reaction, watch: Watch, run: Run) -> Iterator[None]:
         """Count an attempt as under way while the block lasts."""
+        # The label now: the handler may replace the run meanwhile.
         self._running[reaction.id] = reaction, watch, str(run)
         try:
             yield
@@ -330,6 +331,7 @@ class Runner:
                 try:
                     await self.context.database.progress(reaction, self.context.lease, row)
                 except DatabaseError as error:
+                    # The others would wait for the same database, and are outdated soon.
                     logger.debug("progress cannot be stored yet: {}", error)
                     break
 

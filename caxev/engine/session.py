@@ -86,7 +86,7 @@ class LeaderSession:
         self.roots.use_options()
         for service in self.services:
             service.use(options.site, options.sites)
-        self.renewal.renew_now()
+        self.renewal.renew_now()  # it records the digest of sites.json, which others compare
         for recipient in self.alarms.recipients:
             recipient.renew()
 

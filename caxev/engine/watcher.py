@@ -293,6 +293,7 @@ class Watcher:
         record = await self.context.database.site_record(self.context.lease.site)
         last = record.scanned if record else None
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
+        # A day at most: the time of the last scan may lie in the future if a clock was set.
         await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
 
 

@@ -113,7 +113,7 @@ def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
 def _settle(message: bytes) -> tuple[str, ...]:
     setup: Setup = pickle.loads(message)  # noqa: S301  # from the process that started us
     os.nice(setup.niceness)
-    if os.getppid() != setup.parent:
+    if os.getppid() != setup.parent:  # it died before we could notice the end of its pipe
         _die()
     failpoints.die_with[:] = [setup.parent]
     return setup.files
@@ -170,6 +170,7 @@ def _load(files: tuple[str, ...], message: bytes) -> None:
 
 def _run(task: Task, report: Callable[[int, int], None]) -> object:
     failpoints.scope.set(task.scope)
+    # The parent's: no worker asks the database for the time.
     clock.anchor, clock.ahead = task.clock.anchor, task.clock.ahead
     function = attrgetter(task.name)(importlib.import_module(task.module))
     from caxev.files.roots import steady  # not before it is needed: it takes time

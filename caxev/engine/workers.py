@@ -264,6 +264,7 @@ class _Worker:
 
 async def _start() -> _Worker:
     ours, theirs = os.pipe()
+    # A group of its own: `kill` then reaches the programs that its jobs start, too.
     try:
         process = await trio.lowlevel.open_process(
             command(),

@@ -41,7 +41,7 @@ def wishes_for(
     """Return the wishes of the rules for a copy; RSEs in `always` have lowest priority. Pure."""
     keep: list[WantedReplica] = []
     remove: dict[str, str] = {}
-    spoken: set[str] = set()
+    spoken: set[str] = set()  # RSEs about which an earlier rule has decided
     for rule in sorted(rules, key=lambda one: -one.priority):
         if rule.unmet(run, key) is not None:
             continue

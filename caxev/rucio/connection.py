@@ -157,6 +157,7 @@ class RucioSession:
         if odd := sorted(content.difference(names)):
             raise GiveUp(f"{dataset} holds {odd[0]!r}, which the copy does not ({len(odd)} such)")
         lacking = [row_of(Did(dataset.scope, name)) for name in names if name not in content]
+        # A closed dataset takes no more files: that of an upload which is repeated may be closed.
         if lacking and not (self._exists(dataset) or {}).get("open"):
             self.client.set_status(*dataset, open=True)
         for some in batches(lacking):

@@ -205,7 +205,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve(roots: Sequence[str]) -> int:
     """Serve one request inside `roots` (none: anywhere allowed), and return the exit status."""
-    os.umask(0o022)
+    os.umask(0o022)  # copies are for others to read, whatever this account's usual umask
+    # A pipe of a whole chunk, not of 64 KiB: fewer turns between sshd and us.
     for descriptor in (0, 1):
         with suppress(OSError):  # sshd may give us sockets in place of pipes
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, CHUNK)
@@ -216,9 +217,9 @@ def serve(roots: Sequence[str]) -> int:
         with steady():
             _serve(channel, channel.hear(), roots)
     except (Retry, GiveUp) as error:
-        return _told(kind_of(error), error.why)
+        return _failed(kind_of(error), error.why)
     except MISSHAPEN as error:
-        return _told("giveup", f"a message of the wrong shape: {type(error).__name__}: {error}")
+        return _failed("giveup", f"a message of the wrong shape: {type(error).__name__}: {error}")
     except BrokenPipeError:
         os._exit(1)  # a regular exit would flush the same pipe, and fail with a traceback
     return 0
@@ -243,7 +244,7 @@ def error_of(kind: str, why: str) -> Retry | GiveUp:
     return _KINDS.get(kind, Retry)(why)
 
 
-def _told(kind: str, why: str) -> int:
+def _failed(kind: str, why: str) -> int:
     sys.stderr.write(json.dumps({"error": kind, "why": why}) + "\n")
     return 1
 
@@ -311,6 +312,7 @@ def write_piece(path: Confined, piece: Piece, data: bytes | memoryview) -> None:
     """Write a whole piece to a file, and create the file if necessary."""
     with local(path, "write"), opened(path, os.O_WRONLY | os.O_CREAT, FILE_MODE) as descriptor:
         rest = memoryview(data)
+        # A disk that fills up takes a part first, and fails with the next write.
         while rest:
             rest = rest[os.pwrite(descriptor, rest, piece.stop - len(rest)) :]
 

@@ -76,6 +76,8 @@ class Pages:
 
     def app(self, *more: Route) -> ASGIApp:
         """Return the ASGI application with more addresses than its own, without its guard."""
+        # `:path`, as ids of runs and names of sites may contain a slash. So what is more specific
+        # comes first.
         routes = [
             Route("/", self.now),
             Route("/runs", self.runs),
@@ -281,6 +283,7 @@ class Pages:
         seen = request.headers.get("last-event-id") or request.query_params.get("seen")
         if self.hub.viewers >= MOST_VIEWERS:
             raise HTTPException(503, "Too many watch: this page does not follow what changes.")
+        # After that the browser connects again, and the gate decides anew about the person.
         seconds = inf if session_of(request) is None else ADMITTED
         return EventStream(self.hub, name, render, seen, seconds)
 

@@ -122,6 +122,7 @@ class Hub:
             names, self._dirty = self._dirty, set()
             for name in names & self.topics.keys():
                 await self.topics[name].refresh()
+                # Most views render without waiting: let requests be answered in between.
                 await trio.lowlevel.checkpoint()
 
     async def join(self, name: str, render: Render, viewer: Viewer, seen: str | None) -> None:

@@ -89,6 +89,7 @@ async def read_page(
     """Read a page of the runs that match. Raises `BadFilter`, `DatabaseError`."""
     start = None if before is None else id_of(before)
     selection = chosen.selection()
+    # One more than is shown: only then is there a next page.
     found = await database.newest_runs(selection, now, start, limit + 1)
     more = run_path(found[limit - 1]["_id"]) if len(found) > limit else None
     meant = [one for one in found[:limit] if selection.means(Run.from_document(one), now)]

@@ -154,6 +154,7 @@ class Pool:
         except (asyncssh.Error, OSError) as exc:
             return one_line(exc)
         where = str(self.endpoint)
+        # With our context: the thread passes failpoints and logs, too.
         carry = partial(copy_context().run, _carry, channel, move, where)
         thread = asyncio.get_running_loop().run_in_executor(threads, carry)
         try:

@@ -61,6 +61,7 @@ class Remote(Session):
             raise GiveUp(f"{self.shown(root)} is neither a directory nor a file")
         found: list[Seen] = []
         level = [b""]
+        # All directories of a level at once: round trips are what a listing costs.
         while level:
             before = len(found)
             await each(lambda path: self._list(root, path, found), level)

@@ -40,7 +40,7 @@ async def each(
 
     The first error, or cancellation, ends the others and is raised.
     """
-    remaining = iter(items)
+    remaining = iter(items)  # shared by all workers, so that each item is taken once
 
     async def worker() -> None:
         for item in remaining:

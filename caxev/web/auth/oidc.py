@@ -129,6 +129,7 @@ class OidcLogin:
         known = self.sessions.read(request)
         if known is not None and known.age <= BELIEVED:
             return RedirectResponse(following, 303)
+        # authlib keeps there what it must find again; the cookie has it meanwhile.
         request.scope["session"] = flow = {"next": following}
         try:
             await self._known_provider()
@@ -155,6 +156,7 @@ class OidcLogin:
         except (httpx2.HTTPError, ValueError) as error:
             return self._trouble(error, following)
         logger.info("{} has logged in as {}", person.name, person.role.value)
+        # No redirect: the way here began at another site, so a browser would send no cookie along.
         answer = bounce(following)
         self._flow.delete(answer)
         self.sessions.write(answer, LoginSession(person))
@@ -195,7 +197,7 @@ class OidcLogin:
         more = await self._client.userinfo(token=token)
         if more.get("sub") != claims["sub"]:
             raise ValueError("the provider's answers are about two people")
-        return {**more, **claims}
+        return {**more, **claims}  # what is signed counts more
 
     def _trouble(self, error: Exception, following: str) -> Response:
         logger.error("{} is of no use for a log-in: {}", self.provider.options.issuer, error)
