@@ -402,6 +402,8 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
         (["lisen"], "did you mean 'listen'"),
+        (["requests", "watsh"], "caxev: no such command 'watsh' (did you mean 'watch'?) (see"),
+        (["--tpye"], "caxev: No such option '--tpye' (see caxev --help)"),
         (["listen"], "--site"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -17,7 +17,7 @@ import click
 
 from caxev import __version__
 from caxev.cli.errors import EPILOG, report_errors
-from caxev.cli.options import GlobalOptions, example, global_options
+from caxev.cli.options import CommandGroup, GlobalOptions, example, global_options
 
 # The summaries are repeated here, because taking them from the commands would import every module
 # for ``caxev --help``.
@@ -84,7 +84,7 @@ GROUPS: Final = {
 COMMANDS: Final = {name: one for group in GROUPS.values() for name, one in group.items()}
 
 
-class Caxev(click.Group):
+class Caxev(CommandGroup):
     """The group: imports a command when it is called, and reports its errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -101,17 +101,6 @@ class Caxev(click.Group):
         command: click.Command = getattr(import_module(module), name)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command; for an unknown one, name the nearest."""
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            from caxev.config.errors import hint
-
-            guess = hint(args[0], COMMANDS, "caxev --help lists them")
-            ctx.fail(f"no such command {args[0]!r} ({guess})")
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         del ctx
@@ -120,6 +109,11 @@ class Caxev(click.Group):
             with formatter.section(title):
                 rows = [(name.ljust(width), summary) for name, (_, summary) in commands.items()]
                 formatter.write_dl(rows)
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Read the options before the command's name; their errors are one line as well."""
+        with report_errors(debug=lambda: False):
+            return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and turn its errors into one line and an exit code."""

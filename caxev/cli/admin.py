@@ -11,7 +11,7 @@ import click
 
 from caxev.cli.command import command
 from caxev.cli.errors import CONFIGURATION
-from caxev.cli.options import GlobalOptions, as_text, example, options
+from caxev.cli.options import CommandGroup, GlobalOptions, as_text, example, options
 from caxev.cli.output import Column, Table, columns, print_line, show, show_json
 from caxev.cli.values import PLACE, SITE
 from caxev.config import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # -- sites.json ---------------------------------------------------------------------------------
 
 
-@click.group(epilog=example("caxev sites check --site lngs --connect"))
+@click.group(cls=CommandGroup, epilog=example("caxev sites check --site lngs --connect"))
 def sites() -> None:
     """Check sites.json and the connections between sites; merge several files."""
 

@@ -9,7 +9,7 @@ import click
 
 from caxev.asking.listeners import clear_alarm
 from caxev.cli.command import command
-from caxev.cli.options import as_table, as_text, example, hidden_options, options
+from caxev.cli.options import CommandGroup, as_table, as_text, example, hidden_options, options
 from caxev.cli.output import Column, Parts, Table, columns, print_line, show
 from caxev.cli.plans import with_hint
 from caxev.cli.runs import shown_by_name
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.group(
+    cls=CommandGroup,
     invoke_without_command=True,
     epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
 )

@@ -9,7 +9,7 @@ import click
 
 from caxev.asking.annotations import CommentRuns, TagRuns
 from caxev.cli.command import command
-from caxev.cli.options import example
+from caxev.cli.options import CommandGroup, example
 from caxev.cli.plans import ask_each, asks, show_steps
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import NOT_TAG, TAG
@@ -18,7 +18,8 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be writ
 
 
 @click.group(
-    epilog=example("caxev tag add _sciencerun0 --run 100-200", "caxev tag rm donotprocess --run 5")
+    cls=CommandGroup,
+    epilog=example("caxev tag add _sciencerun0 --run 100-200", "caxev tag rm donotprocess --run 5"),
 )
 def tag() -> None:
     """Add tags to runs, or remove them: handlers react to both."""

@@ -10,7 +10,7 @@ import click
 from attrs import frozen
 
 from caxev.cli.command import command, together
-from caxev.cli.options import as_json, example, options
+from caxev.cli.options import CommandGroup, as_json, example, options
 from caxev.cli.output import Column, Table, columns, print_line, show, show_json
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Settings, secret
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from caxev.database.setup import Role, Standing
 
 
-@click.group(epilog=example("caxev db init", "caxev db grants --site lngs"))
+@click.group(cls=CommandGroup, epilog=example("caxev db init", "caxev db grants --site lngs"))
 def db() -> None:
     """Prepare the database: indexes, users and their rights."""
 

@@ -46,7 +46,8 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
         if isinstance(usage, click.exceptions.NoArgsIsHelpError):  # it prints the help by itself
             raise
         command = usage.ctx.command_path if usage.ctx is not None else "caxev"
-        click.echo(f"caxev: {_line(usage.format_message())} (see {command} --help)", err=True)
+        line = _line(usage.format_message()).removesuffix(".")
+        click.echo(f"caxev: {line} (see {command} --help)", err=True)
         raise click.exceptions.Exit(usage.exit_code) from None
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise  # click has its own messages and exit codes for these

@@ -169,6 +169,22 @@ class GlobalOptions:
         return Asker(database, self.sites(), self.registry, requester())
 
 
+class CommandGroup(click.Group):
+    """A group that names the nearest of its commands for an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. Raises click's error."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            from caxev.config.errors import hint
+
+            guess = hint(args[0], known)
+            ctx.fail(f"no such command {args[0]!r}{guess and f' ({guess})'}")
+        return super().resolve_command(ctx, args)
+
+
 def requester() -> str:
     """Return who gives the command: user@host."""
     # In a container the user id may have no name.

@@ -71,7 +71,7 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     async def find(database: Database) -> None:
         rows = _find(database, await _known(database, site), wanted, handler, limit)
         columns = _RUNNING if wanted == (State.RUNNING,) else _COLUMNS
-        await show_rows(columns, rows, empty=f"no reactions {' or '.join(wanted)}")
+        await show_rows(columns, rows, empty=f"no {' or '.join(wanted)} reactions")
 
     options().with_database(find)
 

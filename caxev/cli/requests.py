@@ -16,7 +16,7 @@ import click
 from caxev.asking.base import DONE, counted
 from caxev.cli.command import command
 from caxev.cli.errors import FAILED, INTERRUPTED
-from caxev.cli.options import as_json, as_table, example, hidden_options, options
+from caxev.cli.options import CommandGroup, as_json, as_table, example, hidden_options, options
 from caxev.cli.output import Column, Table, columns, json_text, print_line, show
 from caxev.cli.plans import confirm_plan, plan_of, title
 from caxev.cli.selection import RunChoice
@@ -150,6 +150,7 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
 
 
 @click.group(
+    cls=CommandGroup,
     invoke_without_command=True,
     epilog=example("caxev requests", "caxev requests cancel 3f9ac0d1"),
 )

@@ -13,7 +13,7 @@ from caxev.asking.base import DataChoice, pages
 from caxev.asking.catalogues import entries_at
 from caxev.asking.listeners import leave
 from caxev.cli.command import Function, together
-from caxev.cli.options import example, options
+from caxev.cli.options import CommandGroup, example, options
 from caxev.cli.selection import COPY, DATA, RUNS, RunChoice, chosen_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --since 7d")
+    cls=CommandGroup,
+    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --since 7d"),
 )
 def rucio() -> None:
     """Upload data to the Rucio catalogue, check it there, and fetch it."""

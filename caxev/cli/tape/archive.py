@@ -9,7 +9,7 @@ from attrs import frozen
 
 from caxev.asking.archives import raw_at
 from caxev.cli.command import together
-from caxev.cli.options import example, options
+from caxev.cli.options import CommandGroup, example, options
 from caxev.cli.selection import RunChoice
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site, Sites
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 
-@click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --since 30d"))
+@click.group(
+    cls=CommandGroup, epilog=example("caxev tape put --run 123", "caxev tape ls --since 30d")
+)
 def tape() -> None:
     """Make, restore, list and compare backups of raw data on tape."""
 
