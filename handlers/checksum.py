@@ -398,7 +398,6 @@ def plan_checksum(
         return Skip("what is in a catalogue is verified by who brings it there")
     if site.name not in (seen.host, seen.source):
         return Skip(f"{seen.source or 'the site that pushed it'} verifies it")
-    there = sites.find(seen.host)
     if seen.host != site.name and there is not None and there.method not in methods():
         return Skip(f"{seen.host} is reached by {there.method}, which this reaction does not serve")
     known = None if producer(seen) == seen.host else reference(run, seen, sites)

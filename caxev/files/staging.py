@@ -373,12 +373,19 @@ def enough_space(
     changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
     had = sum(seen.size for seen in present if seen.path in changing)
     need = sum({piece.file.path: piece.file.size for piece in todo.pieces}.values()) - had
+    if why := lacking_space(need, free, min_free, f"for {where}"):
+        raise Denied(why)
+
+
+def lacking_space(need: int, free: int | None, min_free: int, what: str) -> str | None:
+    """Return why so many bytes do not fit, `what` they are for in words; None if they do."""
     spare = max(MARGIN, min_free)
-    if need > 0 and free is not None and need + spare > free:
-        raise Denied(
-            f"not enough space for {where}: needs {need / 1e6:,.1f} MB and "
-            f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
-        )
+    if need <= 0 or free is None or need + spare <= free:
+        return None
+    return (
+        f"not enough space {what}: needs {need / 1e6:,.1f} MB and "
+        f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
+    )
 
 
 def filling_up(where: str, free: int, min_free: int) -> str:

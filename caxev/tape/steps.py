@@ -19,7 +19,6 @@ from caxev.config import state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files import (
     FILE_MODE,
-    MARGIN,
     Confined,
     Manifest,
     Report,
@@ -43,6 +42,7 @@ from caxev.files import (
 )
 from caxev.files.resolved import chmod, rename
 from caxev.files.roots import check_root
+from caxev.files.staging import lacking_space
 from caxev.tape.base import Archive, Reach, Stored, Transcript, archive
 from caxev.tape.staging import clear, fit_for_tape, name_off_tape, name_on_tape, on_tape, stage
 
@@ -361,12 +361,9 @@ def _right(data: Data, folder: Confined, report: Report) -> set[str]:
 def _check_free(reach: Reach, folder: Confined, need: int) -> None:
     with local(folder, "look at"):
         status = os.statvfs(folder)
-    free, spare = status.f_bavail * status.f_frsize, max(MARGIN, reach.here.min_free)
-    if need and need + spare > free:
-        raise Retry(
-            f"not enough space to restore to {printable(folder)}: needs {need / 1e6:,.1f} MB and "
-            f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
-        )
+    free, what = status.f_bavail * status.f_frsize, f"to restore to {printable(folder)}"
+    if why := lacking_space(need, free, reach.here.min_free, what):
+        raise Retry(why)
 
 
 def _renamed(name: str, found: Manifest) -> Manifest:
