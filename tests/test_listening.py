@@ -22,7 +22,8 @@ from caxev.alarms.manager import AlarmManager, Recipient
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, DeliveryRule
 from caxev.core.clock import utcnow
-from caxev.database import Database, Lease, Unreachable
+from caxev.core.model import RunId
+from caxev.database import Database, HistorySearch, Lease, Unreachable
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import KEY, Options, adopted, changed_keys
 from caxev.rucio.rule_files import RuleFiles
@@ -171,6 +172,39 @@ async def test_a_reload_that_fails_in_a_stand_by_is_reported_when_it_leads(
             leader.asked.set()
             await engine.until(lambda: _led_by(db, "two"))
             await engine.until(partial(_alarmed, db, stands=True))
+
+
+@pytest.mark.replicaset
+async def test_asked_to_leave_it_serves_until_its_last_work_has_ended(database: Named) -> None:
+    """A new run is not kept waiting by an old one, which has the grace to end."""
+    begun, may_end = trio.Event(), trio.Event()
+
+    async def work(job: Job) -> None:
+        begun.set()
+        if job.run.number == 1:
+            await may_end.wait()
+
+    one = engine.handler(work, copy("transferred", host=HERE))
+    made = evolve(engine.options_for(database, [one]), grace=engine.PATIENCE)
+    async with engine.opened(database) as db, engine.listener(db, made) as leaving:
+        first = await db.insert_run(engine.run_document(1, ("raw", SITE, "transferred")))
+        await begun.wait()
+        leaving.asked.set()
+        second = await db.insert_run(engine.run_document(2, ("raw", SITE, "transferred")))
+        await engine.until(partial(_is_over, db, second))
+        assert await _led_by(db, "test")
+        may_end.set()
+        await engine.until(partial(_is_over, db, first))
+
+        async def gone() -> bool:
+            return not await _led_by(db, "test")
+
+        await engine.until(gone)
+
+
+async def _is_over(db: Database, run: RunId) -> bool:
+    pages = db.history_pages(HistorySearch(runs=[run], handler="work"))
+    return any([row async for page in pages for row in page])
 
 
 async def _led_by(db: Database, owner: str) -> bool:

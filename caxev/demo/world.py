@@ -273,10 +273,10 @@ def ask(process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGTERM)
 
 
-def left(process: subprocess.Popen[bytes]) -> int:
+def left(process: subprocess.Popen[bytes], within: float = LEAVES) -> int:
     """Wait for a process that was asked to end, kill it if it does not; returns its exit status."""
     try:
-        return process.wait(LEAVES)
+        return process.wait(within)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()

@@ -299,9 +299,14 @@ class Runner:
         finally:
             lane.aside -= 1
 
-    async def attempts_over(self) -> None:
-        """Wait until no attempt is under way."""
-        while self._running:
+    @property
+    def under_way(self) -> frozenset[Watch]:
+        """The attempts under way."""
+        return frozenset(watch for _, watch, _ in self._running.values())
+
+    async def attempts_over(self, of: frozenset[Watch] | None = None) -> None:
+        """Wait until none of these attempts is under way, or none at all."""
+        while self.under_way if of is None else self.under_way & of:
             self._attempt_over = trio.Event()
             await self._attempt_over.wait()
 

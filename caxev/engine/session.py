@@ -5,8 +5,10 @@
     outer nursery: attempts in flight, their settlement and progress, the lease
       inner nursery: the watcher, the taking of reactions, requests, services, the daily scan
 
-When it is asked to leave, the inner nursery is cancelled, the outer one gets its grace. Then all is
-settled and the lease released; what was cut short is pending again and costs no attempt.
+When it is asked to leave, what runs by then gets the grace to end, and what comes meanwhile is
+served: nobody else may serve it before the lease is released. Then the inner nursery is cancelled,
+the last attempts end or are cancelled, all is settled and the lease released; what was cut short is
+pending again and costs no attempt.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
 from caxev.files import MARGIN, forget_incoming
 
+LAST: Final = 1.0
+"""Seconds for what was begun during the grace: from here on until another process has taken over
+nothing is served."""
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
 DELIVERY: Final = 30.0
@@ -140,7 +145,7 @@ class LeaderSession:
         self.reloader.users = [self._use]
 
     async def _act(self, outer: trio.Nursery) -> None:
-        """Run the intake until asked to leave, then give what is in flight its grace."""
+        """Run the intake until asked to leave, and until what runs then has had its grace."""
         dispatcher, options = self.dispatcher, self.context.options
         outer.start_soon(dispatcher.settler.run)
         outer.start_soon(dispatcher.runner.show_progress)
@@ -166,9 +171,11 @@ class LeaderSession:
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             await (self._once() if options.once else self._until_asked(inner))
+            notify("STOPPING=1")
+            with trio.move_on_after(options.grace):
+                await dispatcher.runner.attempts_over(dispatcher.runner.under_way)
             inner.cancel_scope.cancel()
-        notify("STOPPING=1")
-        with trio.move_on_after(options.grace):
+        with trio.move_on_after(min(options.grace, LAST)):
             await dispatcher.drained()
 
     async def _until_asked(self, inner: trio.Nursery) -> None:
