@@ -436,7 +436,7 @@ def test_deleted_in_a_race_and_beside_a_bad_master() -> None:
 @pytest.mark.campaign
 def test_moved_to_another_version_and_back() -> None:
     """Leader and stand-by, one after the other, beside sites of the old version: all is done."""
-    assert_nothing_happened(short(partial(update, rounds=1, pause=4.0, control=False)), 4)
+    assert_nothing_happened(short(partial(update, rounds=1, pause=20.0, control=False)), 4)
 
 
 @pytest.mark.replicaset

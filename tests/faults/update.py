@@ -49,7 +49,7 @@ cat >"$3/bin/pip" <<END
 #!/bin/sh
 case " \\$* " in *" -r "*) exit 0 ;; esac
 for project; do :; done
-cp -rL "\\$project/caxev" "$3/lib/"
+cp -rLp "\\$project/caxev" "$3/lib/"
 END
 cat >"$3/bin/caxev" <<END
 #!/bin/sh
@@ -72,6 +72,7 @@ class Machine:
 
     ground: Ground
     home: Path
+    taken: list[Born]
     listener: Listener | None = field(init=False, default=None)
 
     @property
@@ -91,7 +92,7 @@ class Machine:
         await self.ground.until(there, f"the listener of {self.home.name} does not get ready")
 
     async def restart_as_asked(self) -> None:
-        """Do what systemctl would, for ever."""
+        """Do what systemctl would, for ever; a run comes when the old listener has left."""
         while True:
             for asked in self.home.glob("asked.??????"):
                 done = asked.with_name(f"{asked.name}.done")
@@ -99,6 +100,7 @@ class Machine:
                     if self.listener is not None:
                         ask(self.listener.process)
                         await trio.to_thread.run_sync(left, self.listener.process, STOPS)
+                        await _take(self.ground, self.taken)
                     await self.start()
                     done.write_text("0")
             await trio.sleep(0.05)
@@ -127,17 +129,18 @@ class Machine:
 async def update(
     ground: Ground, *, rounds: int, pause: float = PAUSE, control: bool = True
 ) -> dict[str, Any]:
-    """Move the site to the new version and back, so many times; a run comes every `pause` s.
+    """Move the site to the new version and back, so many times.
 
+    A run comes every `pause` s, and one at each change of listeners.
     With `control` each round has a second phase of the same load, without installations. The
     longest waits of both phases are returned: `longest_s` and `control_s`. If the second one alone
     is above the lease, the machine is too slow for the load, and the first one says nothing.
     """
     tally = Tally(ground.compared)
     old, new = await trio.to_thread.run_sync(_versions, ground.world.directory / "versions")
-    machines = [Machine(ground, old.parent / name) for name in ("one", "two")]
+    taken, longest, calm = list[Born](), 0.0, 0.0
+    machines = [Machine(ground, old.parent / name, taken) for name in ("one", "two")]
     await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
-    longest, calm = 0.0, 0.0
     async with trio.open_nursery() as nursery:
         for machine in machines:
             machine.home.mkdir()
@@ -148,14 +151,14 @@ async def update(
             problems = list[Problem]()
 
             async def installations(found: list[Problem] = problems) -> None:
-                found += await _there_and_back(ground, machines, new, pause)
+                found += await _there_and_back(ground, machines, new)
 
-            waited = await _under_load(ground, installations, pause, problems)
+            load = partial(_under_load, ground, taken, pause, problems)
+            waited = await load(installations)
             took = trio.current_time() - start
             longest = max(longest, waited)
             if control:
-                idle = partial(trio.sleep, took)
-                calm = max(calm, await _under_load(ground, idle, pause, problems))
+                calm = max(calm, await load(partial(trio.sleep, took)))
             tally.add(problems)
             tally.faults += 2 * len(machines)
             say_round(f"{number + 1}. to {NEW} and back", problems, trio.current_time() - start)
@@ -168,43 +171,50 @@ async def update(
 
 
 async def _under_load(
-    ground: Ground, act: Callable[[], Awaitable[None]], pause: float, problems: list[Problem]
+    ground: Ground,
+    taken: list[Born],
+    pause: float,
+    problems: list[Problem],
+    act: Callable[[], Awaitable[None]],
 ) -> float:
     """Take runs during `act`, and have them come to their end; return the longest wait.
 
     What is wrong then is added to `problems`.
     """
-    began, taken = utcnow(), list[Born]()
+    began = utcnow()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_take, ground, taken, pause)
+        nursery.start_soon(_take_on, ground, taken, pause)
         await act()
         nursery.cancel_scope.cancel()
     problems += [*await ground.finish(taken, None), *ground.ended()]
     waited = await _longest_wait(ground, began)
     await ground.forget(taken)
+    taken.clear()
     return waited
 
 
-async def _there_and_back(
-    ground: Ground, machines: list[Machine], new: Path, pause: float
-) -> list[Problem]:
+async def _there_and_back(ground: Ground, machines: list[Machine], new: Path) -> list[Problem]:
     """Install the new version everywhere, then go back."""
     problems = []
     for words, version in (((str(new),), NEW), (("--back",), __version__)):
         for machine in machines:
-            await trio.sleep(pause)
+            await trio.sleep(PAUSE)
             await machine.install(*words)
         if (found := await _versions_at(ground)) != {version}:
             problems.append(Problem("lost", f"{SITE} runs {found}, not {version}"))
     return problems
 
 
-async def _take(ground: Ground, taken: list[Born], pause: float) -> None:
+async def _take_on(ground: Ground, taken: list[Born], pause: float) -> None:
     while True:
-        # Whole: a run that is half known would be lost to the comparison.
-        with trio.CancelScope(shield=True):
-            taken.append(await ground.take(SIZE))
+        await _take(ground, taken)
         await trio.sleep(pause)
+
+
+async def _take(ground: Ground, taken: list[Born]) -> None:
+    # Whole: a run that is half known would be lost to the comparison.
+    with trio.CancelScope(shield=True):
+        taken.append(await ground.take(SIZE))
 
 
 async def _versions_at(ground: Ground) -> set[str]:
@@ -235,7 +245,9 @@ def _versions(directory: Path) -> tuple[Path, Path]:
 
 
 def _checkout(place: Path, version: str) -> Path:
-    ignore = shutil.ignore_patterns("__pycache__")
+    # With what is compiled already, or each machine would compile all of it again; not with what
+    # somebody is just compiling, which is renamed meanwhile.
+    ignore = shutil.ignore_patterns("*.pyc.*")
     shutil.copytree(ROOT / "caxev", place / "caxev", ignore=ignore)
     (place / "deploy").mkdir()
     for lock in ("requirements.lock", "requirements-build.lock"):
@@ -246,6 +258,6 @@ def _checkout(place: Path, version: str) -> Path:
     assert number == 1
     file.write_text(text)
     git = ["git", "-C", str(place), "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", version]):
+    for words in (["init", "-q"], ["add", ".", ":!*.pyc"], ["commit", "-qm", version]):
         subprocess.run([*git, *words], check=True)
     return place
