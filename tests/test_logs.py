@@ -147,3 +147,14 @@ def test_closed_streams_end_nothing(tmp_path: Path, closed: str) -> None:
         ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_command_ends_without_looking_for_cycles() -> None:
+    """Python would look through all that was imported, which takes as long as much of it."""
+    code = (
+        "import atexit, gc, sys; from caxev.__main__ import main; "
+        "atexit.register(lambda: print(gc.get_freeze_count())); "
+        "sys.argv[1:] = ['--version']; main()"
+    )
+    shown = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert int(shown.splitlines()[-1]) > 10_000

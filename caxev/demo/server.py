@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -92,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("--directory", "--host-key", "--authorized-keys", "--port-file"):
         parser.add_argument(name, type=Path, required=True)
     given = parser.parse_args(arguments)
+    atexit.register(gc.freeze)  # nothing is left to be collected when the process ends
     os.nice(10)  # it stands for another machine: the listeners' processor is not its to take
     paths = (given.directory, given.host_key, given.authorized_keys, given.port_file)
     asyncio.run(serve(*(path.absolute() for path in paths)))
