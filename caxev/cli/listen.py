@@ -66,22 +66,22 @@ if TYPE_CHECKING:
         "--metrics-port",
         type=click.IntRange(1, 65535),
         metavar="N",
-        help="Serve metrics for Prometheus on this port.",
+        help="Serve metrics for Prometheus on this port, of loopback.",
     ),
     click.option(
         "--metrics-address",
         metavar="HOST",
-        help="...of this address; elsewhere than on loopback with TLS and a login.",
+        help="Serve metrics at this address; other than loopback it needs TLS and a login.",
     ),
     click.option(
         "--metrics-certificate",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="...with TLS, by this certificate (PEM).",
+        help="Serve metrics by TLS, with this certificate (PEM).",
     ),
     click.option(
         "--metrics-key",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="...whose key is in this file.",
+        help="The key of that certificate, if it is in a file of its own.",
     ),
     click.option(
         "--metrics-push",
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
         default=60.0,
         show_default=True,
         metavar="SECONDS",
-        help="...so often.",
+        help="How often metrics are pushed.",
     ),
 )
 def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> None:
