@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
@@ -18,6 +18,7 @@ from bson import decode_all
 from loguru import logger
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.read_concern import ReadConcern
 
 from caxev import aio
@@ -149,6 +150,20 @@ class Connection:
         have been made, or may become durable later: callers repeat it.
         """
         return await aio.call(self._perform, partial(function, *args), limit, held)
+
+    async def _by_pages(
+        self,
+        find: Callable[[], Awaitable[AsyncCursor[Document]]],
+        size: int,
+        read: Callable[[list[Document]], list[T]],
+        limit: float = LIMIT,
+    ) -> AsyncGenerator[list[T], None]:
+        """Read what an asyncio function finds page by page, for up to `limit` seconds a page."""
+        cursor = await self._call(find, limit=limit)
+        while documents := await self._call(cursor.to_list, size, limit=limit):
+            # A page of nothing but malformed ones is not the end.
+            if page := read(documents):
+                yield page
 
     async def _perform(self, function: partial[Awaitable[T]], limit: float, held: float) -> T:
         name = function.func.__name__.lstrip("_")

@@ -8,7 +8,9 @@ nothing changes. Snapshots change most often and are not shown: the server leave
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from attrs import frozen
@@ -153,11 +155,6 @@ class Feeds(Requests):
         return await self._call(stream.next, wait, held=wait)
 
     @operation
-    async def close_feed(self, stream: FeedStream) -> None:
-        """Close the stream."""
-        await stream.close()
-
-    @operation
     async def read_changed(self, changed: Changed) -> News:
         """Read what the changed documents are now; of nothing changed nothing is read."""
         runs = await self._documents(changed.runs)
@@ -175,7 +172,7 @@ class Feeds(Requests):
         return News(
             {run: runs.get(run) for run in changed.runs},
             sites=tuple(await self._site_records({"_id": {"$in": sites}}) if sites else ()),
-            reactions=reactions,
+            reactions=tuple(reactions),
             gone=frozenset(texts) - shown,
             alarms=tuple(states),
             ended=frozenset(alarms) - kept,
@@ -194,10 +191,10 @@ class Feeds(Requests):
         # What programs printed can be large, and is not shown here.
         return await self._ledger.find({"_id": {"$in": list(keys)}}, {"kept": 0}).to_list(None)
 
-    def _open(self, rows: Iterable[Document]) -> tuple[tuple[Reaction, Document], ...]:
+    def _open(self, rows: Iterable[Document]) -> list[tuple[Reaction, Document]]:
         rows = [row for row in rows if row.get("state") in _OPEN]
         read = self._read(self._ledger, rows, reaction_from)
-        return tuple((reaction, document) for document, reaction in read)
+        return [(reaction, document) for document, reaction in read]
 
     async def _alarms_of(self, keys: Sequence[tuple[Any, Any]]) -> list[AlarmState]:
         if not keys:
@@ -231,11 +228,11 @@ class Feeds(Requests):
     async def feed_reactions(self) -> AsyncGenerator[News, None]:
         """Read the open reactions page by page, by their index."""
         for state in _OPEN:
-            cursor = await self._of_state(state)
-            while rows := await self._next_of(cursor):
-                yield News({}, reactions=self._open(rows))
+            find = partial(self._of_state, state)
+            async with aclosing(self._by_pages(find, PAGE, self._open)) as pages:
+                async for page in pages:
+                    yield News({}, reactions=tuple(page))
 
-    @operation
     async def _of_state(self, state: str) -> AsyncCursor[Document]:
         query: Document = {"site": _TEXTS, "state": state}
         # The index of claimed reactions has only those with an epoch; the server uses it only if
@@ -243,10 +240,6 @@ class Feeds(Requests):
         if state == State.RUNNING.value:
             query["epoch"] = {"$exists": True}
         return self._ledger.find(query, {"kept": 0})
-
-    @operation
-    async def _next_of(self, cursor: AsyncCursor[Document]) -> list[Document]:
-        return await cursor.to_list(PAGE)
 
     @operation
     async def feed_runs(self, after: RunId | None) -> tuple[list[Document], RunId | None]:

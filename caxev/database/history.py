@@ -6,8 +6,9 @@ as it wants.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from re import fullmatch
 from typing import Any, Final, TypeAlias
 
@@ -130,22 +131,11 @@ class History(Quarantine):
         found = await self._ledger.find(query, fields).to_list(None)
         return {one["_id"]: kept_output(one) for one in found}
 
-    async def history_pages(
+    def history_pages(
         self, search: HistorySearch, limit: int = 0
-    ) -> AsyncIterator[list[HistoryRow]]:
+    ) -> AsyncGenerator[list[HistoryRow], None]:
         """Return all rows page by page, newest first; `limit` is the most in all, 0: no limit."""
-        cursor = await self._open_history(search, limit)
-        while (page := await self._next_rows(cursor)) is not None:
-            yield page
-
-    @operation
-    async def _open_history(self, search: HistorySearch, limit: int) -> AsyncCursor[Document]:
-        return await self._search(search, None, limit)
-
-    @operation
-    async def _next_rows(self, cursor: AsyncCursor[Document]) -> list[HistoryRow] | None:
-        documents = await cursor.to_list(PAGE)
-        return self._history_rows(documents) if documents else None
+        return self._by_pages(partial(self._search, search, None, limit), PAGE, self._history_rows)
 
     async def _search(
         self, search: HistorySearch, after: HistoryRow | None, limit: int

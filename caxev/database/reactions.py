@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from pymongo import ASCENDING, UpdateOne
@@ -32,7 +33,10 @@ class Reactions(Quarantine):
         return [reaction for reaction, _ in await self._documented(self._ledger.find(query))]
 
     async def _documented(self, cursor: Any) -> list[tuple[Reaction, Document]]:
-        rows = self._read(self._ledger, await cursor.to_list(None), reaction_from)
+        return self._of_documents(await cursor.to_list(None))
+
+    def _of_documents(self, documents: Sequence[Document]) -> list[tuple[Reaction, Document]]:
+        rows = self._read(self._ledger, documents, reaction_from)
         return [(reaction, document) for document, reaction in rows]
 
     @operation
@@ -127,27 +131,12 @@ class Reactions(Quarantine):
         """Return reactions with their whole documents, newest first; `run` needs `site`."""
         return await self._documented(await self._listed(site, run, state, handler, limit))
 
-    async def reaction_pages(
+    def reaction_pages(
         self, site: str, state: str, handler: str | None = None, limit: int = 0
-    ) -> AsyncIterator[list[tuple[Reaction, Document]]]:
+    ) -> AsyncGenerator[list[tuple[Reaction, Document]], None]:
         """Return reactions page by page, as `reactions` does all at once; 0: no limit."""
-        cursor = await self._open_list(site, state, handler, limit)
-        while page := await self._next_page(cursor):
-            yield page
-
-    @operation
-    async def _open_list(
-        self, site: str, state: str, handler: str | None, limit: int
-    ) -> AsyncCursor[Document]:
-        return await self._listed(site, None, state, handler, limit)
-
-    @operation
-    async def _next_page(self, cursor: AsyncCursor[Document]) -> list[tuple[Reaction, Document]]:
-        while documents := await cursor.to_list(_AT_A_TIME):
-            # A page of nothing but malformed ones is not the end.
-            if rows := self._read(self._ledger, documents, reaction_from):
-                return [(reaction, document) for document, reaction in rows]
-        return []
+        find = partial(self._listed, site, None, state, handler, limit)
+        return self._by_pages(find, _AT_A_TIME, self._of_documents)
 
     async def _listed(
         self,
@@ -167,16 +156,17 @@ class Reactions(Quarantine):
             query["lane"] = {"$in": await self._lanes(site)}
         return self._ledger.find(query, batch_size=_AT_A_TIME).sort("due", -1).limit(limit)
 
-    async def hindered(self, site: str) -> AsyncGenerator[list[Reaction], None]:
+    def hindered(self, site: str) -> AsyncGenerator[list[Reaction], None]:
         """Return the site's open reactions that wait for something outside, page by page."""
-        cursor = await self._open_hindered(site)
-        while page := await self._next_page(cursor):
-            yield [reaction for reaction, _ in page]
 
-    @operation
-    async def _open_hindered(self, site: str) -> AsyncCursor[Document]:
-        query = {"site": site, "state": State.PENDING.value, "hindered": {"$exists": True}}
-        return self._ledger.find(query, {"kept": 0}, batch_size=_AT_A_TIME)
+        async def find() -> AsyncCursor[Document]:
+            query = {"site": site, "state": State.PENDING.value, "hindered": {"$exists": True}}
+            return self._ledger.find(query, {"kept": 0}, batch_size=_AT_A_TIME)
+
+        def read(documents: Sequence[Document]) -> list[Reaction]:
+            return [reaction for reaction, _ in self._of_documents(documents)]
+
+        return self._by_pages(find, _AT_A_TIME, read)
 
     @operation
     async def moving(self, sites: Iterable[str]) -> list[tuple[Reaction, Document]]:

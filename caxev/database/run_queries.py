@@ -50,20 +50,14 @@ class Runs(RunPages):
         cursor = self._runs.find({"_id": {"$in": list(ids)}})
         return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
 
-    async def held(self) -> AsyncGenerator[list[Run], None]:
+    def held(self) -> AsyncGenerator[list[Run], None]:
         """Read the runs with a copy that somebody holds or has held, by number, page by page."""
-        cursor = await self._open_held()
-        while page := await self._next_held(cursor):
-            yield page
 
-    @operation
-    async def _open_held(self) -> AsyncCursor[Document]:
-        held = {"data.holds.at": {"$exists": True}}
-        return self._shown(held).sort("number").allow_disk_use(True)
+        async def find() -> AsyncCursor[Document]:
+            held = {"data.holds.at": {"$exists": True}}
+            return self._shown(held).sort("number").allow_disk_use(True)
 
-    @within(LONG_LIMIT)
-    async def _next_held(self, cursor: AsyncCursor[Document]) -> list[Run]:
-        return [Run.from_document(document) for document in await cursor.to_list(PAGE)]
+        return self._by_pages(find, PAGE, lambda page: [*map(Run.from_document, page)], LONG_LIMIT)
 
     @within(LONG_LIMIT)
     async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:

@@ -272,7 +272,7 @@ class Streams(Connection):
         return await stream.next(AWAIT)
 
     @operation
-    async def close_stream(self, stream: Stream) -> None:
+    async def close_stream(self, stream: ChangeCursor) -> None:
         """Close the stream."""
         await stream.close()
 

@@ -101,7 +101,7 @@ class Feeder:
         finally:
             # Also when cancelled: a cursor left open costs the server memory until it times out.
             with trio.move_on_after(2.0, shield=True):
-                await self.database.close_feed(stream)
+                await self.database.close_stream(stream)
 
     async def _follow(self, stream: FeedStream) -> None:
         while True:
