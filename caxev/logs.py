@@ -48,6 +48,7 @@ class _ToLoguru(logging.Handler):
     """Passes the records of the standard library's logging on to loguru."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        # A library may have levels of its own, which loguru knows only by their numbers.
         level: str | int = record.levelname
         try:
             logger.level(record.levelname)

@@ -130,18 +130,9 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     name = plan.source.location.rstrip("/").rpartition("/")[2]
     fields, began = {"location": plan.location, "source_name": name}, job.now()
     mine = await claim(job, plan, fields, others=others, new={"rse": [], "rule_info": []})
-    order = Upload(
-        here=job.site,
-        there=job.sites.get(plan.key.host),
-        names=plan.names,
-        location=plan.source.location,
-        manifest=plan.source.manifest,
-        checksum=plan.source.checksum,
-        metadata=metadata_of(job.run, plan, job.sites.get(plan.key.host)),
-    )
     try:
         async with suspecting(job, plan.source):
-            read, found = await job.work(client.upload, order)
+            read, found = await job.work(client.upload, _order(job, plan))
     except Retry as error:
         status = QUOTA if isinstance(error, OverQuota) else REUPLOAD
         await _wait(job, mine, status, error, others)
@@ -166,6 +157,20 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
         rules=None,  # has `rucio_rules` read the rule file for this entry
+    )
+
+
+def _order(job: Job, plan: UploadPlan) -> Upload:
+    source, there = plan.source, job.sites.get(plan.key.host)
+    assert source.location is not None
+    return Upload(
+        here=job.site,
+        there=there,
+        names=plan.names,
+        location=source.location,
+        manifest=source.manifest,
+        checksum=source.checksum,
+        metadata=metadata_of(job.run, plan, there),
     )
 
 

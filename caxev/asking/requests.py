@@ -77,6 +77,7 @@ _PATIENCE: Final = 5.0
 _KNOWN: Final = 20
 """Requests among which a misspelt id is looked for."""
 _converter: Final = Converter()
+# The database keeps times as such: there is no text to read.
 _converter.register_structure_hook(datetime, lambda value, _: value)
 
 
@@ -198,6 +199,7 @@ async def writing(asker: Asker, request: BulkRequest) -> AsyncIterator[BulkReque
     try:
         yield now
     finally:
+        # Also after Ctrl-C: while a request has a writer, others take its rest for being written.
         with trio.move_on_after(_PATIENCE, shield=True):
             await asker.database.end_bulk(request.id, writer)
 

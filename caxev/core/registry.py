@@ -461,6 +461,7 @@ class Registry:
         # The same for the same handlers, in any process: a snapshot names what it was taken with.
         self.id = crc32(names.encode())
         # Runs differ, but not their hosts, types, statuses: most events are like one before.
+        # Most changes are of few kinds, and each asks all triggers of all handlers.
         self._wanting = lru_cache(ASPECTS)(self._find)
 
     def wanting(self, event: Event) -> tuple[Handler, ...]:

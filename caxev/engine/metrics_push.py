@@ -130,6 +130,7 @@ def _add(metric: Any, family: Metric, started: int, now: int) -> None:
         metric.sum.aggregation_temporality = kinds.AGGREGATION_TEMPORALITY_CUMULATIVE
     points = metric.sum.data_points if family.type == "counter" else metric.gauge.data_points
     for sample in family.samples:
+        # When a counter was begun; OTLP has that in each point.
         if not sample.name.endswith("_created"):
             point = points.add(start_time_unix_nano=started, time_unix_nano=now)
             point.as_double = sample.value

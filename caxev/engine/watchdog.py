@@ -175,6 +175,7 @@ class Watchdog:
                 keeping = self._renewed()
             if now >= report_at:
                 self._report(loop, now - since, keeping=keeping)
+                # After twice the time each: a block of an hour gives a dozen lines.
                 report_at = since + 2 * (now - since)
             self._over.wait(2 * self._every)
 

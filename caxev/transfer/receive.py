@@ -290,9 +290,15 @@ def _receive(
     )
     if arrival.stands():
         channel.send(stands=True)
-        return
+    else:
+        _make(channel, arrival)
+
+
+def _make(channel: Wire, arrival: StagedCopy) -> None:
+    """Make a copy of what the peer sends: small pieces here, the others over SFTP."""
     with arrival.opened() as todo:
-        channel.send(partial=os.fsdecode(arrival.partial), pieces=piece_rows(todo.pieces, source))
+        pieces = piece_rows(todo.pieces, arrival.source)
+        channel.send(partial=os.fsdecode(arrival.partial), pieces=pieces)
         for piece in todo.pieces:
             if piece.left <= STREAMED:
                 write_piece(
