@@ -10,11 +10,11 @@ import click
 from caxev.asking.annotations import CommentRuns, TagRuns
 from caxev.cli.command import command
 from caxev.cli.options import CommandGroup, example
-from caxev.cli.plans import ask_each, asks, show_steps
+from caxev.cli.plans import Ask, acts
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import NOT_TAG, TAG
 
-_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be written; do nothing.")
+_acts = acts("Show what would be written; do nothing.")
 
 
 @click.group(
@@ -28,30 +28,27 @@ def tag() -> None:
 @command("caxev tag add _sciencerun0 --run 100-200", group=tag)
 @click.argument("name", metavar="TAG", type=TAG)
 @selects_runs()
-@asks
-@_dry_run
-def add(*, name: str, runs: RunChoice, yes: bool, dry_run: bool) -> None:
+@_acts
+def add(*, name: str, runs: RunChoice, ask: Ask) -> None:
     """Add a tag to runs. It is kept with who added it, and when."""
-    show_steps(ask_each(runs, TagRuns(name), yes=yes, dry_run=dry_run))
+    ask(runs, TagRuns(name))
 
 
 @command("caxev tag rm donotprocess --run 5", group=tag)
 @click.argument("name", metavar="TAG", type=NOT_TAG)
 @selects_runs()
-@asks
-@_dry_run
-def rm(*, name: str, runs: RunChoice, yes: bool, dry_run: bool) -> None:
+@_acts
+def rm(*, name: str, runs: RunChoice, ask: Ask) -> None:
     """Remove a tag from runs."""
-    show_steps(ask_each(runs, TagRuns(name, remove=True), yes=yes, dry_run=dry_run))
+    ask(runs, TagRuns(name, remove=True))
 
 
 @command("caxev comment --run 5 'the gate was open'")
 @click.argument("text")
 @selects_runs()
-@asks
-@_dry_run
-def comment(*, text: str, runs: RunChoice, yes: bool, dry_run: bool) -> None:
+@_acts
+def comment(*, text: str, runs: RunChoice, ask: Ask) -> None:
     """Add a comment to runs. It is kept with who wrote it, and when."""
     if not text.strip():
         raise click.UsageError("the comment is empty")
-    show_steps(ask_each(runs, CommentRuns(text), yes=yes, dry_run=dry_run))
+    ask(runs, CommentRuns(text))

@@ -16,7 +16,7 @@ from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.cli.command import command, together
 from caxev.cli.options import options, requester
 from caxev.cli.output import Column, Table, columns, show
-from caxev.cli.plans import ask_each, asks, show_steps
+from caxev.cli.plans import Ask, acts
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import HOST, LENGTH, SITE, TIME
@@ -59,7 +59,7 @@ keeps: Final = together(
 )
 """Adds the options of a hold as the argument `keep`."""
 _selects_site = click.option("--site", type=SITE, required=True, help="The site with the copies.")
-_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be held or released.")
+_acts = acts("Show what would be held or released.")
 
 
 @command(
@@ -70,11 +70,8 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be held
 @_selects_site
 @selects_data
 @keeps
-@asks
-@_dry_run
-def hold(
-    *, runs: RunChoice, site: str, data: DataChoice, keep: Keep, yes: bool, dry_run: bool
-) -> None:
+@_acts
+def hold(*, runs: RunChoice, site: str, data: DataChoice, keep: Keep, ask: Ask) -> None:
     """Keep copies at a site, although its rules would delete them.
 
     Neither purge nor a full disk nor `caxev rm` deletes a copy that is held. Without --keep-for or
@@ -82,7 +79,7 @@ def hold(
     replaces it. A deletion that is under way is withdrawn unless files are being erased.
     """
     wanted = runs.of_status(host=site, type=data.kind, version=data.version)
-    show_steps(ask_each(wanted, HoldCopies(site, data, keep), yes=yes, dry_run=dry_run))
+    ask(wanted, HoldCopies(site, data, keep))
 
 
 @command("caxev release --run 123 --site lngs", "caxev release --run 123 --site lngs --all")
@@ -90,18 +87,14 @@ def hold(
 @_selects_site
 @selects_data
 @click.option("--all", "everybody", is_flag=True, help="End the holds of other people, too.")
-@asks
-@_dry_run
-def release(
-    *, runs: RunChoice, site: str, data: DataChoice, everybody: bool, yes: bool, dry_run: bool
-) -> None:
+@_acts
+def release(*, runs: RunChoice, site: str, data: DataChoice, everybody: bool, ask: Ask) -> None:
     """End your holds of copies at a site.
 
     Its rules of deletion apply to them again at once, unless somebody else holds them, too.
     """
-    act = ReleaseCopies(site, data, everybody)
     wanted = runs.of_status(host=site, type=data.kind, version=data.version)
-    show_steps(ask_each(wanted, act, yes=yes, dry_run=dry_run))
+    ask(wanted, ReleaseCopies(site, data, everybody))
 
 
 # -- what is held ---------------------------------------------------------------------------------

@@ -1,23 +1,24 @@
 """Show what a command is about to do to many runs, have a person confirm it, and do it.
 
-Every command that acts on selected runs goes through `ask_each`, and prints the same rows. What is
+Every command that acts on selected runs goes through `Ask`, and prints the same rows. What is
 asked of several runs is one request: see `caxev.cli.requests`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-from attrs import define, field
+from attrs import define, field, frozen
 
 from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
 from caxev.asking.listeners import ListenerAct, asked, leave
-from caxev.cli.command import Function
+from caxev.cli.command import Function, together
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, confirm, print_line, show
@@ -58,24 +59,47 @@ def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
     confirm(f"Go on with {counted(plan.number)}?")
 
 
-def ask_each(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool, few: int = FEW) -> Rows:
-    """Do what an act is about to each selected run, unless it is a dry run; return the rows.
+@frozen
+class Ask:
+    """Asks for acts, as ``--yes`` and ``--dry-run`` say; above `few` runs a person confirms it."""
 
-    Of several runs the plan is shown first; of many, a person confirms it. Each run is decided
-    about again when its turn comes. Ctrl-C leaves what is done.
-    """
-    if dry_run:
-        return options().with_asker(_planned, runs, act)[1]
-    if runs.names_one and few:
-        return options().with_asker(_done_at_once, runs, act)
-    plan, _, left = options().with_asker(_planned, runs, act)
-    confirm_plan(plan, yes=yes, few=few)
-    doing = _Doing(act, plan, left)
-    try:
-        return options().with_asker(doing.run, is_request=not runs.names_one)
-    except KeyboardInterrupt:
-        doing.interrupted()
-        raise click.exceptions.Exit(INTERRUPTED) from None
+    yes: bool
+    dry_run: bool
+    few: int = FEW
+
+    def __call__(self, runs: RunChoice, act: Act) -> None:
+        """Do it as `rows` does, and print these."""
+        show_steps(self.rows(runs, act))
+
+    def rows(self, runs: RunChoice, act: Act) -> Rows:
+        """Do what an act is about to each selected run, unless it is a dry run; return the rows.
+
+        Of several runs the plan is shown first; of many, a person confirms it. Each run is decided
+        about again when its turn comes. Ctrl-C leaves what is done.
+        """
+        if self.dry_run:
+            return options().with_asker(_planned, runs, act)[1]
+        if runs.names_one and self.few:
+            return options().with_asker(_done_at_once, runs, act)
+        plan, _, left = options().with_asker(_planned, runs, act)
+        confirm_plan(plan, yes=self.yes, few=self.few)
+        doing = _Doing(act, plan, left)
+        try:
+            return options().with_asker(doing.run, is_request=not runs.names_one)
+        except KeyboardInterrupt:
+            doing.interrupted()
+            raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def acts(dry_run: str, *, few: int = FEW) -> Callable[[Function], Function]:
+    """Add ``--yes`` and ``--dry-run``, which has this help, as the argument `ask`."""
+    option = click.option("--dry-run", is_flag=True, help=dry_run)
+    return together("ask", partial(Ask, few=few), asks, option)
+
+
+WHY: Final = click.option(
+    "--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data."
+)
 
 
 async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[ActPlan, Rows, Rows]:

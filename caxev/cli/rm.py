@@ -17,7 +17,7 @@ from caxev.asking.listeners import listening_sites
 from caxev.cli.command import command, together
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, print_line, show, stream
-from caxev.cli.plans import ask_each, asks, one_step, show_steps
+from caxev.cli.plans import Ask, acts, one_step
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
@@ -72,21 +72,9 @@ def _terms(*, force_less: bool, by_entries: bool, why: str | None) -> Terms:
     click.option("--why", metavar="TEXT", help="The reason, kept in the run's deleted_data."),
 )
 @click.option("--cancel", is_flag=True, help="Withdraw it, while the files are still there.")
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Show what would be deleted, or why not; without a run, by the site's rules.",
-)
-@asks
+@acts("Show what would be deleted, or why not; without a run, by the site's rules.")
 def rm(
-    *,
-    runs: RunChoice,
-    site: str,
-    data: DataChoice,
-    terms: Terms,
-    cancel: bool,
-    dry_run: bool,
-    yes: bool,
+    *, runs: RunChoice, site: str, data: DataChoice, terms: Terms, cancel: bool, ask: Ask
 ) -> None:
     """Delete copies of runs, if enough others are good.
 
@@ -96,7 +84,7 @@ def rm(
     """
     here = options().sites().get(site)
     if not runs.selects:
-        if not dry_run:
+        if not ask.dry_run:
             raise click.UsageError("select runs: --run, --name, ... (--dry-run shows all)")
         stream(_COLUMNS, _by_rules, here, options().sites())
         return
@@ -106,11 +94,11 @@ def rm(
     act = (WithdrawDeletions if cancel else DeleteCopies)(site, data, terms)
     if not runs.names_one:
         wanted = runs.narrowed(host=site, type=data.kind, version=data.version)
-        show_steps(ask_each(wanted, act, yes=yes, dry_run=dry_run))
+        ask(wanted, act)
         return
-    row = options().with_asker(_planned if dry_run else _acted, runs, act)
+    row = options().with_asker(_planned if ask.dry_run else _acted, runs, act)
     show(Table(_COLUMNS, [row]))
-    if not (dry_run or cancel or options().as_json):
+    if not (ask.dry_run or cancel or options().as_json):
         print_line(f"to follow it: caxev status {runs.naming}")
 
 

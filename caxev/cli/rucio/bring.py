@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from caxev.asking.catalogues import CopyCatalogued
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.plans import ask_each, asks, show_steps
+from caxev.cli.plans import Ask, acts, show_steps
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.cli.values import PLACE, SITE
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 @command("caxev rucio put --run 100-200 --from lngs", group=rucio)
 @selects_catalogue(status=True)
 @click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
-@asks
-@click.option("--dry-run", is_flag=True, help="Show what would be requested; write nothing.")
-def put(*, chosen: CatalogueChoice, source: str, yes: bool, dry_run: bool) -> None:
+@acts("Show what would be requested; write nothing.")
+def put(*, chosen: CatalogueChoice, source: str, ask: Ask) -> None:
     """Upload runs to the catalogue.
 
     The listener of the site that has them does it. Uploads that were given up, or that wait as
     RSEreupload or RSEquota, are tried again at once.
     """
     act = CopyCatalogued(chosen.data, source, chosen.there.name)
-    show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
+    ask(chosen.choice, act)
 
 
 @command("caxev rucio get --run 123 --to chicago --rse NIKHEF_USERDISK", group=rucio)
@@ -50,9 +49,8 @@ def put(*, chosen: CatalogueChoice, source: str, yes: bool, dry_run: bool) -> No
     help="A site, or a directory here.",
 )
 @click.option("--rse", metavar="R", help="Only from this RSE.")
-@asks
-@click.option("--dry-run", is_flag=True, help="Show what would be fetched; write nothing.")
-def get(*, chosen: CatalogueChoice, target: str, rse: str | None, yes: bool, dry_run: bool) -> None:
+@acts("Show what would be fetched; write nothing.")
+def get(*, chosen: CatalogueChoice, target: str, rse: str | None, ask: Ask) -> None:
     """Fetch runs from the catalogue, to a site or to a directory here.
 
     To a site: its listener fetches, registers and verifies the copy. To a directory: this
@@ -62,12 +60,12 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, yes: bool, dry
     if target in options().sites():
         extra = {} if rse is None else {"from_rse": rse}
         act = CopyCatalogued(chosen.data, chosen.there.name, target, extra)
-        show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
+        ask(chosen.choice, act)
         return
     # A bare word is more likely a mistyped site than a directory: ./NAME is always a directory.
     if "/" not in target:
         options().sites().get(target)  # raises an error that names the nearest site
-    fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, dry_run)
+    fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, ask.dry_run)
     show_steps(options().with_database(fetching.fetch_all))
 
 

@@ -8,20 +8,17 @@ from caxev.asking.catalogues import FreeDisk, GiveUpDatasets
 from caxev.asking.forgetting import ForgetCopies
 from caxev.asking.listeners import listening_sites
 from caxev.cli.command import command
-from caxev.cli.forget import forget as forget_entries
-from caxev.cli.forget import forgets
 from caxev.cli.options import options
-from caxev.cli.plans import ask_each, asks, show_steps
+from caxev.cli.plans import WHY, Ask, acts
 from caxev.cli.rucio.chosen import CatalogueChoice, rucio, selects_catalogue
 from caxev.cli.values import SITE, STATUS
 
 
 @command("caxev rucio rm --run 123 --why 'taken in error'", group=rucio)
 @selects_catalogue(status=True)
-@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
-@asks
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
-def rm(*, chosen: CatalogueChoice, why: str, yes: bool, dry_run: bool) -> None:
+@WHY
+@acts("Show what would be deleted, or why not.")
+def rm(*, chosen: CatalogueChoice, why: str, ask: Ask) -> None:
     """Give up datasets, so that the catalogue deletes all replicas.
 
     Like `caxev rm`: the site that uploaded a dataset has the other copies read again first, and
@@ -29,30 +26,28 @@ def rm(*, chosen: CatalogueChoice, why: str, yes: bool, dry_run: bool) -> None:
     sites.json). Until then `caxev rm --site CATALOGUE --cancel` withdraws it.
     """
     act = GiveUpDatasets(chosen.data, chosen.there.name, why)
-    show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
+    ask(chosen.choice, act)
 
 
 @command("caxev rucio forget --run 123 --status error --why 'never uploaded'", group=rucio)
 @selects_catalogue()
 @click.option("--status", type=STATUS, help="Only entries with this status.")
-@forgets
-def forget(
-    *, chosen: CatalogueChoice, status: str | None, why: str, yes: bool, dry_run: bool
-) -> None:
+@WHY
+@acts("Show what would be removed; write nothing.", few=0)
+def forget(*, chosen: CatalogueChoice, status: str | None, why: str, ask: Ask) -> None:
     """Remove entries of the catalogue; its datasets stay.
 
     Only `caxev rucio put` uploads such data again.
     """
     act = ForgetCopies(chosen.there.name, chosen.data, why, status)
-    show_steps(forget_entries(chosen.choice, act, yes=yes, dry_run=dry_run))
+    ask(chosen.choice, act)
 
 
 @command("caxev rucio purge --site lngs --run 1-1000 --dry-run", group=rucio)
 @selects_catalogue(status=True)
 @click.option("--site", type=SITE, required=True, help="The site whose copies are deleted.")
-@asks
-@click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")
-def purge(*, chosen: CatalogueChoice, site: str, yes: bool, dry_run: bool) -> None:
+@acts("Show what would be deleted, or why not.")
+def purge(*, chosen: CatalogueChoice, site: str, ask: Ask) -> None:
     """Delete copies on disk that the catalogue has, too.
 
     Like `caxev rm`, for many runs: the site's listener deletes a copy only if enough others are
@@ -60,4 +55,4 @@ def purge(*, chosen: CatalogueChoice, site: str, yes: bool, dry_run: bool) -> No
     """
     listening_sites(options().sites(), site)
     act = FreeDisk(site, chosen.data, chosen.there.name)
-    show_steps(ask_each(chosen.choice, act, yes=yes, dry_run=dry_run))
+    ask(chosen.choice, act)

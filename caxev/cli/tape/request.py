@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,8 @@ from caxev.asking.archives import BringRaw, ReadArchived, unusable
 from caxev.asking.base import Act, DataChoice
 from caxev.asking.forgetting import ForgetCopies
 from caxev.cli.command import command
-from caxev.cli.forget import forget as forget_entries
-from caxev.cli.forget import forgets
 from caxev.cli.options import options
-from caxev.cli.plans import ask_each, asks, show_steps
+from caxev.cli.plans import WHY, Ask, acts, show_steps
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
@@ -37,14 +34,11 @@ from caxev.tape.steps import Data, recall
 if TYPE_CHECKING:
     from caxev.database import Database
 
-_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
+_acts = acts("Show what would be done; do nothing.")
 
 
-def _ask(runs: RunChoice, act: Act, *, yes: bool, dry_run: bool) -> None:
-    _show(ask_each(runs.of_status(type="raw"), act, yes=yes, dry_run=dry_run))
-
-
-def _show(rows: Sequence[dict[str, Any]]) -> None:
+def _ask(ask: Ask, runs: RunChoice, act: Act) -> None:
+    rows = ask.rows(runs.of_status(type="raw"), act)
     # Runs that need nothing are no error as long as one has been requested.
     show_steps(rows, failed=not any(row["ok"] for row in rows))
 
@@ -53,11 +47,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 @selects_runs(copies=("status",))
 @selects_archive
 @click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
-@asks
-@_dry_run
-def put(
-    *, runs: RunChoice, archive: ArchiveChoice, source: str | None, yes: bool, dry_run: bool
-) -> None:
+@_acts
+def put(*, runs: RunChoice, archive: ArchiveChoice, source: str | None, ask: Ask) -> None:
     """Bring raw data to tape.
 
     This adds an entry that is `requested`; the listener of a site that has the data does it.
@@ -65,7 +56,7 @@ def put(
     host, sites = archive.there.name, options().sites()
     names = [one.name for one in sites.values() if host in one.upload_options]
     names = names if source is None else [source]
-    _ask(runs, BringRaw(tuple(names), host), yes=yes, dry_run=dry_run)
+    _ask(ask, runs, BringRaw(tuple(names), host))
 
 
 @command(
@@ -74,11 +65,8 @@ def put(
 @selects_runs(copies=("status",))
 @selects_reach
 @click.option("--to", "directory", metavar="DIR", help="Restore into this directory here.")
-@asks
-@_dry_run
-def get(
-    *, runs: RunChoice, archive: ArchiveChoice, directory: str | None, yes: bool, dry_run: bool
-) -> None:
+@_acts
+def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, ask: Ask) -> None:
     """Bring raw data back from tape.
 
     Without --to, the site's listener restores, compares and registers the copy, which is held as
@@ -89,14 +77,16 @@ def get(
     reach = archive.reach
     target, source = reach.here.name, reach.there.name
     if directory is None:
-        _ask(runs, BringRaw((source,), target, held=True), yes=yes, dry_run=dry_run)
+        _ask(ask, runs, BringRaw((source,), target, held=True))
         return
     place = Path(directory).absolute()
     if not place.is_dir():
         raise ConfigError(f"{place} is not a directory: make it first")
     wanted = runs.of_status(type="raw")
     found, known = options().with_database(_with_manifests, wanted, reach)
-    rows = [restore(run, copy, rows, known, place, dry_run=dry_run) for run, copy, rows in found]
+    rows = [
+        restore(run, copy, rows, known, place, dry_run=ask.dry_run) for run, copy, rows in found
+    ]
     show_steps(rows)
 
 
@@ -140,27 +130,27 @@ def restore(
 @command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)
 @selects_runs(copies=("status",))
 @selects_archive
-@asks
-@_dry_run
-def check(*, runs: RunChoice, archive: ArchiveChoice, yes: bool, dry_run: bool) -> None:
+@_acts
+def check(*, runs: RunChoice, archive: ArchiveChoice, ask: Ask) -> None:
     """Read copies on tape again, and compare them.
 
     The listener of the site that brought them there restores them to scratch. It answers in
     `check_answered` and `verified_at` of the entry.
     """
     act = ReadArchived(archive.there.name)
-    _ask(runs, act, yes=yes, dry_run=dry_run)
+    _ask(ask, runs, act)
 
 
 @command("caxev tape forget --run 123 --why 'the tape is lost'", group=tape)
 @selects_runs(copies=("status",))
 @selects_archive
-@forgets
-def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, yes: bool, dry_run: bool) -> None:
+@WHY
+@acts("Show what would be removed; write nothing.", few=0)
+def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, ask: Ask) -> None:
     """Remove the entries of copies on tape; the files on tape stay.
 
     A note of it stays in the run's `deleted_data`. If a site's `upload_options` name the
     archive, its listener brings the data there again.
     """
     act = ForgetCopies(archive.there.name, DataChoice("raw"), why)
-    _show(forget_entries(runs.of_status(type="raw"), act, yes=yes, dry_run=dry_run))
+    _ask(ask, runs, act)
