@@ -7,7 +7,7 @@ listener carries it out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import evolve, field, frozen
@@ -112,6 +112,30 @@ def handler_called(name: str, registries: Iterable[Registry]) -> str:
     if meant:
         raise ConfigError(f"{name!r} is the name of several handlers: {', '.join(meant)}")
     raise ConfigError(f"no handler {name!r} {known_names(name, sorted(names))}")
+
+
+def addressed(
+    sites: Sites, registry: Callable[[str], Registry], site: str | None, handler: str | None
+) -> tuple[tuple[str, ...], str | None]:
+    """Return the sites to ask, and the handler's own name if one is given. Raises `ConfigError`."""
+    # Resolved here: in the request an unknown name would be an error in the log of a listener far
+    # away, and an alias may not be known to its version.
+    names = listening_sites(sites, site)
+    return names, handler and handler_called(handler, map(registry, names))
+
+
+def enabling(
+    names: Sequence[str], registry: Callable[[str], Registry], handler: str | None
+) -> tuple[str, ...]:
+    """Return the sites that enable a handler (None: all). Raises `ConfigError` if none does."""
+    if handler is None:
+        return tuple(names)
+    found = tuple(n for n in names if any(one.name == handler for one in registry(n).enabled))
+    if not found:
+        raise ConfigError(
+            f"handler {handler!r} is enabled at none of {', '.join(names)}: see their task_list"
+        )
+    return found
 
 
 async def leave(asker: Asker, requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -44,6 +44,14 @@ def command(
     return make
 
 
+def limits(most: int, words: str, *, least: int = 1) -> Callable[[Function], Function]:
+    """Add how many rows are listed, as the argument `limit`; `most` by default."""
+    count = click.IntRange(least, 1_000_000)
+    return click.option(
+        "--limit", type=count, default=most, show_default=True, metavar="N", help=words
+    )
+
+
 def together(
     name: str, make: Function, *decorators: Callable[[Function], Function]
 ) -> Callable[[Function], Function]:

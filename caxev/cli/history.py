@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.asking.listeners import handler_called
-from caxev.cli.command import command
+from caxev.cli.command import command, limits
 from caxev.cli.history_rows import COLUMNS, RUN_COLUMN, history_row
 from caxev.cli.options import options
 from caxev.cli.output import show_rows
@@ -35,14 +35,7 @@ MOST_RUNS: Final = 1000
     "--since", type=MOMENT, metavar="T", help="From then on: 2016-11-11T14:34, or 7d (ago)."
 )
 @click.option("--until", type=MOMENT, metavar="T", help="Until then.")
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="The most to list; 0: all.",
-)
+@limits(100, "The most to list; 0: all.", least=0)
 def history(
     *,
     runs: RunChoice,

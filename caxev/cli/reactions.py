@@ -12,11 +12,11 @@ from attrs import evolve
 from caxev.asking.listeners import (
     COUNTED,
     RetryReactions,
+    addressed,
     failures,
     handler_called,
-    listening_sites,
 )
-from caxev.cli.command import command
+from caxev.cli.command import command, limits
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
@@ -49,14 +49,7 @@ _STATES = ("failed", "running", "pending")
 @click.option("--done", "states", flag_value="done", multiple=True, help="Finished reactions.")
 @click.option("--site", type=SITE, help="Only at this site.")
 @click.option("--handler", type=HANDLER, help="Only reactions of this handler.")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 1_000_000),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="The most to list for each site and state.",
-)
+@limits(100, "The most to list for each site and state.")
 def reactions(states: Sequence[str], site: str | None, handler: str | None, limit: int) -> None:
     """List the reactions that are pending, running or failed.
 
@@ -154,9 +147,7 @@ def retry(
     if everything and runs.selects:
         raise click.UsageError("--all excludes the options that select runs")
     given = options()
-    registries = {one: given.registry(one) for one in listening_sites(given.sites(), site)}
-    named = None if handler is None else handler_called(handler, registries.values())
-    act = RetryReactions(tuple(registries), named)
+    act = RetryReactions(*addressed(given.sites(), given.registry, site, handler))
     ids = tuple(given.with_database(runs.ids)) if runs.selects else None
     if ids is not None:
         confirm_plan(act.plan(ids), yes=yes)

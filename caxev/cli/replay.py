@@ -9,7 +9,7 @@ import click
 from attrs import frozen
 
 from caxev.asking.base import counted, pages
-from caxev.asking.listeners import Replay, handler_called, listening_sites
+from caxev.asking.listeners import Replay, addressed, enabling
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, show, show_lines
@@ -17,7 +17,6 @@ from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
-from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.model import Aspect, Event, Run, RunId
@@ -67,23 +66,9 @@ _COLUMNS = columns("run", "site", "event", "handler", "why")
 
 def _places(site: str | None, handler: str | None) -> tuple[dict[str, Registry], str | None]:
     """Return the selected sites with their handlers, and the handler's own name."""
-    # Resolve the handler here: in the request, an unknown name would be an error in the log of a
-    # listener far away, and an alias may not be known to its version.
     given = options()
-    registries = {name: given.registry(name) for name in listening_sites(given.sites(), site)}
-    if handler is None:
-        return registries, None
-    known = handler_called(handler, registries.values())
-    enabled = {
-        name: registry
-        for name, registry in registries.items()
-        if any(one.name == known for one in registry.enabled)
-    }
-    if not enabled:
-        raise ConfigError(
-            f"handler {known!r} is enabled at none of {', '.join(registries)}: see their task_list"
-        )
-    return enabled, known
+    names, known = addressed(given.sites(), given.registry, site, handler)
+    return {one: given.registry(one) for one in enabling(names, given.registry, known)}, known
 
 
 def queued(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.asking.base import DONE, counted
-from caxev.cli.command import command
+from caxev.cli.command import command, limits
 from caxev.cli.errors import FAILED, INTERRUPTED
 from caxev.cli.options import CommandGroup, as_json, as_table, example, hidden_options, options
 from caxev.cli.output import Column, Table, columns, json_text, print_line, show
@@ -154,14 +154,7 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
     invoke_without_command=True,
     epilog=example("caxev requests", "caxev requests cancel 3f9ac0d1"),
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="The most to list.",
-)
+@limits(20, "The most to list.")
 @click.pass_context
 def requests(context: click.Context, limit: int) -> None:
     """List what was requested of many runs together, the newest first: how far it is.

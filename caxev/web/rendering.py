@@ -88,21 +88,20 @@ def time(moment: datetime | None) -> Markup | None:
 
 def date(moment: datetime | None) -> Markup | None:
     """Return a time long ago: the date itself, UTC, to the minute."""
-    if moment is None:
-        return None
-    utc = moment.astimezone(UTC)
-    return Markup('<time datetime="{}Z" data-fixed="yes">{}</time>').format(
-        f"{utc:%Y-%m-%dT%H:%M:%S}", f"{utc:%Y-%m-%d %H:%M}"
-    )
+    return _fixed(moment, "%Y-%m-%d %H:%M")
 
 
 def stamp(moment: datetime | None) -> Markup | None:
     """Return a time in a history: date and time, UTC, to the second."""
+    return _fixed(moment, "%Y-%m-%d %H:%M:%S")
+
+
+def _fixed(moment: datetime | None, form: str) -> Markup | None:
     if moment is None:
         return None
     utc = moment.astimezone(UTC)
     return Markup('<time datetime="{}Z" data-fixed="yes">{}</time>').format(
-        f"{utc:%Y-%m-%dT%H:%M:%S}", f"{utc:%Y-%m-%d %H:%M:%S}"
+        f"{utc:%Y-%m-%dT%H:%M:%S}", f"{utc:{form}}"
     )
 
 

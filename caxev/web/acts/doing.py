@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from caxev.asking import requests
 from caxev.asking.asker import Asker
@@ -18,11 +18,11 @@ from caxev.asking.listeners import (
     ListenerAct,
     Replay,
     RetryReactions,
+    addressed,
     asked,
+    enabling,
     failures,
-    handler_called,
     leave,
-    listening_sites,
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
@@ -164,23 +164,15 @@ async def _planned_replay(asker: Asker, wish: Wish) -> PlannedWish:
     sites, handler = _addressed(asker, wish)
     if wish.selection == EVERY:
         raise NothingToDo("choose runs: all of them are not replayed from here")
-    act = Replay(sites, handler)
-    if handler is not None:
-        act = evolve(act, sites=tuple(site for site in sites if _enables(asker, site, handler)))
-    act = evolve(act, force=bool(wish.values.get("force")))
+    sites = enabling(sites, asker.registry, handler)
+    act = Replay(sites, handler, force=bool(wish.values.get("force")))
     runs = await _ids(asker, wish.selection)
     return PlannedWish(wish, act.plan(runs), partial(_carry_asking, act, runs), runs)
 
 
 def _addressed(asker: Asker, wish: Wish) -> tuple[tuple[str, ...], str | None]:
-    """Return the sites to ask, and the handler's own name if one is given."""
-    sites = listening_sites(asker.sites, wish.values.get("site"))
-    handler = wish.values.get("handler")
-    return sites, handler and handler_called(handler, map(asker.registry, sites))
-
-
-def _enables(asker: Asker, site: str, handler: str) -> bool:
-    return any(one.name == handler for one in asker.registry(site).enabled)
+    given = wish.values
+    return addressed(asker.sites, asker.registry, given.get("site"), given.get("handler"))
 
 
 async def _ids(asker: Asker, selection: Selection) -> list[RunId]:
