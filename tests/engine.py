@@ -23,6 +23,7 @@ from caxev.database import Batch, Database, HistorySearch, Stream, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import prepare, serve_leases
 from caxev.engine.options import Options
+from caxev.engine.root_markers import holdings, init_roots
 from tests.conftest import Database as Named
 
 PATIENCE: Final = 240.0
@@ -112,14 +113,17 @@ async def opened(database: Named) -> AsyncIterator[Database]:
 
 @asynccontextmanager
 async def listener(
-    database: Database, options: Options, owner: str = "test"
+    database: Database, options: Options, owner: str = "test", *, marked: bool = True
 ) -> AsyncIterator[Leaving]:
     """A listener for the length of the block; asked to leave, and waited for, at its end.
 
-    It has a connection of its own, as the user of its settings, unless `database` is that.
+    It has a connection of its own, as the user of its settings, unless `database` is that. The
+    directories of its site are marked before, unless not `marked`: see `mark`.
     """
     leaving = Leaving()
     async with as_site(database, options) as own, trio.open_nursery() as nursery:
+        if marked:
+            await mark(own, options)
         nursery.start_soon(serve_leases, options, own, owner, leaving)
         try:
             yield leaving
@@ -130,7 +134,14 @@ async def listener(
 async def once(database: Database, options: Options) -> None:
     """Catch up as a site's user, do what is due, leave."""
     async with as_site(database, options) as own:
+        await mark(own, options)
         await serve_leases(evolve(options, once=True), own, "once", Leaving())
+
+
+async def mark(database: Database, options: Options) -> None:
+    """Mark the site's directories, as ``caxev sites init`` does: it refuses where copies lack."""
+    if holdings(options.site, options.sites):  # else it may be the database that is away
+        await init_roots(database, options.site, options.sites, force=False)
 
 
 @asynccontextmanager

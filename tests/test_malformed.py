@@ -91,7 +91,7 @@ def site_document(site: str = SITE) -> dict[str, Any]:
         "lsid": {"id": b"0" * 16},
         "lease": 12.0,
         "skew": 0.1,
-        "markers": [{"root": "/data", "id": "ab"}],
+        "markers": [{"root": "/data", "id": "ab", "disk": "cd"}],
         "away": [{"root": "/data", "why": "it is away"}],
     }
 

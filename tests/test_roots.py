@@ -7,8 +7,9 @@ which is what an unmounted disk leaves.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from typing import Any, cast
 import pytest
 import trio
 from attrs import evolve
+from loguru import logger
 
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
@@ -24,10 +26,13 @@ from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
+from caxev.database import Database
 from caxev.engine import root_markers, root_watch, workers
+from caxev.engine.options import Options
+from caxev.engine.root_markers import init_roots
 from caxev.engine.runner import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
-from caxev.files.roots import absent, find_markers, make_marker, probe
+from caxev.files.roots import absent, file_system, find_markers, make_marker, probe
 from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
 from tests import engine
@@ -133,6 +138,16 @@ def test_what_a_probe_finds(tmp_path: Path) -> None:
     (tmp_path / "raw" / "there").touch()
     names = [f"{root}/there", f"{root}/gone", "/elsewhere/gone", "n/a", "\0"]
     assert absent(root, names, report=to_nobody) == [f"{root}/gone", "/elsewhere/gone"]
+
+
+def test_two_that_mark_one_directory_at_once(tmp_path: Path) -> None:
+    """One gives way, and finds the other's marker the next time."""
+    root = marked(tmp_path / "raw")
+    with pytest.raises(RootAway, match="another process"):
+        make_marker(str(root), "chicago", "dir_raw", report=to_nobody)
+    there = find_markers(str(root), report=to_nobody)
+    assert [one.id for one in there] == [root.marker]
+    assert make_marker(str(root), "chicago", "dir_raw", there, report=to_nobody)
 
 
 def test_staging_is_looked_after_as_well(tmp_path: Path) -> None:
@@ -258,37 +273,108 @@ async def test_a_source_that_is_unmounted_is_not_gone(lab: Lab) -> None:
     assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
 
 
-@pytest.mark.replicaset
-@two
-async def test_an_unknown_disk_is_believed_only_where_all_copies_are_there(lab: Lab) -> None:
-    """The first listener marks a directory by itself if it holds what the database knows there."""
-    run = await lab.new_run(at="lngs")
-    disk = lab.path(run, "lngs").parent
-    with unmounted(disk):
-        await lab.settle("lngs")
-        (alarm,) = await lab.alarms()
-        assert alarm.key == f"root {disk}"
-        assert "caxev sites init" in alarm.details["more"]
-        assert list(disk.iterdir()) == []
-    await lab.settle()
-    assert len(find_markers(str(disk), report=to_nobody)) == 1
-    assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+def writing(database: Named, disk: Path) -> Options:
+    """A listener of lngs that writes to a disk."""
+    handlers = [one for one in recorded if one.function is write_there]
+    return engine.options_for(database, handlers, site_fields={"dir_raw": str(disk)})
+
+
+async def known(db: Database, root: Path, status: str) -> None:
+    """A run that asks to write, whose copy at lngs is beneath a root in that state."""
+    document = engine.run_document(1, ("raw", "lngs", status), tags=[{"name": "write"}])
+    document["data"][0]["location"] = f"{root}/run"
+    await db.insert_run(document)
 
 
 @pytest.mark.replicaset
-@two
-async def test_a_disk_that_made_every_copy_an_error_is_not_forgotten(lab: Lab) -> None:
-    """Neither its mount point nor a new directory gets a marker by itself."""
-    run = await lab.new_run(at="lngs")
-    disk = lab.path(run, "lngs").parent
-    (there,) = run.copies
-    await lab.update(RunUpdate.give_up(run, there))
-    with unmounted(disk):
-        await lab.settle("lngs")
-        assert [one.key for one in await lab.alarms()] == [f"root {disk}"]
-        assert list(disk.iterdir()) == []
-    await lab.settle("lngs")
-    assert len(find_markers(str(disk), report=to_nobody)) == 1
+@pytest.mark.parametrize("there", [True, False], ids=["the disk", "its mount point"])
+async def test_a_listener_marks_no_directory_in_which_copies_are_known(
+    database: Named, tmp_path: Path, there: bool
+) -> None:
+    """Not even with all of them there; its alarm and its log name the command that marks it."""
+    disk = tmp_path / "raw"
+    disk.mkdir()
+    options = writing(database, disk)
+    async with engine.opened(database) as db:
+        await known(db, disk, "transferred")
+        if there:
+            (disk / "run").mkdir()
+        before = list(disk.iterdir())
+        log: list[str] = []
+        sink = logger.add(log.append, level="ERROR", format="{message}")
+        async with engine.listener(db, options, marked=False):
+
+            async def raised() -> list[str]:
+                return [
+                    one.alarm.details["more"]
+                    for one in await db.alarms()
+                    if one.active and one.alarm.key == f"root {disk}"
+                ]
+
+            (why,) = await engine.until(raised)
+            assert why.endswith("run caxev sites init --site lngs")
+            assert [one for one in log if "run caxev sites init --site lngs" in one]
+            assert list(disk.iterdir()) == before
+
+            async def waiting() -> list[tuple[str, int]]:
+                return [(one.root, one.attempts) for one, _ in await db.reactions() if one.root]
+
+            assert await engine.until(waiting) == [(str(disk), 0)]
+            (row,) = await init_roots(db, options.site, options.sites, force=False)
+            assert row["ok"] is there
+            if there:
+                await engine.until((disk / "file").exists)
+        logger.remove(sink)
+    assert len(find_markers(str(disk), report=to_nobody)) == there
+
+
+@pytest.mark.replicaset
+async def test_a_listener_marks_a_new_directory(database: Named, tmp_path: Path) -> None:
+    """The database knows no copy in it but one that is on its way."""
+    disk = tmp_path / "raw"
+    disk.mkdir()
+    options = writing(database, disk)
+    async with engine.opened(database) as db:
+        await known(db, disk, "transferring")
+        async with engine.listener(db, options, marked=False):
+            await engine.until(lambda: find_markers(str(disk), report=to_nobody))
+
+
+@pytest.mark.replicaset
+async def test_which_copies_are_known(database: Named) -> None:
+    """All that may have had files once, whatever has become of them, of that type and site."""
+    async with engine.opened(database) as db:
+
+        async def are_known(*copies: tuple[str, str, str]) -> bool:
+            await db.insert_run(engine.run_document(1, *copies))
+            return await db.knows_copies("lngs", "raw")
+
+        assert not await are_known()
+        begun = [("raw", "lngs", "requested"), ("raw", "lngs", "transferring")]
+        other = [("raw", "chicago", "transferred"), ("processed", "lngs", "transferred")]
+        assert not await are_known(*begun, *other)
+        assert await are_known(("raw", "lngs", "error"))
+
+
+@pytest.mark.replicaset
+@lab(tape, checksum, sites=ARCHIVED)
+async def test_the_alarm_about_an_archive_names_the_site_that_uses_it(lab: Lab) -> None:
+    """A marker is noted with the site whose listener looks after the directory."""
+    run = await lab.put(await lab.new_run(at="lngs"), "hsm")
+    held = root_markers.holdings(lab.sites.get("lngs"), lab.sites)
+    (archive,) = [one for one in held if (one.owner.name, one.key) == ("hsm", "dir_raw")]
+    (marker,) = find_markers(archive.root, report=to_nobody)
+    (lab.path(run, "hsm").parent / f"{MARKER_PREFIX}{marker.id}").unlink()
+    with pytest.raises(RootAway, match=r"run caxev sites init --site lngs$"):
+        await root_markers.adopt(lab.database, in_place, archive, lab.sites, "lngs")
+    lab.path(run, "hsm").rename(f"{archive.root}/elsewhere")
+    with pytest.raises(RootAway, match=r"caxev sites init --site lngs --force"):
+        await root_markers.adopt(lab.database, in_place, archive, lab.sites, "lngs", asked=True)
+
+
+async def in_place(function: Callable[..., Any], *args: object) -> Any:
+    """Call a function of `caxev.files.roots` here."""
+    return function(*args, report=to_nobody)
 
 
 @pytest.mark.replicaset
@@ -364,39 +450,52 @@ async def test_a_refusal_is_one_alarm_and_costs_nothing(lab: Lab) -> None:
 # -- a disk that hangs ----------------------------------------------------------------------------
 
 
+@contextmanager
+def mounted(image: Path, disk: Path) -> Iterator[None]:
+    """A file system of its own for the length of the block; it is made if there is none."""
+    try:
+        if not image.exists():
+            with image.open("wb") as file:
+                file.truncate(64 << 20)
+            subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+        command = ["mount", "-o", "loop", str(image), str(disk)]
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs mkfs.ext4, and the right to mount a loop device")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
 @pytest.fixture
 def freezer(tmp_path: Path) -> Iterator[tuple[Path, Callable[[bool], None]]]:
     """A file system of its own, and what freezes and thaws it: who writes cannot be killed."""
-    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk = tmp_path / "disk"
     disk.mkdir()
-    with image.open("wb") as file:
-        file.truncate(64 << 20)
-    made = ["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(disk)]
-    try:
-        for command in made:
-            subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs mkfs.ext4, and the right to mount a loop device")
 
     def freeze(on: bool) -> None:
         subprocess.run(
             ["fsfreeze", "-f" if on else "-u", str(disk)], check=on, capture_output=not on
         )
 
-    yield disk, freeze
-    freeze(False)
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with mounted(tmp_path / "image", disk):
+        try:
+            yield disk, freeze
+        finally:
+            freeze(False)
 
 
 @on(tag("write"))
 async def write_there(job: Job) -> None:
     """Write to the disk of the site."""
-    await job.work(touch, f"{job.site.roots[0]}/file")
+    await job.work(touch, f"{job.site.roots[0]}/file", job.site.roots)
 
 
-def touch(path: str, *, report: object) -> None:
+def touch(path: str, roots: Sequence[Root], *, report: object) -> None:
     """Make a file."""
     del report
+    confine(path, roots)
     Path(path).touch()
 
 
@@ -470,6 +569,52 @@ def test_sites_init(online: Caxev, tmp_path: Path, database: Named) -> None:  # 
         assert forced["marker"] != first["marker"]
         (raw / f"{MARKER_PREFIX}{forced['marker']}").unlink()
     assert_one_line(online("stray", "--site", "lngs"), 1, "Mount the disk")
+
+
+@pytest.mark.replicaset
+async def test_a_marker_that_was_copied_to_another_disk(database: Named, tmp_path: Path) -> None:
+    """That is another disk, until a person says that the data was moved, and all of it is there."""
+    disk, kept = tmp_path / "raw", tmp_path / "kept"
+    disk.mkdir()
+    old, new = tmp_path / "old", tmp_path / "new"
+    options = writing(database, disk)
+    site, sites = options.site, options.sites
+
+    async def row(db: Database, *, force: bool = False) -> dict[str, Any]:
+        (found,) = await init_roots(db, site, sites, force=force)
+        return found
+
+    async def root(db: Database) -> Root:
+        known = await root_markers.read_markers(db, sites, site)
+        return known.get(site.name).roots[0]
+
+    async with engine.opened(database) as db:
+        with mounted(old, disk):
+            if file_system(str(disk)) is None:
+                pytest.skip("needs Linux 6.9")
+            first = await row(db)
+            (disk / "run").mkdir()
+            shutil.copytree(disk, kept)
+        known = await root(db)
+        with mounted(old, disk):  # mounted again it is the same
+            assert probe(known, report=to_nobody).away is None
+        with mounted(new, disk):
+            shutil.copytree(kept, disk, dirs_exist_ok=True)
+            assert "on another disk" in (probe(known, report=to_nobody).away or "")
+            with pytest.raises(RootAway, match="sites init"):
+                confine(f"{disk}/run", [known])
+            (disk / "run").rmdir()
+            document = engine.run_document(1, ("raw", "lngs", "transferred"))
+            document["data"][0]["location"] = f"{disk}/run"
+            await db.insert_run(document)
+            assert "1 of the newest 1 raw copies at lngs are missing" in (await row(db))["state"]
+            assert (await root(db)).disk == known.disk
+            (disk / "run").mkdir()
+            again = await row(db)
+            assert (again["state"], again["marker"]) == ("marked", first["marker"])
+            assert confine(f"{disk}/run", [await root(db)]) == vouched(f"{disk}/run")
+        with mounted(old, disk):
+            assert "on another disk" in (probe(await root(db), report=to_nobody).away or "")
 
 
 @pytest.mark.replicaset

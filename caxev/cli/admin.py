@@ -164,8 +164,9 @@ def init(*, site: str, force: bool) -> None:
     """Mark a site's directories, so that unmounted disks are noticed.
 
     An unmounted disk would look like an empty one. Each directory gets a small file whose id
-    the database keeps. Run it on the site's own machine. It can be repeated. A listener does it
-    by itself if all copies that the database knows in a directory are there.
+    the database keeps. Run it on the site's own machine. It can be repeated. If the database knows
+    copies in a directory, the newest must be there. A listener marks by itself only directories of
+    which the database knows no copies.
     """
     from caxev.engine.root_markers import init_roots
 

@@ -294,7 +294,7 @@ class Site:
     file system of the data: then nothing is copied twice. One in a data directory, or one that
     others may write, is refused. By default ``CAXEV_STATE``, or the unit's ``StateDirectory``."""
     markers: Mapping[str, str] = field(default=Factory(dict), hash=False)
-    """No key: the ids of the markers that the database has for the directories."""
+    """No key: what the database has noted of the directories' markers, each as `Root` takes it."""
 
     @property
     def transport(self) -> str:

@@ -13,16 +13,19 @@ class Root(str):
     """A base directory of a site, as its path.
 
     `marker` is the id of the file that shows that its disk is mounted; None: none is noted, and
-    nothing is checked. See `caxev.files.roots`.
+    nothing is checked. `disk` is the UUID of the file system that it was noted on, if it has one.
+    See `caxev.files.roots`.
     """
 
-    __slots__ = ("marker",)
+    __slots__ = ("disk", "marker")
     marker: str | None
+    disk: str | None
 
-    def __new__(cls, path: str, marker: str | None = None) -> Self:
-        """Return the path with what is known of its marker."""
+    def __new__(cls, path: str, noted: str | None = None) -> Self:
+        """Return the path with what is noted of its marker: ID, or ID/UUID of the file system."""
         root = super().__new__(cls, path)
-        root.marker = marker
+        marker, _, disk = (noted or "").partition("/")
+        root.marker, root.disk = marker or None, disk or None
         return root
 
 

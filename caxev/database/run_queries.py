@@ -32,6 +32,7 @@ from caxev.database.selections import totals_pipeline
 
 TABLE: Final = 32 << 20
 """Bytes of a table: handlers take all its rows."""
+_BEGUN: Final = (REQUESTED, TRANSFERRING)
 _NAMES: Final = ("number", "name", "detector")
 _PLACE: Final = ("type", "host", "pax_version", "status", "location")
 
@@ -89,20 +90,29 @@ class Runs(RunPages):
         return await _read(cursor.skip(skip).limit(PAGE))
 
     @operation
+    async def knows_copies(self, site: str, type: str) -> bool:  # noqa: A002
+        """Return whether any run has a copy of this type at a site, good or not.
+
+        One that is still on its way does not count: it need not have a file yet.
+        """
+        known = {"host": site, "type": type, "status": {"$nin": _BEGUN}}
+        found = await self._runs.find_one({"data": {"$elemMatch": known}}, {"_id": 1})
+        return found is not None
+
+    @operation
     async def known_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
         """Return the locations of copies at a site, good or not, of the newest runs.
 
         Bad ones, because a disk that is away may have made each copy an error; none that is still
         on its way, because it need not have a file yet.
         """
-        begun = (REQUESTED, TRANSFERRING)
-        known = {"host": site, "type": type, "location": {"$gt": ""}, "status": {"$nin": begun}}
+        known = {"host": site, "type": type, "location": {"$gt": ""}, "status": {"$nin": _BEGUN}}
         cursor = self._shown({"data": {"$elemMatch": known}}).sort("_id", -1).limit(limit)
         return [
             one.location
             for run in await _read(cursor)
             for one in run.copies
-            if (one.host, one.type) == (site, type) and one.location and one.status not in begun
+            if (one.host, one.type) == (site, type) and one.location and one.status not in _BEGUN
         ]
 
     @operation

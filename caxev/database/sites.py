@@ -78,12 +78,12 @@ class SiteRecord:
     """A site's document. `expires`: when the lease lapses unless renewed, UTC.
 
     `rules` are the digests of the rule files that were applied last, by catalogue;
-    `configuration` is the digest of the owner's sites.json. `markers` are the ids of the markers
-    of its directories, by their paths; `away`, why some of these were missing when its listener
-    last checked; `disks`, those that were there, a minute old at most. `requests`: whether people's
-    requests wait, and `helped`, whether there are helpers, as its listener finds by renewing the
-    lease. `skew`: how many seconds the
-    listener's clock is ahead of the database's.
+    `configuration` is the digest of the owner's sites.json. `markers` are the markers of its
+    directories, by their paths, each as `Root` takes it; `away`, why some of these were missing
+    when its listener last checked; `disks`, those that were there, a minute old at most.
+    `requests`: whether people's requests wait, and `helped`, whether there are helpers, as its
+    listener finds by renewing the lease. `skew`: how many seconds the listener's clock is ahead of
+    the database's.
     """
 
     site: str
@@ -137,7 +137,7 @@ class SiteRecord:
             watched=lenient(_watched_from, document.get("watched"), default=NO_FIELDS),
             rules=lenient(_pairs_from, row, "rules", "catalogue", "digest", default={}),
             configuration=lenient(row.text, "configuration", "", default=""),
-            markers=lenient(_pairs_from, row, "markers", "root", "id", default={}),
+            markers=lenient(_markers_from, row, default={}),
             away=lenient(_pairs_from, row, "away", "root", "why", default={}),
             disks=lenient(_disks_from, row, default=()),
             skew=skew if isinstance(skew := document.get("skew"), float) else None,
@@ -183,6 +183,15 @@ def _watched_from(value: object) -> Watched:
 
 def _pairs_from(row: Row, name: str, key: str, value: str) -> dict[str, str]:
     return {one.text(key): one.text(value) for one in map(Row.of, row.many(name, []))}
+
+
+def _markers_from(row: Row) -> dict[str, str]:
+    # A disk in a field of its own: an older version reads the id alone.
+    noted = _pairs_from(row, "markers", "root", "id")
+    for one in map(Row.of, row.many("markers", [])):
+        if disk := one.text("disk", ""):
+            noted[one.text("root")] += f"/{disk}"
+    return noted
 
 
 def _disks_from(row: Row) -> tuple[Disk, ...]:
@@ -315,8 +324,11 @@ class Sites(Connection):
             return {}
 
     @operation
-    async def note_marker(self, site: str, root: str, marker: str) -> None:
-        """Note the id of the marker of a site's directory, in place of any other."""
+    async def note_marker(self, site: str, root: str, marker: str, disk: str | None = None) -> None:
+        """Note the marker of a site's directory, in place of any other.
+
+        `disk` is the UUID of the file system that it is on, if it has one.
+        """
         await self._register(site)
         others = {
             "$filter": {
@@ -324,8 +336,9 @@ class Sites(Connection):
                 "cond": {"$ne": ["$$this.root", {"$literal": root}]},
             }
         }
+        named = {"root": root, "id": marker} | ({} if disk is None else {"disk": disk})
         # Literal: in a pipeline a text that begins with `$` names a field.
-        row = {"root": {"$literal": root}, "id": {"$literal": marker}}
+        row = {key: {"$literal": value} for key, value in named.items()}
         change = {"$set": {"markers": {"$concatArrays": [others, [row]]}}}
         await self._ledger.update_one({"_id": site}, [change])
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -22,10 +23,13 @@ from typing import Any, Final, Self
 
 from attrs import define, field
 
+from caxev import aio
 from caxev.config import Settings, Sites, load_sites
 from caxev.config.loading import read_sites
+from caxev.database import open_database, run
 from caxev.demo import daq
 from caxev.demo.server import known_hosts_line, make_key
+from caxev.engine.root_markers import init_roots
 from caxev.testing.mongod import ReplicaSet, start_with_us
 
 STARTS: Final = 30.0
@@ -76,6 +80,9 @@ class World:
             file = self.directory / "sites.json"
             file.write_text(json.dumps(given.document, indent=2))
             self.sites = load_sites(file)
+            # In a thread, because there may be a trio loop in this one.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(run, self._mark_directories).result()
             # Registered last, so that it runs first: listeners leave before their servers end.
             stack.callback(self.stop_listeners)
             self._stack = stack.pop_all()
@@ -103,6 +110,12 @@ class World:
         path = self.directory.joinpath(*names)
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    async def _mark_directories(self) -> None:
+        """Do what ``caxev sites init`` does, for each site."""
+        async with aio.loop(), open_database(self.settings) as database:
+            for name in self.listening:
+                await init_roots(database, self.sites.get(name), self.sites, force=False)
 
     def dir_of(self, site: str, key: str) -> Path:
         """Return a base directory of a site, made if need be."""

@@ -1,6 +1,8 @@
 """Markers: the files by which a site's directories are known, and the notes of them.
 
-`root_watch` adopts a marker when none is noted; ``caxev sites init`` does so when a person asks.
+``caxev sites init`` marks directories when a person asks. `root_watch` does so by itself only while
+the runs database knows no copy there: an empty mount point would pass for an empty disk, and each
+of its copies for lost.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from caxev.files.roots import (
     Marker,
     absent,
     are_same,
+    disk_of,
     find_markers,
     make_marker,
     marker_path,
@@ -30,7 +33,7 @@ from caxev.files.roots import (
 )
 
 SAMPLE: Final = 100
-"""Copies that must be there before a directory without a marker is believed to be the right one."""
+"""Copies that must be there before ``caxev sites init`` believes a directory without a marker."""
 Call = Callable[..., Awaitable[Any]]
 """Calls a function of `caxev.files.roots` in another process, or wherever a disk may hang."""
 
@@ -80,19 +83,27 @@ async def read_markers(database: Database, sites: Sites, here: Site | None = Non
 
 
 async def adopt(
-    database: Database, call: Call, held: Holding, sites: Sites, by: str, *, force: bool = False
+    database: Database,
+    call: Call,
+    held: Holding,
+    sites: Sites,
+    by: str,
+    *,
+    asked: bool = False,
+    force: bool = False,
 ) -> str:
     """Find or make the marker of a directory for which none is noted; note it and return its id.
 
-    It is made if the database knows no copy of this kind at the site, whatever its state, or the
-    files of the newest `SAMPLE` are there: an empty mount point has none. A marker that was made
-    for a site on another machine shows a directory that both share, or a clone of its disk: only a
-    person can decide. Raises `RootAway` unless a person confirms (`force`) the directory.
+    It is made if the database knows no copy of this kind at the site, whatever its state. If a
+    person has `asked` for it, it is also made if the files of the newest `SAMPLE` copies are there.
+    A marker that was made for a site on another machine shows a directory that both share, or a
+    clone of its disk: only a person can decide. Raises `RootAway` unless a person confirms
+    (`force`) the directory. `by` is the site whose listener looks after the directory.
     """
     there = await call(find_markers, held.root)
     foreign = foreign_markers(there, held.owner, sites)
     if not force:
-        _check_not_foreign(held, foreign)
+        _check_not_foreign(held, foreign, by)
     made_for = [_place(marker, sites) for marker in there]
     fits = await call(are_same, held.root, made_for)
     # A second marker would hide that two sites share the directory.
@@ -101,13 +112,13 @@ async def adopt(
         names = ", ".join(one.id for one in found)
         raise RootAway(f"{held.root} has several markers ({names}): remove all but one")
     if not found and not force:
-        _check_free(held, there)
-        await _check_copies(database, call, held)
+        _check_free(held, there, by)
+        await (_check_copies(database, call, held, by) if asked else _check_new(database, held, by))
     if found:
         marker = str(found[0].id)
     else:
-        marker = str(await call(make_marker, held.root, held.owner.name, held.key))
-    await database.note_marker(by, held.root, marker)
+        marker = str(await call(make_marker, held.root, held.owner.name, held.key, there))
+    await database.note_marker(by, held.root, marker, await call(disk_of, held.root))
     logger.info("{} is now identified by the marker {}", held.root, marker)
     return marker
 
@@ -126,39 +137,54 @@ def foreign_markers(there: Iterable[Marker], owner: Site, sites: Sites) -> list[
     ]
 
 
-def _check_not_foreign(held: Holding, foreign: Sequence[Marker]) -> None:
+def _check_not_foreign(held: Holding, foreign: Sequence[Marker], by: str) -> None:
     for one in foreign:
         raise RootAway(
             f"{held.root} has the marker of {one.key} of {one.site}, a site on another machine: "
-            f"if both use this directory, run caxev sites init --site {held.owner.name} --force, "
+            f"if both use this directory, run caxev sites init --site {by} --force, "
             "and their copies in it count as one; if this is a clone of that disk, remove "
             f"{marker_path(held.root, one.id)}"
         )
 
 
-def _check_free(held: Holding, there: Sequence[Marker]) -> None:
+def _check_free(held: Holding, there: Sequence[Marker], by: str) -> None:
     for marker in there:
         raise RootAway(
-            f"{held.root} has the marker of {marker.key} of {marker.site}: {_way_out(held)}"
+            f"{held.root} has the marker of {marker.key} of {marker.site}: {_way_out(by)}"
         )
 
 
-def _way_out(held: Holding) -> str:
-    init = f"caxev sites init --site {held.owner.name} --force"
+def _way_out(by: str) -> str:
+    init = f"caxev sites init --site {by} --force"
     return f"mount the right disk, or run {init} if this is the right directory"
 
 
-async def _check_copies(database: Database, call: Call, held: Holding) -> None:
+def _kind_in(held: Holding) -> str | None:
+    """Return the type of data in a directory; None if no entry names anything there."""
     kind = held.key.removeprefix("dir_")
-    if kind not in held.owner.directories:
-        return  # nothing that an entry names stands there
+    return kind if kind in held.owner.directories else None
+
+
+async def _check_new(database: Database, held: Holding, by: str) -> None:
+    """Raise `RootAway` if the database knows copies in a directory that has no marker."""
+    kind = _kind_in(held)
+    if kind is not None and await database.knows_copies(held.owner.name, kind):
+        raise RootAway(
+            f"{held.root} has no marker, and the database knows {kind} copies at "
+            f"{held.owner.name}: if its disk is mounted, run caxev sites init --site {by}"
+        )
+
+
+async def _check_copies(database: Database, call: Call, held: Holding, by: str) -> None:
+    """Raise `RootAway` unless the newest copies are there that a directory should hold."""
+    if (kind := _kind_in(held)) is None:
+        return
     known = await database.known_locations(held.owner.name, kind, SAMPLE)
-    # An empty mount point would pass for an empty disk, and each of its copies for lost.
     gone = await call(absent, held.root, known)
     if gone:
         raise RootAway(
-            f"{held.root} has no marker, and {len(gone)} of {len(known)} {kind} copies at "
-            f"{held.owner.name} are missing, for example {gone[0]}: {_way_out(held)}"
+            f"{len(gone)} of the newest {len(known)} {kind} copies at {held.owner.name} are "
+            f"missing in {held.root}, for example {gone[0]}: {_way_out(by)}"
         )
 
 
@@ -180,13 +206,22 @@ async def _init_root(
     async def call(function: Callable[..., Any], *args: object) -> Any:
         return await trio.to_thread.run_sync(partial(function, *args, report=to_nobody))
 
-    row = {"directory": held.root, "marker": noted, "ok": True}
+    known = Root(held.root, noted)
+    row = {"directory": held.root, "marker": known.marker, "ok": True}
     try:
-        if noted is not None and (seen := await call(probe, Root(held.root, noted))).away is None:
-            return {**row, "state": "present"}
-        if noted is not None and not force:
-            return {**row, "ok": False, "state": f"{seen.away}: {_way_out(held)}"}
-        marker = await adopt(database, call, held, sites, by, force=force)
+        if known.marker is not None:
+            if (await call(probe, known)).away is None:
+                return {**row, "state": "present"}
+            if not force:
+                await _check_moved(database, call, held, known, by)
+        marker = await adopt(database, call, held, sites, by, asked=True, force=force)
     except RootAway as away:
         return {**row, "ok": False, "state": away.why}
     return {**row, "marker": marker, "state": "marked"}
+
+
+async def _check_moved(database: Database, call: Call, held: Holding, known: Root, by: str) -> None:
+    """Raise `RootAway` unless a directory has its marker on another disk, and the copies, too."""
+    if (seen := await call(probe, Root(known, known.marker))).away is not None:
+        raise RootAway(f"{seen.away}: {_way_out(by)}")
+    await _check_copies(database, call, held, by)

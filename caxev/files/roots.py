@@ -1,16 +1,20 @@
 """Check by a marker file that a root's disk is mounted, and that it is the right one.
 
 An empty mount point looks like a disk that has lost everything. So each base directory of a site
-contains a small file that a mount point lacks, made once by ``caxev sites init`` or by the site's
-first listener. Its name ends in a random id, which the database keeps: one `lstat`, here or over
-SFTP, shows whether that disk is mounted. `caxev.files.confine` checks it before anything below a
-root is touched, and `steady` checks it again at the end, as a disk may vanish at any moment.
+contains a small file that a mount point lacks, made once by ``caxev sites init``, or by the site's
+first listener if no copy is known there. Its name ends in a random id, which the database keeps:
+one `lstat`, here or over SFTP, shows whether that disk is mounted. `caxev.files.confine` checks it
+before anything below a root is touched, and `steady` checks it again at the end, as a disk may
+vanish at any moment.
 
-A disk that was cloned with its marker passes for the original, and no other identity would be
-better. Device numbers change when the machine starts, inode numbers on FUSE at each mount; the
-kernel's id of a file system (`f_fsid`) contains the device number on XFS and is 0 on NFS; a clone
-made block by block has the same UUID. And data moved to a new disk with its marker is the ordinary
-case. If a clone's content differs, verification finds it, as on any disk.
+A marker that was copied to another disk would pass for the original. So the UUID of the file
+system, where the kernel tells one (`file_system`), is noted with the marker, and another one counts
+as a disk that is away until ``caxev sites init`` finds the copies there. No other identity would
+do: device numbers change when the machine starts, inode numbers on FUSE at each mount; the id of
+`statvfs` (`f_fsid`) contains the device number on XFS, is 0 on NFS, and differs between kernels on
+others; an NFS server may be reached by several names. On such file systems, with a kernel before
+Linux 6.9, for a clone made block by block, and from afar over SFTP, the marker alone counts. If a
+clone's content differs, verification finds it, as on any disk.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
@@ -37,6 +42,8 @@ if TYPE_CHECKING:
 
 MARKER_PREFIX: Final = ".caxev-root-"
 _LONGEST: Final = 4096  # bytes of a marker
+_GETFSUUID: Final = 0x80111500  # FS_IOC_GETFSUUID of linux/fs.h; where it is another: refused
+_UUID: Final = 16  # bytes of a UUID, behind one that holds its length
 _ID: Final = frozenset("0123456789abcdef")
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -74,13 +81,28 @@ def missing(root: Root) -> str:
     """Return the message about a root without its marker."""
     if root.marker == UNKNOWN:
         return (
-            f"nothing shows that the disk of {root} is mounted: start the site's listener, or run "
-            "caxev sites init"
+            f"nothing shows that the disk of {root} is mounted: if it is, run caxev sites init "
+            "--site S"
         )
     return (
         f"{root} is not the disk that it was: its marker is not there. Mount the disk, or run "
-        "caxev sites init if this is the right directory"
+        "caxev sites init --site S --force if this is the right directory"
     )
+
+
+def file_system(root: str) -> str | None:
+    """Return the UUID of the file system that a directory is on; None if it has none.
+
+    It lies in the file system itself, and so stays when that is mounted elsewhere or anew.
+    """
+    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        length, *uuid = ioctl(directory, _GETFSUUID, bytes(1 + _UUID))
+    except OSError:
+        return None
+    finally:
+        os.close(directory)
+    return bytes(uuid).hex() if length == _UUID and any(uuid) else None
 
 
 def check_root(root: str) -> None:
@@ -107,7 +129,23 @@ def _identity(root: Root) -> tuple[int, int]:
         raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
     if not stat.S_ISREG(status.st_mode):
         raise RootAway(missing(root), root=root)
+    if root.disk is not None:
+        _check_disk(root)
     return status.st_dev, status.st_ino
+
+
+def _check_disk(root: Root) -> None:
+    try:
+        disk = file_system(root)
+    except OSError as exc:
+        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
+    if disk not in {None, root.disk}:
+        raise RootAway(
+            f"{root} is on another disk than before, to which its marker was copied (file system "
+            f"{disk}, not {root.disk}). Mount the right disk, or run caxev sites init --site S if "
+            "the data was moved",
+            root=root,
+        )
 
 
 @contextmanager
@@ -175,6 +213,15 @@ def _in_root(root: str, name: str) -> Confined:
     return Confined(os.fsencode(os.path.join(os.path.realpath(root), name)))
 
 
+def disk_of(root: str, *, report: Report) -> str | None:
+    """Return `file_system`. Raises `RootAway` if the directory cannot be read."""
+    report(0, 1)
+    try:
+        return file_system(root)
+    except OSError as exc:
+        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
+
+
 def are_same(root: str, others: Sequence[str], *, report: Report) -> list[bool]:
     """Return which of these paths are that directory: sites may share one by several names."""
     report(0, 1)
@@ -188,8 +235,14 @@ def _is_same(root: str, other: str) -> bool:
         return False
 
 
-def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
-    """Make a marker in a root, and return its id. Raises `RootAway` if the disk refuses."""
+def make_marker(
+    root: str, site: str, key: str, there: Sequence[Marker] = (), *, report: Report
+) -> str:
+    """Make a marker in a root beside those that are `there`, and return its id.
+
+    Raises `RootAway` if the disk refuses, or if another process made one at the same moment: two
+    would hide that two sites share the directory.
+    """
     report(0, 1)
     marker = secrets.token_hex(8)
     path = _in_root(root, MARKER_PREFIX + marker)
@@ -204,6 +257,10 @@ def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
         sync(parent(path))
     except OSError as exc:
         raise RootAway(f"no marker can be made in {root}: {exc.strerror}", root=root) from exc
+    # Looked for once ours is there, so that of two processes at least one finds the other's.
+    if {one.id for one in find_markers(root, report=report)} - {marker, *(one.id for one in there)}:
+        os.unlink(marker_path(root, marker))
+        raise RootAway(f"{root} is being marked by another process: try again", root=root)
     return marker
 
 

@@ -39,6 +39,7 @@ from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database import Database, HistorySearch, open_database
 from caxev.engine.listener import prepare
+from caxev.engine.root_markers import init_roots
 from caxev.engine.workers import Workers
 from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop
@@ -380,6 +381,9 @@ class Opening(AbstractAsyncContextManager[Lab]):
             try:
                 async with aio.loop(), open_database(settings) as database, Workers() as workers:
                     await prepare(database)
+                    for site in sites.values():
+                        if site.listener:
+                            await init_roots(database, site, sites, force=False)
                     bench = Bench(settings, sites, self._handlers, workers)
                     yield Lab(database, bench, Path(directory))
             finally:
