@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,14 @@ from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State, new_reaction
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.core.update import RunUpdate
-from caxev.database import Batch, Database, HistorySearch, Stream, open_database
+from caxev.database import (
+    Batch,
+    Database,
+    DatabaseError,
+    HistorySearch,
+    Stream,
+    open_database,
+)
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import prepare, serve_leases
 from caxev.engine.options import Options
@@ -140,8 +147,15 @@ async def once(database: Database, options: Options) -> None:
 
 async def mark(database: Database, options: Options) -> None:
     """Mark the site's directories, as ``caxev sites init`` does: it refuses where copies lack."""
+
+    async def marked() -> bool:
+        with suppress(DatabaseError):  # as a listener, which tries until it answers
+            await init_roots(database, options.site, options.sites, force=False)
+            return True
+        return False
+
     if holdings(options.site, options.sites):  # else it may be the database that is away
-        await init_roots(database, options.site, options.sites, force=False)
+        await until(marked)
 
 
 @asynccontextmanager
