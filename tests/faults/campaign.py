@@ -621,7 +621,6 @@ MUST_BE_0: Final = (
     "corrupt_accepted",
     "quorum_broken",
     "late",
-    "overloaded",
     "outside",
     "unreadable",
     "grown",
