@@ -29,7 +29,8 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRING, CopyIs
 from caxev.core.update import RunUpdate
-from caxev.database import DatabaseError, amend, is_transient
+from caxev.database.blocking import amend
+from caxev.database.client import DatabaseError, is_transient
 from caxev.files import confine, confine_entry, local, mirror
 from caxev.files.private import MODE
 from caxev.files.resolved import remove
