@@ -54,6 +54,7 @@ link_attempts: Final = Counter(
 )
 gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a scan", ["site"])
 leading: Final = Gauge("caxev_leading", "1 while this process acts for the site", ["site"])
+helping: Final = Gauge("caxev_helping", "1 while this process helps the listener", ["site"])
 skew: Final = Gauge(
     "caxev_clock_skew_seconds", "How far this machine's clock is ahead of the database's", ["site"]
 )
@@ -174,6 +175,18 @@ STATES: Final = Sampled(
         "caxev_open_files": ("Files and connections that are open", ("site",)),
         "caxev_open_files_allowed": ("Files and connections that may be open", ("site",)),
         "caxev_alarms": ("Active alarms", ("site", "severity")),
+        "caxev_helper_running": (
+            "Reactions that the helpers on a host have claimed now",
+            ("site", "host", "lane"),
+        ),
+        "caxev_helper_joined_timestamp_seconds": (
+            "When the first of the helpers on a host joined, in seconds since 1970",
+            ("site", "host"),
+        ),
+        "caxev_helper_seen_seconds": (
+            "For how long a helper on a host has not renewed its lease",
+            ("site", "host"),
+        ),
     }
 )
 REGISTRY.register(STATES)

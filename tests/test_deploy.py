@@ -23,7 +23,7 @@ from caxev.cli.listen import listen
 from caxev.cli.work import work
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.engine import lanes, options, session
+from caxev.engine import helping, lanes, options, session
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -103,6 +103,10 @@ def test_a_helper_s_unit_is_a_listener_s_with_another_command() -> None:
     assert (name, given.pop()) == ("work", "$CAXEV_WORK_OPTIONS")
     with work.make_context("work", [*given, *shlex.split(usual)]) as context:
         assert context.params["grace"] == options.GRACE
+        others_begin = helping.HELD * context.params["lease_time"]
+    # Systemd ends it, whatever it is stuck in, before others make what it had begun.
+    (dead,) = re.findall(r"^WatchdogSec=(\d+)", ours, re.MULTILINE)
+    assert helping.RENEW + int(dead) < others_begin
     confining = [one for one in listeners.splitlines() if re.match(r"[A-Z]\w+=", one)]
     others = ("Description", "Environment", "Exec")
     assert [one for one in confining if one not in ours and not one.startswith(others)] == []

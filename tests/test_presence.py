@@ -47,6 +47,9 @@ def test_who_reports_no_configuration_differs_from_nobody() -> None:
     mine = Process("a:1", "lngs", configuration="1", keys={"a.x": "1"})
     others = [Process("b:1", "chicago"), evolve(mine, owner="a:2", configuration="2")]
     assert disagreements(mine, others) == {}
+    helper = evolve(mine, owner="a:3", lanes=("transfer",), keys={"a.x": "2"}, configuration="3")
+    assert disagreements(helper, [mine, helper]) == {"lngs": ["a.x"]}, "a helper is compared"
+    assert disagreements(mine, [helper]) == {}, "and reports it itself"
 
 
 def sites_of(path: Path, purge: int, *, layout: int | None = None) -> Sites:

@@ -21,7 +21,7 @@ from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.runner import run as run_job
 from caxev.cli.admin import private_problems
-from caxev.cli.listen import check_private
+from caxev.cli.processes import check_private
 from caxev.config import ConfigError, Site, load_sites, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (

@@ -85,7 +85,7 @@ async def test_a_blocked_listener_keeps_its_lease(
         monkeypatch.setattr("caxev.engine.watchdog.FREE", 0.5)
         await engine.until(lambda: _is_over(db))
     assert ended == [1]
-    assert alarm.alarm.summary == f"{SITE}: the listener is blocked by block"
+    assert alarm.alarm.summary == f"{SITE}: the event loop is blocked by block"
     assert alarm.alarm.details["where"].startswith(f"{__file__}, line ")
 
 
@@ -125,6 +125,42 @@ def test_a_decision_that_blocks_is_its_handler_s() -> None:
     decide(None)
     one = engine.handler(react, tag("x"), decide=decide)
     assert culprit(frame[0], handlers_by_code([one])).handler == "react"
+
+
+BLOCKING = """
+import time
+from pathlib import Path
+from caxev import on, tag
+
+@on(tag("go"))
+async def block(job):
+    while True:
+        Path("blocked").touch()
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.replicaset
+async def test_a_blocked_listener_whose_lease_is_lost_ends(database: Named, tmp_path: Path) -> None:
+    """Nothing else can end its handler, whose reaction another process makes."""
+    (tmp_path / "sites.json").write_text('[{"name": "lngs", "method": "local"}]')
+    (tmp_path / "bad.py").write_text(BLOCKING)
+    command = [sys.executable, "-m", "caxev", "--mongo-uri", str(database.site_uri)]
+    command += ["--database", database.name, "--handlers", "bad.py", "listen", "--site", SITE]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    async with engine.opened(database) as db:
+        await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+        with start_with_us(command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE) as process:
+            await engine.until((tmp_path / "blocked").exists)
+            with MongoClient[dict[str, Any]](database.uri) as client:
+                ledger = client[database.name]["caxev_ledger"]
+                ledger.update_one({"_id": SITE}, {"$inc": {"epoch": 1}})
+            _, said = await trio.to_thread.run_sync(
+                lambda: process.communicate(timeout=engine.PATIENCE)
+            )
+    assert process.returncode == 1
+    assert b"and the lease cannot be kept" in said
+    assert b"by the handler block" in said
 
 
 GREEDY = """

@@ -18,6 +18,7 @@ from caxev.config import Site, Sites
 from caxev.config.retention import Patrol
 from caxev.core.ledger import State
 from caxev.core.model import Run
+from caxev.core.processes import Process
 from caxev.core.transcript import last_of, packed, unpacked
 from caxev.database import DatabaseError, Disk
 from caxev.web import data
@@ -27,10 +28,11 @@ from caxev.web.jobs import job_rows
 from caxev.web.lights import Level
 from caxev.web.links import MATRIX, link_rows, matrix
 from caxev.web.listing import cells, columns
-from caxev.web.now import site_row
+from caxev.web.now import now_parts, site_row
+from caxev.web.rendering import element_id
 from caxev.web.runs import KnownRuns
 from caxev.web.scene import Scene, work
-from caxev.web.site import lane_rows
+from caxev.web.site import lane_rows, process_rows
 from caxev.web.state import LiveState
 from caxev.web.storage import Holdings, candidate, host_rows, purge_rows
 from caxev.web.views import Failures, failures_parts
@@ -46,6 +48,30 @@ def scene(state: LiveState, *names: str, **fields: Any) -> Scene:
         for name in names or ("lngs", "chicago")
     }
     return Scene(state, Sites(Path("sites.json"), sites), lambda: NOW)
+
+
+def test_helpers_are_shown_beside_their_listener() -> None:
+    """Each process with its role, and with what it runs; a helper stands by for nothing."""
+    state = LiveState()
+    state.of_site(record(owner="a:1:f"))
+    processes = [
+        Process("a:1:f", "lngs", seen=NOW),
+        Process("b:2:f", "lngs", lanes=("transfer",), began=NOW, seen=NOW),
+        Process("c:3:f", "lngs", seen=NOW),
+    ]
+    state.of_processes(processes)
+    for number, helper in enumerate([None, "b:2:f.1", "b:2:f.2"]):
+        one = reaction(number, State.RUNNING, site="lngs")
+        state.of_reaction(one, {"helper": helper})
+    made = scene(state)
+    row = site_row(made, "lngs")
+    assert (row.standby, row.helpers) == (1, 1)
+    assert "+1 helping" in now_parts(made)[element_id("site", "lngs")]
+    assert [(one.role, one.running) for one in process_rows(made, processes)] == [
+        ("listens", 1),
+        ("helps with transfer", 2),
+        ("stands by", 0),
+    ]
 
 
 # -- jobs and logs --------------------------------------------------------------------------------

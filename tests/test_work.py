@@ -12,9 +12,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
 import pytest
 import trio
@@ -35,6 +37,7 @@ from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.proxy import Proxy
+from tests.sshd import free_port
 
 pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
 
@@ -62,6 +65,21 @@ async def nap(job: Job) -> RunUpdate:
     note("ends", job)
     return RunUpdate(job.run.id, tag={"name": "napped"})
 
+@on(tag("wait"), lane="naps")
+async def wait(job: Job) -> None:
+    note("begins", job)
+    while not os.path.exists(os.environ["NOTES"] + ".good"):
+        await trio.sleep(0.1)
+
+@on(tag("block"), lane="naps")
+async def block(job: Job) -> None:
+    note("begins", job)
+    until = time.monotonic() + job.run.document["nap"]
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        note("sleeps", job)
+    note("ends", job)
+
 @on(tag("fail"), lane="naps")
 async def fail(job: Job) -> None:
     if not os.path.exists(os.environ["NOTES"] + ".good"):
@@ -81,8 +99,11 @@ class Crew:
     database: Named
     processes: list[subprocess.Popen[bytes]] = field(init=False, factory=list)
 
-    def start(self, *command: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, *command: str, uri: str | None = None, crash: str = ""
+    ) -> subprocess.Popen[bytes]:
         where = {
+            "CAXEV_CRASH": crash,
             "CAXEV_MONGO_URI": uri or self.database.site_uri or self.database.uri,
             "CAXEV_DATABASE": self.database.name,
             "CAXEV_SITES": str(self.directory / "sites.json"),
@@ -102,9 +123,9 @@ class Crew:
     def listen(self, *options: str) -> subprocess.Popen[bytes]:
         return self.start("listen", "--site", SITE, "--lease", str(LEASE), *options)
 
-    def work(self, *options: str, uri: str | None = None) -> subprocess.Popen[bytes]:
+    def work(self, *options: str, uri: str | None = None, **more: str) -> subprocess.Popen[bytes]:
         lane = ("--lane", "naps", "--lease", str(HELPED))
-        return self.start("work", "--site", SITE, *lane, *options, uri=uri)
+        return self.start("work", "--site", SITE, *lane, *options, uri=uri, **more)
 
     def log_of(self, number: int) -> Path:
         return self.directory / f"log.{number}"
@@ -126,7 +147,7 @@ class Crew:
         return [pid for what, one, pid in self.notes if (what, one) == ("begins", run)]
 
     def cure(self) -> None:
-        """Let what failed come to its end from now on."""
+        """Let what failed, and what waits, come to its end from now on."""
         Path(f"{self.notes_file}.good").touch()
 
     def end(self) -> None:
@@ -160,9 +181,26 @@ async def helped_by(db: Database, process: subprocess.Popen[bytes]) -> bool:
     return any(f":{process.pid}:" in name for name in await helpers(db))
 
 
-async def nap(db: Database, number: int, seconds: float) -> None:
-    document = engine.run_document(number, tags=[{"name": "nap"}], nap=seconds)
+async def nap(db: Database, number: int, seconds: float, what: str = "nap") -> None:
+    document = engine.run_document(number, tags=[{"name": what}], nap=seconds)
     await db.insert_run(document)
+
+
+async def busy(crew: Crew, db: Database) -> subprocess.Popen[bytes]:
+    """Start a listener that makes nothing in the lane of naps but run 1, until all is cured."""
+    leader = crew.listen()
+    await nap(db, 1, 0.0, "wait")
+    await engine.until(lambda: crew.at_work(1) == [leader.pid])
+    return leader
+
+
+async def are_raised(db: Database, *summaries: str) -> bool:
+    """Whether these alarms are active, and no others."""
+    return {one.alarm.summary for one in await _failures(db)} == {*summaries}
+
+
+async def is_done(db: Database, handler: str, *numbers: int) -> bool:
+    return await rows(db, handler) == [*numbers]
 
 
 async def is_over(db: Database, *numbers: int) -> bool:
@@ -207,7 +245,9 @@ def met(notes: list[tuple[str, int, int]]) -> list[str]:
 async def test_helpers_share_the_work(crew: Crew, database: Named) -> None:
     """Each reaction is done once, by the listener or by one of its helpers, in every lane asked."""
     async with engine.opened(database) as db:
-        leader, *others = crew.listen(), crew.work(), crew.work()
+        ports = free_port(), free_port()
+        leader = crew.listen("--metrics-port", str(ports[0]))
+        others = [crew.work(), crew.work("--metrics-port", str(ports[1]))]
         for one in others:
             await engine.until(partial(helped_by, db, one))
         numbers = range(1, 13)
@@ -220,7 +260,16 @@ async def test_helpers_share_the_work(crew: Crew, database: Named) -> None:
         }
         assert met(crew.notes) == []
         (row,) = await site_rows(db, {SITE: True})
-        assert row["helpers"] == [f"{socket.gethostname()} (naps)"] * 2
+        host = socket.gethostname()
+        assert all(one.startswith(f"{host} (naps): ") for one in row["helpers"])
+        assert {one["process"].split(":")[1] for one in row["helping"]} == {
+            str(one.pid) for one in others
+        }
+        shown = [await trio.to_thread.run_sync(scrape, port) for port in ports]
+        there = f'caxev_helper_running{{host="{host}",lane="naps",site="{SITE}"}}'
+        assert [there in text for text in shown] == [True, False]
+        assert f'caxev_helping{{site="{SITE}"}} 1.0' in shown[1]
+        assert f'caxev_lane_workers{{lane="naps",site="{SITE}"}} 1.0' in shown[1]
         # An exclusive handler runs at the listener alone, and while nobody reads the run.
         assert {pid for what, _, pid in crew.notes if what == "sweeps"} == {leader.pid}
         for run in numbers:
@@ -229,6 +278,11 @@ async def test_helpers_share_the_work(crew: Crew, database: Named) -> None:
             one.terminate()
             assert await trio.to_thread.run_sync(one.wait) == 0
         await engine.until(lambda: _nobody(db))
+
+
+def scrape(port: int) -> str:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
+        return str(reply.read(), "utf-8")
 
 
 async def _nobody(db: Database) -> bool:
@@ -294,6 +348,40 @@ async def test_what_a_lost_helper_had_begun_is_done_by_another(
                 await engine.until(lambda: helped_by(db, helper))
 
 
+async def test_a_blocked_helper_keeps_what_it_has_claimed(crew: Crew, database: Named) -> None:
+    """As a blocked listener does, for longer than its lease; the alarm names the handler."""
+    async with engine.opened(database) as db:
+        leader, helper = crew.listen(), crew.work()
+        await engine.until(lambda: helped_by(db, helper))
+        for number in (1, 2):
+            await nap(db, number, 2 * HELPED, "block")
+        await engine.until(lambda: is_done(db, "block", 1, 2))
+        # The listener, whose lease is shorter, was blocked as well.
+        begun = [pid for what, _, pid in crew.notes if what == "begins"]
+        assert sorted(begun) == sorted((leader.pid, helper.pid))
+        assert met(crew.notes) == []
+        blocked = f"{SITE}: the event loop is blocked by block"
+        host = f"(helper on {socket.gethostname()})"
+        await engine.until(lambda: are_raised(db, blocked, f"{blocked} {host}"))
+        assert await helped_by(db, helper)
+
+
+async def test_a_blocked_helper_that_is_cut_off_ends(crew: Crew, database: Named) -> None:
+    """Its handler cannot be cancelled: the process ends before the listener makes its reaction."""
+    with proxied(database) as (proxy, uri):
+        async with engine.opened(database) as db:
+            leader = await busy(crew, db)
+            helper = crew.work(uri=uri)
+            await engine.until(lambda: helped_by(db, helper))
+            await nap(db, 2, 60.0, "block")
+            await engine.until(lambda: crew.at_work(2) == [helper.pid])
+            proxy.stall()
+            crew.cure()
+            await engine.until(lambda: crew.at_work(2) == [helper.pid, leader.pid])
+            assert await trio.to_thread.run_sync(helper.wait) == 1
+            assert met(crew.notes) == []
+
+
 async def test_a_new_leader_takes_over_from_helpers_too(crew: Crew, database: Named) -> None:
     """The helper stops what it had under the old one, and joins under the new one."""
     async with engine.opened(database) as db:
@@ -308,6 +396,7 @@ async def test_a_new_leader_takes_over_from_helpers_too(crew: Crew, database: Na
         await engine.until(lambda: is_over(db, 1, 2))
         assert await rows(db) == await napped(db, database) == [1, 2]
         assert {pid for what, _, pid in crew.notes if what == "ends"} <= {heir.pid, helper.pid}
+        assert met(crew.notes) == []
         await engine.until(lambda: helped_by(db, helper))
         assert set(former).isdisjoint(await helpers(db))
 
@@ -341,14 +430,9 @@ async def test_asked_to_leave_a_helper_ends_what_it_has_begun(crew: Crew, databa
 async def test_the_listener_keeps_the_alarms_of_its_helpers(crew: Crew, database: Named) -> None:
     """What fails at a helper is an alarm of the site, until it is done after all."""
     async with engine.opened(database) as db:
-        leader, helper = crew.listen(), crew.work()
+        await busy(crew, db)
+        helper = crew.work()
         await engine.until(lambda: helped_by(db, helper))
-        # The listener must be busy, or it may take the one that fails.
-        await nap(db, 1, 6.0)
-        await engine.until(lambda: crew.at_work(1))
-        if crew.at_work(1) == [helper.pid]:
-            await nap(db, 2, 20.0)
-            await engine.until(lambda: crew.at_work(2) == [leader.pid])
         await db.insert_run(engine.run_document(3, tags=[{"name": "fail"}]))
         (alarm,) = await engine.until(lambda: _failures(db))
         assert alarm.alarm.summary.startswith("fail has failed for run 3")
@@ -385,7 +469,7 @@ async def test_what_a_void_helper_writes_does_not_count(database: Named) -> None
         for write in (
             lambda: db.claim(reactions[3:], helper),
             lambda: db.renew_helper(helper, 60.0),
-            lambda: db.add_news(helper, [(1, "key", None)]),
+            lambda: db.add_news(helper, {"key": None}),
         ):
             with pytest.raises(LeaseLost):
                 await write()
@@ -402,19 +486,29 @@ async def test_what_a_void_helper_writes_does_not_count(database: Named) -> None
         assert await db.helpers(SITE) == []
 
 
-async def test_a_new_leader_voids_helpers_before_it_opens_claims(database: Named) -> None:
-    """So no claim of theirs is left that nobody opens."""
+async def test_a_new_leader_leaves_to_helpers_what_they_may_be_at(database: Named) -> None:
+    """Until they have stopped: they claim nothing more, and what they settle meanwhile counts."""
     async with engine.opened(database) as db:
         leader, _ = await acquired(db)
         helper = await joined(db, leader)
-        _, reactions = await owed(db, leader, 2)
-        await db.claim(reactions[:1], helper)
+        run, reactions = await owed(db, leader, 4)
+        await db.claim(reactions[:2], helper)
+        await db.claim(reactions[2:3], leader)
         await db.release(leader)
         heir, interrupted = await acquired(db)
-        assert interrupted == 1
-        with pytest.raises(LeaseLost):
-            await db.claim(reactions[1:], helper)
-        assert await db.claims(heir) == []
+        assert interrupted == 1, "what the former leader had claimed"
+        for write in (lambda: db.claim(reactions[3:], helper), lambda: db.renew_helper(helper, 9)):
+            with pytest.raises(LeaseLost):
+                await write()
+        assert await db.claims(heir) == [], "it frees nothing of a helper"
+        assert await db.claimed_elsewhere(run.id, heir) == {"nap"}, "and runs nothing beside it"
+        (there,) = await db.helpers(SITE)
+        assert (there.is_void, there.active) == (True, True)
+        assert await db.settle([done(claim(reactions[0], helper.epoch))], helper) == (1, 0)
+        await db.stop(helper)
+        assert not (await db.helpers(SITE))[0].active
+        assert await db.reopen_claims(heir, there, utcnow()) == 1
+        assert await db.settle([done(claim(reactions[1], helper.epoch))], helper) == (0, 0)
         with pytest.raises(LeaseLost):
             await db.admit(leader, (await db.helpers(SITE))[0])
 
@@ -458,6 +552,84 @@ async def owed(db: Database, leader: Lease, number: int) -> tuple[Run, list[Reac
 
 def done(reaction: Reaction) -> Reaction:
     return settle(reaction, Done(), utcnow(), allowed=1, jitter=0.0)
+
+
+async def test_a_helper_that_is_admitted_while_it_leaves_has_left(database: Named) -> None:
+    """It is neither waited for nor missed."""
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        await db.withdraw(await joined(db, leader))
+        (one,) = await db.helpers(SITE)
+        assert (one.is_void, one.left, one.active) == (True, True, False)
+
+
+async def test_a_helper_asks_for_what_it_has_handlers_for(database: Named) -> None:
+    """Others, however many are due before, neither hide that nor are asked for again and again."""
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        _, reactions = await owed(db, leader, 3)
+        assert await db.due(SITE, "naps", utcnow(), 1, handlers=["other"]) == []
+        assert await db.due(SITE, "naps", utcnow(), 9, handlers=["other", "nap"]) == reactions
+
+
+async def test_a_helper_that_vanished_is_missed_until_one_is_back(
+    crew: Crew, database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The alarms about itself end with it. One that was asked to leave is not missed."""
+    monkeypatch.setattr("caxev.engine.helpers.MISSED", 0.1)
+    host, sites = socket.gethostname(), crew.directory / "sites.json"
+    wrong = f"{SITE}: the new configuration is wrong; the previous one stays in force"
+    async with (
+        engine.opened(database) as db,
+        engine.listener(db, engine.options_for(database, [], lease_time=LEASE)),
+    ):
+        first = crew.work()
+        await engine.until(lambda: helped_by(db, first))
+        right = sites.read_text()
+        for text, raised in (("{", True), (right, False), ("{", True)):
+            sites.write_text(text)
+            first.send_signal(signal.SIGHUP)
+            summaries = [f"{wrong} (helper on {host})"] if raised else []
+            await engine.until(partial(are_raised, db, *summaries))
+        first.kill()
+        gone = f"{SITE}: the helper on {host} is gone; the others do its work"
+        await engine.until(lambda: are_raised(db, gone))
+        sites.write_text(right)
+        second = crew.work()
+        await engine.until(lambda: helped_by(db, second))
+        await engine.until(lambda: are_raised(db))
+        second.terminate()
+        await engine.until(lambda: _nobody(db))
+        # The listener looks after its helpers whenever it has renewed its lease.
+        for _ in range(3):
+            renewed = await expiry(db)
+            await engine.until(partial(has_renewed, db, renewed))
+        assert await are_raised(db)
+
+
+async def expiry(db: Database) -> datetime:
+    record = await db.site_record(SITE)
+    assert record is not None
+    assert record.expires is not None
+    return record.expires
+
+
+async def has_renewed(db: Database, before: datetime) -> bool:
+    return await expiry(db) > before
+
+
+async def test_a_failure_is_an_alarm_although_its_helper_died_with_it(
+    crew: Crew, database: Named
+) -> None:
+    """Between recording the failure and reporting it."""
+    async with engine.opened(database) as db:
+        await busy(crew, db)
+        helper = crew.work(crash="engine:database.settle.after:1")
+        await engine.until(lambda: helped_by(db, helper))
+        await db.insert_run(engine.run_document(3, tags=[{"name": "fail"}]))
+        assert await trio.to_thread.run_sync(helper.wait) == -signal.SIGKILL
+        (alarm,) = await engine.until(lambda: _failures(db))
+        assert alarm.alarm.details["why"] == f"not here, in process {helper.pid}"
 
 
 def test_a_lane_that_a_helper_cannot_run_is_refused() -> None:

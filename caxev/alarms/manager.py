@@ -189,10 +189,6 @@ class AlarmManager(Alarms):
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
         self._shown_by = {key: key for key in self._known if self._is_active(key)}
         self._labels = {one.alarm.key: one.alarm.run for one in self.active}
-        failures = [
-            reaction
-            for reaction, _ in await self.database.reactions(site, state="failed", limit=MOST)
-        ]
         about = self._active_keys(PARKED)
         for key in self._active_keys(UNCANCELLABLE):
             self.clear(key)  # it has ended with its process
@@ -203,13 +199,18 @@ class AlarmManager(Alarms):
             for key in refusals:
                 self.clear(key)
         standing = await self.database.standing_keys(key.removeprefix(PARKED) for key in about)
-        failures = [reaction for reaction in failures if not self._is_active(parked_key(reaction))]
-        runs = await self.database.runs([reaction.run for reaction in failures]) if failures else {}
-        for reaction in failures:
-            self.raise_(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
+        await self.raise_failed()
         for key in about:  # last: it may now stand for others of its cause, which have failed
             if key.removeprefix(PARKED) not in standing:
                 self.clear(key)
+
+    async def raise_failed(self) -> None:
+        """Raise an alarm for each reaction that has failed and has none. Raises `DatabaseError`."""
+        found = await self.database.reactions(self.lease.site, state="failed", limit=MOST)
+        failures = [one for one, _ in found if not self._is_active(parked_key(one))]
+        runs = await self.database.runs([reaction.run for reaction in failures]) if failures else {}
+        for reaction in failures:
+            self.raise_(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
 
     def _active_keys(self, prefix: str) -> set[str]:
         return {key for key in self._known if key.startswith(prefix) and self._is_active(key)}

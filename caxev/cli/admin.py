@@ -120,16 +120,16 @@ _PROCESSES = (
 
 
 async def process_rows(database: Database, mine: Sites) -> list[dict[str, Any]]:
-    """Return a row for each process that listens or stands by, compared with a sites.json."""
+    """Return a row for each process of a site, compared with a sites.json."""
     records = {record.site: record for record in await database.site_records()}
 
     def row(one: Process) -> dict[str, Any]:
         record = records.get(one.site)
-        leads = record is not None and record.active and record.owner == one.owner
+        leader = record.owner if record is not None and record.active else None
         same = one.configuration == mine.digest
         return {
             "site": one.site,
-            "role": "listens" if leads else "stands by",
+            "role": one.role(leader),
             "owner": one.owner,
             "version": one.version,
             "configuration": one.configuration,

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
 
-from caxev.cli.admin import catalogue_problems, private_problems
-from caxev.cli.command import command, together
+from caxev.cli.command import command
 from caxev.cli.options import GlobalOptions, options
 from caxev.cli.output import Table, columns, event_parts, show
+from caxev.cli.processes import process_options, runs_for_years
 from caxev.cli.runs import shown_all
 from caxev.cli.values import SITE
-from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
+from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.recording import Maker, compare
 from caxev.core.registry import Registry
-from caxev.files import is_bare, not_private
-from caxev.finite import Finite
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from caxev.database import Database, Snapshots, WaitingRequest
-    from caxev.engine.metrics_push import PushAddress
     from caxev.engine.options import Options
-    from caxev.metrics_server import MetricsAddress
 
 
 @command(
@@ -42,60 +36,8 @@ if TYPE_CHECKING:
 @click.option("--site", type=SITE, required=True, help="The site to act for.")
 @click.option("--once", is_flag=True, help="Catch up, run what is due, and exit.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done now; write nothing.")
-@together(
-    "running",
-    dict,
-    click.option(
-        "--lease",
-        "lease_time",
-        type=Finite(0.5, 3600),
-        default=15.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How soon a stand-by takes over from a listener that vanished.",
-    ),
-    click.option(
-        "--grace",
-        type=Finite(0, 86400),
-        default=10.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long running reactions may continue after SIGTERM.",
-    ),
-    click.option(
-        "--metrics-port",
-        type=click.IntRange(1, 65535),
-        metavar="N",
-        help="Serve metrics for Prometheus on this port, of loopback.",
-    ),
-    click.option(
-        "--metrics-address",
-        metavar="HOST",
-        help="Serve metrics at this address; other than loopback it needs TLS and a login.",
-    ),
-    click.option(
-        "--metrics-certificate",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="Serve metrics by TLS, with this certificate (PEM).",
-    ),
-    click.option(
-        "--metrics-key",
-        type=click.Path(dir_okay=False, path_type=Path),
-        help="The key of that certificate, if it is in a file of its own.",
-    ),
-    click.option(
-        "--metrics-push",
-        metavar="URL",
-        help="Push metrics to this collector by OTLP: https://otel.example.org/v1/metrics",
-    ),
-    click.option(
-        "--metrics-push-every",
-        type=Finite(1, 86400),
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How often metrics are pushed.",
-    ),
+@runs_for_years(
+    lease=15.0, least=0.5, what="How soon a stand-by takes over from a listener that vanished."
 )
 def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> None:
     """Act for a site: follow the runs database and react to its changes.
@@ -112,7 +54,7 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
     from caxev.database import run
     from caxev.engine import listener
 
-    listening = _listening(given, site, registry, once=once, **running)
+    listening = _listening(given, site, registry, running, once=once)
     if dry_run:
         rows = given.with_database(_would, site, registry)
         show(Table(_COLUMNS, rows), empty=f"nothing is due at {site}")
@@ -120,45 +62,11 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
     run(listener.listen, listening)
 
 
-def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
-    """Take the options about metrics out of these; return where to serve them, if anywhere.
-
-    Raises `ConfigError` if they may not be served there.
-    """
-    from caxev.metrics_server import LOOPBACK, Login, MetricsAddress
-
-    names = ("port", "address", "certificate", "key")
-    port, host, certificate, key = (running.pop(f"metrics_{name}") for name in names)
-    if port is None:
-        if (host, certificate, key) != (None, None, None):
-            raise click.UsageError("the other options about metrics need --metrics-port")
-        return None
-    if key is not None and certificate is None:
-        raise click.UsageError("--metrics-key needs --metrics-certificate")
-    found = MetricsAddress(port, host or LOOPBACK, certificate, key)
-    found.check(Login.load())
-    return found
-
-
-def push_address(running: dict[str, Any]) -> PushAddress | None:
-    """Take the options about pushing out of these; return where to push, if anywhere.
-
-    Raises `ConfigError` if metrics cannot be pushed there.
-    """
-    from caxev.engine.metrics_push import PushAddress
-
-    url, every = running.pop("metrics_push"), running.pop("metrics_push_every")
-    if url is None:
-        return None
-    found = PushAddress(url, every)
-    found.check()
-    return found
-
-
-def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:
+def _listening(
+    given: GlobalOptions, site: str, registry: Registry, running: dict[str, Any], *, once: bool
+) -> Options:
     """Return the listener's options, checked. Raises `ConfigError` if it could not run."""
     from caxev.batch.following import JobEnds
-    from caxev.engine.options import Options
     from caxev.rucio.messages import Messages
     from caxev.rucio.rule_files import RuleFiles
 
@@ -172,47 +80,12 @@ def _listening(given: GlobalOptions, site: str, registry: Registry, **running: A
         )
     for line in here.unknown_tasks(registry.handlers.values()):
         logger.warning(line)
-    found = Options(
-        site=here,
-        sites=sites,
-        settings=given.settings(),
-        registry=registry,
-        handler_files=given.handlers,
-        # The engine knows neither Rucio nor batch systems: what runs beside it is handed to it.
-        services=(RuleFiles, Messages, JobEnds),
-        reread=partial(_reread, given, site),
-        metrics=metrics_address(running),
-        metrics_push=push_address(running),
-        **running,
-    )
-    check_private(site, sites)
+    # The engine knows neither Rucio nor batch systems: what runs beside it is handed to it.
+    services = (RuleFiles, Messages, JobEnds)
+    found = process_options(given, site, registry, running, services=services, once=once)
     # Built now for its errors: a wrong alarm sink must not be found at the first alarm.
     found.recipients()
     return found
-
-
-def check_private(site: str, sites: Sites) -> None:
-    """Raise `ConfigError` if no listener can run for the site.
-
-    A disk that is not mounted is no reason: reactions that need it wait.
-    """
-    here = sites.get(site)
-    problems = [*private_problems(here, sites, bare=False), *catalogue_problems(here, sites)]
-    if problems:
-        raise ConfigError("; ".join(problems))
-    # At boot a listener may start before its disks are mounted. It must not fail for that.
-    for key, path in private_directories(here, sites):
-        if is_bare(path):
-            logger.warning("{}: {}; reactions that need it wait", key, not_private(path))
-
-
-def _reread(given: GlobalOptions, site: str) -> Sites:
-    """Read sites.json again, and check it as at the start."""
-    # Not `given.sites()`, which reads the file once. An error leaves the listener with what it
-    # has: see the caller.
-    sites = load_sites(find_sites(given.config))
-    check_private(site, sites)
-    return sites
 
 
 _COLUMNS = columns("run", "event", "handler", "why")

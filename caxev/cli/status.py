@@ -27,6 +27,8 @@ from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.core.processes import Process
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from caxev.database import Database, Helper, SiteRecord
 
 
@@ -125,12 +127,13 @@ async def site_rows(
     moving = await _moving(database, listed)
     alarms = await database.alarms(only)
     processes = await database.processes()
-    helpers = await database.helpers(only)
+    helpers = [one for one in await database.helpers_at_work(only) if one.helps]
+    now = utcnow()
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
             **_process_cells(records.get(one), [found for found in processes if found.site == one]),
-            "helpers": [_helper(found) for found in helpers if found.site == one and found.helps],
+            **_helper_cells([found for found in helpers if found.site == one], now),
             **{key: tally.get(one, {}).get(key, 0) for key in ("pending", "running", "failed")},
             **_moving_cells(moving.get(one, ())),
             "requests": (await database.waiting(one, 1))[0],
@@ -187,19 +190,43 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
 
 
 def _process_cells(record: SiteRecord | None, processes: Sequence[Process]) -> dict[str, Any]:
-    """Return what a site's listener reports of itself, and how many other processes stand by."""
+    """Return what a site's listener reports of itself, and how many other listeners stand by."""
     owner = record.owner if record is not None and record.active else None
     listening = next((one for one in processes if one.owner == owner), None)
     return {
         "version": listening and listening.version,
         "handlers": listening and listening.handlers,
-        "standby": sum(one.owner != owner for one in processes),
+        "standby": sum(one.owner != owner and not one.helps for one in processes),
     }
 
 
-def _helper(helper: Helper) -> str:
-    """Return a helper's host and lanes, and which of its disks are away."""
-    return "; ".join([f"{helper.owner} ({', '.join(helper.lanes)})", *helper.away])
+def _helper_cells(helpers: Sequence[Helper], now: datetime) -> dict[str, Any]:
+    """Return each helper of a site as a line, and as a row for programs."""
+    return {
+        "helpers": [_helper(one, now) for one in helpers],
+        "helping": [
+            {
+                "host": one.host,
+                "process": one.owner,
+                "lanes": list(one.lanes),
+                "since": one.since,
+                "seen": one.seen,
+                "running": sum(one.running.values()),
+                "away": list(one.away),
+            }
+            for one in helpers
+        ],
+    }
+
+
+def _helper(helper: Helper, now: datetime) -> str:
+    """Return a helper's host and lanes, what it does, and which of its disks are away."""
+    line = f"{helper.host} ({', '.join(helper.lanes)}): {sum(helper.running.values())} running"
+    if helper.since is not None:
+        line += f", since {time(helper.since)}"
+    if helper.seen is not None:
+        line += f", seen {max((now - helper.seen).total_seconds(), 0.0):.0f} s ago"
+    return "; ".join([line, *helper.away])
 
 
 def _clock_cells(skew: float | None) -> dict[str, Any]:

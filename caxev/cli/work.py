@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from caxev.cli.command import command
-from caxev.cli.listen import check_private
-from caxev.cli.options import GlobalOptions, options
+from caxev.cli.options import options
+from caxev.cli.processes import process_options, runs_for_years
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.config.errors import hint
 from caxev.core.registry import Registry
-from caxev.finite import Finite
-
-if TYPE_CHECKING:
-    from caxev.engine.options import Options
 
 
 @command(
@@ -29,24 +25,8 @@ if TYPE_CHECKING:
 @click.option(
     "--lane", "lanes", multiple=True, required=True, metavar="LANE", help="What to help with."
 )
-@click.option(
-    "--lease",
-    "lease_time",
-    type=Finite(1, 3600),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How soon others take over from a helper that vanished.",
-)
-@click.option(
-    "--grace",
-    type=Finite(0, 86400),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running reactions may continue after SIGTERM.",
-)
-def work(*, site: str, lanes: tuple[str, ...], lease_time: float, grace: float) -> None:
+@runs_for_years(lease=60.0, least=1, what="How soon others take over from a helper that vanished.")
+def work(*, site: str, lanes: tuple[str, ...], running: dict[str, Any]) -> None:
     """Help the listener of a site on another machine: run reactions of some of its lanes.
 
     The listener goes on to record what changes, and shares these lanes with its helpers; without
@@ -62,7 +42,7 @@ def work(*, site: str, lanes: tuple[str, ...], lease_time: float, grace: float) 
     from caxev.engine import helping
 
     chosen = tuple(dict.fromkeys(lanes))
-    run(helping.work, _working(given, site, registry, lease_time, grace), chosen)
+    run(helping.work, process_options(given, site, registry, running), chosen)
 
 
 def check_lanes(lanes: Iterable[str], registry: Registry) -> None:
@@ -81,22 +61,3 @@ def check_lanes(lanes: Iterable[str], registry: Registry) -> None:
 
 def _exclusive(lane: str, registry: Registry) -> Sequence[str]:
     return sorted(one.name for one in registry.enabled if one.lane == lane and one.exclusive)
-
-
-def _working(
-    given: GlobalOptions, site: str, registry: Registry, lease_time: float, grace: float
-) -> Options:
-    """Return the options of a helper, checked. Raises `ConfigError` if it could not run."""
-    from caxev.engine.options import Options
-
-    sites = given.sites()
-    check_private(site, sites)
-    return Options(
-        site=sites.get(site),
-        sites=sites,
-        settings=given.settings(),
-        registry=registry,
-        handler_files=given.handlers,
-        lease_time=lease_time,
-        grace=grace,
-    )

@@ -34,6 +34,7 @@ from attrs import Factory, evolve, field, frozen
 from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, delay
 from caxev.core.model import RunId
+from caxev.core.processes import host_of
 
 CALM: Final = timedelta(minutes=5)
 """How long an alarm must be over before its end is delivered."""
@@ -341,7 +342,7 @@ def uncancellable(reaction: Reaction, why: str, run: str) -> Alarm:
 
     A shielded wait is as likely a cause as a disk that hangs.
     """
-    todo = "restart the listener to end it; a handler must not catch trio.Cancelled"
+    todo = "restart the process to end it; a handler must not catch trio.Cancelled"
     return Alarm(
         reaction.site,
         uncancellable_key(reaction),
@@ -386,6 +387,42 @@ def missing(site: str, handler: str) -> Alarm:
     todo = "start the listener with the handlers file that it had before (--handlers)"
     summary = f"{site}: reactions wait for the handler {handler}, which is not installed"
     return Alarm(site, missing_key(handler), summary, details={"what to do": todo})
+
+
+HELPER: Final = "helper "
+"""How the keys of alarms about one helper begin; its name follows."""
+
+
+def of_helper(alarm: Alarm, owner: str) -> Alarm:
+    """Return the alarm as one about the helper `owner`: it ends with that helper."""
+    host = host_of(owner)
+    summary = f"{alarm.summary} (helper on {host})"
+    return evolve(alarm, key=helper_key(owner, alarm.key), summary=summary)
+
+
+def helper_key(owner: str, key: str = "") -> str:
+    """Return the key of an alarm about the helper `owner`; how all of these begin."""
+    return f"{HELPER}{owner} {key}"
+
+
+def gone_key(host: str) -> str:
+    """Return the key of the alarm that there is no helper on a host any more."""
+    return f"no helper on {host}"
+
+
+def helper_gone(site: str, host: str, lanes: Iterable[str]) -> Alarm:
+    """Return the alarm about a helper that vanished, and has not come back."""
+    todo = (
+        f"start caxev work on {host} again; if it is not to come back, run caxev alarms clear, "
+        "and next time stop it by SIGTERM (systemctl stop)"
+    )
+    return Alarm(
+        site,
+        gone_key(host),
+        f"{site}: the helper on {host} is gone; the others do its work",
+        Severity.WARNING,
+        details={"lanes": ", ".join(lanes), "what to do": todo},
+    )
 
 
 MALFORMED: Final = "malformed "

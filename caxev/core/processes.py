@@ -1,4 +1,4 @@
-"""What each listening process reports of itself, and in what their configurations differ. Pure."""
+"""What each process of a site reports of itself, and in what their configurations differ. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from attrs import field, frozen
 
 @frozen
 class Process:
-    """A process that acts for a site, or stands by.
+    """A process that acts for a site, stands by, or helps with `lanes`.
 
     `configuration` is the digest of its sites.json, `keys` has one for each key (``lngs.purge``),
-    and `handlers` is that of the names of the handlers that its site uses. `seen` is when it
-    reported last, UTC.
+    and `handlers` is that of the names of the handlers that its site uses. `began` is when
+    it was started, `seen` when it reported last, UTC.
     """
 
     owner: str
@@ -23,7 +23,25 @@ class Process:
     configuration: str = ""
     handlers: str = ""
     keys: Mapping[str, str] = field(factory=dict, repr=False)
+    lanes: tuple[str, ...] = ()
+    began: datetime | None = None
     seen: datetime | None = None
+
+    @property
+    def helps(self) -> bool:
+        """Whether it is a helper: it never acts for the site."""
+        return bool(self.lanes)
+
+    def role(self, leader: str | None) -> str:
+        """Return what it does, given the owner of the site's lease."""
+        if self.helps:
+            return f"helps with {', '.join(self.lanes)}"
+        return "listens" if self.owner == leader else "stands by"
+
+
+def host_of(owner: str) -> str:
+    """Return the host of a process by its name, such as ``node1:4711:3f9ac0d1``."""
+    return owner.partition(":")[0]
 
 
 def differing(keys: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
@@ -44,12 +62,14 @@ def _sites(keys: Iterable[str]) -> set[str]:
 def disagreements(mine: Process, others: Iterable[Process]) -> dict[str, list[str]]:
     """Return, by site, in which keys of sites.json the processes of other sites differ from one.
 
-    Those that report no digest, as an older version does, are left out.
+    A helper must also agree with the listeners of its own site: a stand-by compares itself. Those
+    that report no digest, as an older version does, are left out.
     """
     found: dict[str, list[str]] = {}
     for one in others:
-        comparable = one.site != mine.site and one.configuration and mine.configuration
-        if comparable and one.configuration != mine.configuration:
+        concerned = one.site != mine.site or (mine.helps and not one.helps)
+        comparable = one.configuration and mine.configuration
+        if concerned and comparable and one.configuration != mine.configuration:
             keys = differing(mine.keys, one.keys) or ["the order of sites"]
             found[one.site] = sorted({*found.get(one.site, ()), *keys})
     return found

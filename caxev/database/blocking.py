@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import pymongo
 from bson import json_util
 from pymongo import MongoClient
+from pymongo.collection import Collection
 
 from caxev.config import ConfigError, Settings
 from caxev.core.alarms import AlarmState
@@ -30,7 +31,9 @@ from caxev.database.client import (
     usable,
 )
 from caxev.database.runs import write_of
-from caxev.database.writes import Lease
+from caxev.database.writes import Lease, pushed_news
+
+T = TypeVar("T")
 
 
 def id_text(run: RunId) -> str:
@@ -85,21 +88,39 @@ def known_values(settings: Settings, path: str, patience: float) -> list[str]:
 
 
 class LeaseKeeper:
-    """Prolongs a lease and keeps alarms while the listener itself cannot. Connects when needed."""
+    """Prolongs a lease and keeps alarms while the loop itself cannot. Connects when needed.
+
+    Each call takes `limit` seconds at most, the length of the lease or less.
+    """
 
     def __init__(self, settings: Settings, lease: Lease, lease_time: float) -> None:
         self._settings, self._lease, self._lease_time = settings, lease, lease_time
+        self.limit = lease_time
         self._client: MongoClient[Document] | None = None
 
     def renew(self) -> bool:
         """Prolong the lease; False if another process holds it by now. Raises `DatabaseError`."""
+        lease = self._lease
         change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease_time * 1000]}}}]
-        return self._write(self._lease.held, change) > 0
+        held = self._write(lambda ledger: ledger.update_one(lease.held, change).matched_count)
+        if not held or lease.helper is None:
+            return bool(held)
+        # A leader of a version that knows no helpers voids none.
+        leads = {"_id": lease.site, "epoch": lease.epoch}
+        return self._write(lambda ledger: ledger.find_one(leads, {"_id": 1})) is not None
 
     def keep_alarm(self, state: AlarmState) -> None:
-        """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""
-        key = alarm_id(self._lease.site, state.alarm.key)
-        self._write({"_id": key}, {"$set": alarm_row(state)}, upsert=True)
+        """Keep an alarm, for this process or the next to deliver. Raises `DatabaseError`.
+
+        That of a helper is left for the leader.
+        """
+        lease, row = self._lease, alarm_row(state)
+        if lease.helper is None:
+            key, change = {"_id": alarm_id(lease.site, state.alarm.key)}, {"$set": row}
+            self._write(lambda ledger: ledger.update_one(key, change, upsert=True))
+        else:
+            news = pushed_news([(state.alarm.key, row)])
+            self._write(lambda ledger: ledger.update_one(lease.held, news))
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -107,15 +128,15 @@ class LeaseKeeper:
             self._client.close()
             self._client = None
 
-    def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
+    def _write(self, write: Callable[[Collection[Document]], T]) -> T:
         settings = self._settings
         # The limit includes connecting: a late renewal is worth nothing.
         try:
-            with translated(settings), pymongo.timeout(self._lease_time):
+            with translated(settings), pymongo.timeout(self.limit):
                 if self._client is None:
                     self._client = connect_plainly(settings)
                 ledger = self._client[settings.database][f"{settings.prefix}ledger"]
-                return ledger.update_one(query, change, upsert=upsert).matched_count
+                return write(ledger)
         except (ConfigError, DatabaseError):
             self.close()  # the next time with credentials that may be new
             self._settings = settings.again()

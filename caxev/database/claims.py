@@ -24,9 +24,9 @@ from caxev.database.reactions import run_keys
 from caxev.database.run_queries import Runs
 from caxev.database.writes import (
     GIVEN_BACK,
+    HELPER,
     Lease,
     delete_all,
-    helpers_of,
     lost,
     write_all,
     write_each,
@@ -106,18 +106,20 @@ class Claims(Runs, History):
         if lease.helper is not None:
             return found
         # Read afterwards: a helper that is gone by then has claimed nothing that counts.
-        helpers = await self._helpers_of(lease)
+        helpers = await self._helpers_of(lease.site)
         return [one for one in found if one.get("helper") not in helpers]
 
-    async def _helpers_of(self, lease: Lease) -> set[str]:
-        """Return the names of the helpers whose claims count under a leader's lease."""
-        rows = self._ledger.find(helpers_of(lease.site, lease.epoch), {"_id.helper": 1})
+    async def _helpers_of(self, site: str) -> set[str]:
+        """Return the names of the helpers that may be at what they claimed, also void ones."""
+        # The site is in the key alone: with a site and an epoch it would look like a claim.
+        rows = self._ledger.find({"kind": HELPER, "_id.s": site}, {"_id.helper": 1})
         return {one["_id"]["helper"] async for one in rows}
 
     @operation
     async def claimed_elsewhere(self, run: RunId, lease: Lease) -> set[str]:
         """Return the handlers whose reactions to a run other processes of the site have claimed."""
-        query = {**run_keys(lease.site, run), "epoch": lease.epoch}
+        # Of any epoch: a helper under the leader before this one may still be at it.
+        query = {**run_keys(lease.site, run), "epoch": {"$exists": True}}
         rows = self._ledger.find({**query, "helper": {"$ne": lease.helper}}, {"handler": 1})
         return {str(one.get("handler")) async for one in rows}
 

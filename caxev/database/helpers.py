@@ -7,9 +7,12 @@ document has the epoch of the leader. The helper joins without one, and the lead
 writing its own. So the leader knows of each helper before it can claim anything.
 
 A helper whose lease has lapsed is voided: its epoch becomes `VOID`. Then its claims are opened. The
-filter of all that it writes has epoch and helper, so from then on nothing of it counts. A process
-that takes the site over voids all helpers before it opens the claims of older epochs. The names of
-helpers are never used twice: one that was voided joins again as a new one.
+filter of all that it writes has epoch and helper, so from then on nothing of it counts. The names
+of helpers are never used twice: one that was voided joins again as a new one.
+
+A process that takes the site over voids all helpers at once. They may be at what they have claimed,
+so that stays theirs until their leases have lapsed, or they report that they have stopped (`stop`):
+no reaction is made by two. What they settle meanwhile counts.
 
 Only the leader records. The alarms of a helper go through its document.
 """
@@ -19,16 +22,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
 from caxev.core.alarms import PARKED, Alarm, raised
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State, site_prefix
+from caxev.core.processes import host_of
 from caxev.database.alarms import KIND as ALARM
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.client import Document, HistoryLost
@@ -37,19 +41,20 @@ from caxev.database.leases import SHORTEST_LIMIT, Leases, prolonged
 from caxev.database.rows import Malformed, Row, alarm_state_from, carefully, texts
 from caxev.database.sites import ACTIVE, Position, SiteRecord
 from caxev.database.stream import ENDS, ChangeCursor, Streams
-from caxev.database.writes import HELPER, VOID, Lease, guard, helper_id, lost
+from caxev.database.writes import HELPER, VOID, Lease, guard, helper_id, lost, pushed_news
 from caxev.failpoints import point
 
-MOST_NEWS: Final = 1000
-"""Alarms that a helper's document holds at most, until the leader has taken them over."""
+_LEFT: Final = [{"$set": {"epoch": VOID, "expires": "$$NOW", "left": True}}]
 
 
 @frozen
 class Helper:
     """A helper's document. `epoch` is None until a leader has admitted it.
 
-    `active`: whether its lease is valid. `away`: why directories of the site are missing on its
-    machine. `news` are alarms: each with its number, its key, and the alarm, or None if it is over.
+    `owner` is its process. `active`: whether its lease is valid. `left`: it was asked to leave.
+    `since` and `seen`: when it joined, and renewed its lease last. `running`: by lane, how many
+    reactions it has claimed. `away`: why directories of the site are missing on its machine. `news`
+    are alarms: each with an id of its own, its key, and the alarm, or None if it is over.
     """
 
     name: str
@@ -59,9 +64,23 @@ class Helper:
     epoch: int | None = None
     active: bool = False
     expires: datetime | None = None
+    left: bool = False
+    since: datetime | None = None
+    seen: datetime | None = None
+    running: Mapping[str, int] = field(factory=dict)
     away: tuple[str, ...] = ()
     lsid: Any = None
-    news: tuple[tuple[int, str, Alarm | None], ...] = ()
+    news: tuple[tuple[str, str, Alarm | None], ...] = ()
+
+    @property
+    def host(self) -> str:
+        """The machine on which it runs."""
+        return host_of(self.owner)
+
+    @property
+    def is_void(self) -> bool:
+        """Whether its lease was ended: it can claim nothing any more."""
+        return self.epoch == VOID
 
     @property
     def helps(self) -> bool:
@@ -117,7 +136,8 @@ class Helpers(Leases, Streams):
             "lanes": list(lanes),
             "lsid": self._session.session_id,
         }
-        change = [{"$set": prolonged(lease_time, state)}]
+        since = {"since": {"$ifNull": ["$since", "$$NOW"]}}
+        change = [{"$set": prolonged(lease_time, state) | since}]
         key = helper_id(lease.site, lease.helper)
         point("database.helper.join")
         await self._ledger.update_one({"_id": key}, change, upsert=True)
@@ -156,23 +176,31 @@ class Helpers(Leases, Streams):
     async def leave(self, lease: Lease) -> None:
         """End a helper's lease at once, after it has given its claims back."""
         point("database.helper.leave")
-        await self._ledger.update_one(lease.held, {"$set": {"epoch": VOID}})
+        await self._ledger.update_one(lease.held, _LEFT)
+
+    @operation
+    async def stop(self, lease: Lease) -> None:
+        """Let others make at once what a helper has claimed: it has lost its lease, and stopped."""
+        assert lease.helper is not None
+        point("database.helper.stop")
+        key = helper_id(lease.site, lease.helper)
+        await self._ledger.update_one({"_id": key}, [{"$set": {"expires": "$$NOW"}}])
 
     @operation
     async def withdraw(self, lease: Lease) -> None:
-        """Remove a helper that no leader has admitted."""
+        """End a helper that has not begun, whether or not a leader has admitted it meanwhile."""
         assert lease.helper is not None
-        key = helper_id(lease.site, lease.helper)
-        await self._ledger.delete_one({"_id": key, "epoch": {"$exists": False}})
+        key = {"_id": helper_id(lease.site, lease.helper)}
+        point("database.helper.withdraw")
+        if not (await self._ledger.delete_one({**key, "epoch": {"$exists": False}})).deleted_count:
+            await self._ledger.update_one(key, _LEFT)
 
     @operation
-    async def add_news(self, lease: Lease, news: Sequence[tuple[int, str, Alarm | None]]) -> None:
-        """Leave alarms for the leader. Raises `LeaseLost`."""
-        rows = [
-            {"n": n, "key": key, "alarm": one and alarm_row(raised(None, one, utcnow()))}
-            for n, key, one in news
-        ]
-        push = {"$push": {"news": {"$each": rows, "$slice": -MOST_NEWS}}}
+    async def add_news(self, lease: Lease, news: Mapping[str, Alarm | None]) -> None:
+        """Leave alarms, by their keys, for the leader; None: it is over. Raises `LeaseLost`."""
+        now = utcnow()
+        rows = {key: one if one is None else raised(None, one, now) for key, one in news.items()}
+        push = pushed_news((key, state and alarm_row(state)) for key, state in rows.items())
         if not (await self._ledger.update_one(lease.held, push)).matched_count:
             raise lost(lease)
 
@@ -195,22 +223,47 @@ class Helpers(Leases, Streams):
         """Wait for what can be claimed; False after `wait` seconds. Cancelling ends the stream."""
         return await self._call(stream.next, wait, held=wait)
 
-    @operation
-    async def close_reactions(self, stream: ReactionStream) -> None:
-        """Close the stream."""
-        await stream.close()
-
     # -- by the leader --------------------------------------------------------------------------
 
     @operation
     async def helpers(self, site: str | None = None) -> list[Helper]:
         """Return the helpers of a site, or of all."""
+        return await self._known(site)
+
+    async def _known(self, site: str | None) -> list[Helper]:
         query: Document = {"kind": HELPER, **({} if site is None else {"_id.s": site})}
         shown = {"active": ACTIVE} | dict.fromkeys(
-            ("owner", "lanes", "epoch", "expires", "away", "lsid", "news"), 1
+            (
+                "owner",
+                "lanes",
+                "epoch",
+                "expires",
+                "lease",
+                "left",
+                "since",
+                "away",
+                "lsid",
+                "news",
+            ),
+            1,
         )
         rows = await self._ledger.find(query, shown).sort("_id").to_list(None)
         return [one for one in map(_helper_from, rows) if one is not None]
+
+    @operation
+    async def helpers_at_work(self, site: str | None = None) -> list[Helper]:
+        """Return the helpers of a site, or of all, with how many reactions each has claimed."""
+        found = await self._known(site)
+        if not found:
+            return []
+        names, sites = [one.name for one in found], {one.site for one in found}
+        # With an epoch: claims have an index.
+        claimed = {"site": {"$in": [*sites]}, "helper": {"$in": names}, "epoch": {"$gt": VOID}}
+        group = {"$group": {"_id": {"helper": "$helper", "lane": "$lane"}, "n": {"$sum": 1}}}
+        running: dict[str, dict[str, int]] = {}
+        for row in await (await self._ledger.aggregate([{"$match": claimed}, group])).to_list(None):
+            running.setdefault(row["_id"]["helper"], {})[str(row["_id"].get("lane"))] = row["n"]
+        return [evolve(one, running=running.get(one.name, {})) for one in found]
 
     @operation
     async def admit(self, lease: Lease, helper: Helper) -> None:
@@ -240,15 +293,18 @@ class Helpers(Leases, Streams):
     async def reopen_claims(self, lease: Lease, helper: Helper, now: datetime) -> int:
         """Open what a helper that is void had claimed; return how many reactions that were."""
         await self._end_session(helper.lsid)
-        claimed = {"site": lease.site, "epoch": lease.epoch, "helper": helper.name}
+        claimed = {
+            "site": lease.site,
+            "epoch": {"$lte": lease.epoch},
+            "helper": helper.name,
+        }
         return await self._interrupt(claimed, now)
 
     @operation
     async def take_news(self, lease: Lease, helper: Helper) -> None:
         """Remove the alarms that were taken over. Raises `LeaseLost`."""
         await guard(self._ledger, lease)
-        last = max(number for number, _, _ in helper.news)
-        taken = {"$pull": {"news": {"n": {"$lte": last}}}}
+        taken = {"$pull": {"news": {"n": {"$in": [id_ for id_, _, _ in helper.news]}}}}
         await self._ledger.update_one({"_id": helper_id(helper.site, helper.name)}, taken)
 
     @operation
@@ -272,6 +328,7 @@ def _read(document: Mapping[str, Any]) -> Helper:
     site = key.text("s")
     away = [Row.of(one).text("why") for one in row.many("away", [])]
     news = [_news_from(site, Row.of(one)) for one in row.many("news", [])]
+    expires, lease = row.moment("expires", None), float(document.get("lease") or 0)
     return Helper(
         key.text("helper"),
         site,
@@ -279,16 +336,19 @@ def _read(document: Mapping[str, Any]) -> Helper:
         lanes=tuple(texts(row.many("lanes", []))),
         epoch=row.whole("epoch", None),
         active=document.get("active") is True,
-        expires=row.moment("expires", None),
+        expires=expires,
+        left=document.get("left") is True,
+        since=row.moment("since", None),
+        seen=None if expires is None else expires - timedelta(seconds=lease),
         away=tuple(away),
         lsid=document.get("lsid"),
         news=tuple(news),
     )
 
 
-def _news_from(site: str, row: Row) -> tuple[int, str, Alarm | None]:
+def _news_from(site: str, row: Row) -> tuple[str, str, Alarm | None]:
     key, found = row.text("key"), row.document.get("alarm")
     if found is None:
-        return row.whole("n"), key, None
+        return row.text("n"), key, None
     state = alarm_state_from({**Row.of(found).document, "_id": alarm_id(site, key)})
-    return row.whole("n"), key, state.alarm
+    return row.text("n"), key, state.alarm

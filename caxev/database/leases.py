@@ -78,9 +78,11 @@ class Leases(Sites, Reactions, History, Schema):
             return None
         point("database.takeover.epoch")
         await self._require_schema()
-        # First: what a helper claims from now on it gives back itself.
+        # What a helper claims from now on it gives back itself. What it has claimed it may still be
+        # at: `reopen_claims` opens that once its lease has lapsed.
         await self._void_helpers(site)
-        claims = await self._interrupt({"site": site, "epoch": {"$lt": epoch}}, now)
+        former_claims = {"site": site, "epoch": {"$lt": epoch}, "helper": None}
+        claims = await self._interrupt(former_claims, now)
         point("database.takeover.claims")
         return Lease(site, epoch, owner), claims
 
@@ -139,15 +141,9 @@ class Leases(Sites, Reactions, History, Schema):
         return None if document is None else int(document["epoch"])
 
     async def _void_helpers(self, site: str) -> None:
-        """End the leases of a site's helpers, and leave it to the leader to forget them.
-
-        A helper that was killed in a transaction would hold its documents locked for a minute.
-        """
+        """Have the helpers of a site end: none can claim anything, or renew its lease."""
         admitted = {"kind": HELPER, "_id.s": site, "epoch": {"$gt": VOID}}
-        found = await self._ledger.find(admitted, {"lsid": 1}).to_list(None)
         await self._ledger.update_many(admitted, {"$set": {"epoch": VOID}})
-        for one in found:
-            await self._end_session(one.get("lsid"))
 
     async def _interrupt(self, claimed: Document, now: datetime) -> int:
         """Open the claims that this filter finds; return how many there were.

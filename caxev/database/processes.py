@@ -1,4 +1,4 @@
-"""The listening processes of all sites, each with a document in the ledger that it keeps fresh.
+"""The processes of all sites, each with a document in the ledger that it keeps fresh.
 
 Their keys begin with ``process``, so that a scan over runs or reactions skips them.
 """
@@ -11,7 +11,7 @@ from typing import Final
 from caxev.core.processes import Process
 from caxev.database.client import Document
 from caxev.database.connection import Connection, operation
-from caxev.database.rows import Malformed, Row, carefully
+from caxev.database.rows import Malformed, Row, carefully, texts
 
 KIND: Final = "process"
 FRESH: Final = 180.0
@@ -35,8 +35,10 @@ class Processes(Connection):
             "configuration": process.configuration,
             "handlers": process.handlers,
             "keys": keys,
+            "lanes": list(process.lanes),
         }
-        change = {"seen": "$$NOW", **{name: {"$literal": one} for name, one in values.items()}}
+        change: Document = {"seen": "$$NOW", "began": {"$ifNull": ["$began", "$$NOW"]}}
+        change |= {name: {"$literal": one} for name, one in values.items()}
         await self._ledger.update_one({"_id": _key(process)}, [{"$set": change}], upsert=True)
         gone = {"kind": KIND, "site": process.site, "$expr": {"$lt": ["$seen", _ago(FORGOTTEN)]}}
         await self._ledger.delete_many(gone)
@@ -77,4 +79,10 @@ def _process_from(document: Document) -> Process:
     row = Row.of(document)
     names = ("owner", "site", "version", "configuration", "handlers")
     keys = {str(name): str(digest) for name, digest in row.many("keys", [])}
-    return Process(**{one: row.text(one) for one in names}, keys=keys, seen=row.moment("seen"))
+    return Process(
+        **{one: row.text(one) for one in names},
+        keys=keys,
+        lanes=tuple(texts(row.many("lanes", []))),
+        began=row.moment("began", None),
+        seen=row.moment("seen"),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final
@@ -68,16 +68,19 @@ class Reactions(Quarantine):
         *,
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
+        handlers: Collection[str] | None = None,
     ) -> list[Reaction]:
         """Return up to `limit` reactions of a lane that are due and unclaimed, in that order.
 
         Those that fell due before `since` are left out: the index keeps the places of reactions
         that were settled lately for some minutes, and to read over them takes time. By priority,
-        reactions that were recorded without one come last.
+        reactions that were recorded without one come last. `handlers`: only theirs.
         """
         query: Document = {"site": site, "lane": lane, "state": State.PENDING.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
+        if handlers is not None:
+            query["handler"] = {"$in": [*handlers]}
         # What programs printed can be large, and nobody needs it to start a reaction.
         cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [reaction for reaction, _ in await self._documented(cursor)]

@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 from attrs import frozen
@@ -25,7 +25,13 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from caxev.core.model import CHANGED, ENTRY_FIELDS, Interest, RunId
-from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, Document, HistoryLost
+from caxev.database.client import (
+    BAD_TOKEN_CODES,
+    TOO_LARGE,
+    DatabaseError,
+    Document,
+    HistoryLost,
+)
 from caxev.database.connection import LIMIT, Connection, operation, within
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
@@ -196,6 +202,9 @@ class ChangeCursor:
             self._session = None
 
 
+Cursor = TypeVar("Cursor", bound=ChangeCursor)
+
+
 class Stream(ChangeCursor):
     """An open change stream on the runs collection."""
 
@@ -275,6 +284,19 @@ class Streams(Connection):
     async def close_stream(self, stream: ChangeCursor) -> None:
         """Close the stream."""
         await stream.close()
+
+    @asynccontextmanager
+    async def closing(self, stream: Cursor) -> AsyncIterator[Cursor]:
+        """Close an open stream at the end of the block, however it ends."""
+        try:
+            yield stream
+        finally:
+            # Also when cancelled: a cursor left open costs the server memory until it times out.
+            with trio.move_on_after(_CLOSING, shield=True):
+                try:
+                    await self.close_stream(stream)
+                except DatabaseError as error:
+                    logger.debug("the stream's cursor is left to expire: {}", error)
 
     @asynccontextmanager
     async def follow(

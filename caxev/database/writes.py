@@ -6,8 +6,9 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
+from uuid import uuid4
 
 from attrs import frozen
 from loguru import logger
@@ -60,10 +61,14 @@ VOID: Final = 0
 """The epoch of a helper whose lease has ended: no leader has it."""
 
 
-def helpers_of(site: str, epoch: int) -> Document:
-    """Return the filter that finds the helpers whose claims count under a leader's epoch."""
-    # The site is in the key alone: with a site and an epoch it would look like a claim.
-    return {"kind": HELPER, "_id.s": site, "epoch": epoch}
+MOST_NEWS: Final = 1000
+"""Alarms that a helper's document holds at most, until the leader has taken them over."""
+
+
+def pushed_news(news: Iterable[tuple[str, Document | None]]) -> Document:
+    """Return the change that leaves alarms, each with its key, in a helper's document."""
+    rows = [{"n": uuid4().hex, "key": key, "alarm": row} for key, row in news]
+    return {"$push": {"news": {"$each": rows, "$slice": -MOST_NEWS}}}
 
 
 def lease_lost(site: str) -> LeaseLost:

@@ -181,10 +181,6 @@ class Dispatcher:
         """Leave out keys whose former reaction has not been settled, and remember them."""
         found = [reaction for reaction in reactions if not self.settler.is_stuck(reaction)]
         lane.passed |= {reaction.id for reaction in found} & lane.running
-        # A handler that is not installed on a helper's machine may be on the leader's.
-        if self.context.is_helper:
-            known = self.context.registry.handlers
-            found = [reaction for reaction in found if reaction.handler in known]
         return [reaction for reaction in found if reaction.id not in lane.running]
 
     async def _fetch(self, lane: Lane) -> None:
@@ -194,7 +190,10 @@ class Dispatcher:
         database, site, now = self.context.database, self.context.lease.site, utcnow()
         try:
             due = await database.due(
-                site, lane.name, now, lane.window, since=lane.since, order=lane.order
+                *(site, lane.name, now, lane.window),
+                since=lane.since,
+                order=lane.order,
+                handlers=self._handlers,
             )
             heard = True
             complete = lane.take_in(due, self._startable(lane, due))
@@ -204,6 +203,12 @@ class Dispatcher:
         finally:
             lane.more, lane.fetching = lane.more or not complete, False
             lane.news = lane.news or not heard
+
+    @property
+    def _handlers(self) -> Collection[str] | None:
+        """The handlers whose reactions to claim; None: all there are."""
+        # What is not installed on a helper's machine may be on the leader's.
+        return self.context.registry.handlers if self.context.is_helper else None
 
     async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
         keys = {reaction.id for reaction in due}

@@ -1,15 +1,16 @@
-"""Leave by force: end the process if attempts go on although they were cancelled."""
+"""How a session ends: give back what is claimed, and leave attempts that go on all the same."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
 from loguru import logger
 
-from caxev.database import DatabaseError
+from caxev.database import DatabaseError, LeaseLost
+from caxev.engine.fence import Fence
 from caxev.engine.leaving import leave_at_once
 from caxev.engine.runner import Runner
 
@@ -17,21 +18,39 @@ STOPPING: Final = 5.0
 """Seconds that attempts get to end when they are cancelled, before the process leaves them."""
 
 
-async def leave_by_force(runner: Runner, let_go: Callable[[], Awaitable[None]]) -> None:
+@asynccontextmanager
+async def letting_go(let_go: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Call `let_go` at the end of the block, unless that was `LeaseLost`: nothing is ours then."""
+    ours = True
+    try:
+        yield
+    except* LeaseLost:
+        ours = False
+        raise
+    finally:
+        if ours:
+            await let_go()
+
+
+async def leave_by_force(
+    runner: Runner, let_go: Callable[[], Awaitable[None]], fence: Fence | None = None
+) -> None:
     """When all is cancelled, end the process if attempts go on all the same.
 
     A handler that swallows cancellation would keep the nursery waiting for ever, and with it a site
-    that has been asked to stop, or has lost its lease. `let_go` settles what has ended.
+    that has been asked to stop, or has lost its lease. `let_go` settles what has ended. The process
+    ends before others may make what goes on here, as the `fence` has it.
     """
+    fence = fence or Fence()
     try:
         await trio.sleep_forever()
     finally:
         with trio.CancelScope(shield=True):
-            with trio.move_on_after(STOPPING):
+            with trio.move_on_after(min(STOPPING, fence.last)):
                 await runner.attempts_over()
             # trio cannot end a task that ignores cancellation.
             if left := runner.attempting:
                 logger.error("stopping although {} still runs after its cancellation", left)
-                with suppress(DatabaseError):
+                with suppress(DatabaseError), trio.move_on_after(fence.last):
                     await let_go()
                 leave_at_once(1)

@@ -2,20 +2,30 @@
 
 `session` runs a `HelperWatch`. The renewal of the lease reports whether there are helpers: without
 any, nothing is asked of the database. See `caxev.database.helpers`; `helping` is the other end.
+
+What a helper raised about itself ends with it. If one vanishes, and none from its host is back
+within `MISSED`, that is an alarm: until one is back, or an operator clears it. One that was asked
+to leave is not missed.
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 import trio
 from attrs import define, field
 from loguru import logger
 
 from caxev.alarms.manager import AlarmManager
+from caxev.core.alarms import HELPER, gone_key, helper_gone, helper_key
 from caxev.core.clock import utcnow
 from caxev.database import Helper, SiteRecord, unless_fatal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.recorder import Recorder
+
+MISSED: Final = 60.0
+"""Seconds after which a helper that vanished is missed: systemd starts it again within 10."""
 
 
 @define(eq=False)
@@ -27,12 +37,27 @@ class HelperWatch:
     recorder: Recorder
     dispatcher: Dispatcher
     _news: trio.Event = field(init=False, factory=trio.Event)
-    _admitted: dict[str, Helper] = field(init=False, factory=dict)
+    # Helpers that may be at work, by name: those admitted, and void ones that have not stopped yet.
+    _there: dict[str, Helper] = field(init=False, factory=dict)
+    # The last helper that vanished from a host, and when it will be missed.
+    _missed: dict[str, tuple[float, Helper]] = field(init=False, factory=dict)
 
     def heard(self, record: SiteRecord) -> None:
         """Take in the site's record."""
-        if record.helped or self._admitted:
+        if record.helped or self._there or self._missed:
             self._news.set()
+
+    def clear_former(self) -> None:
+        """End what was raised about helpers under the former leader: they raise it again."""
+        for key in [one.alarm.key for one in self.alarms.active]:
+            if key.startswith(HELPER):
+                self.alarms.clear(key)
+
+    async def begin(self) -> None:
+        """Find out in which lanes helpers under the former leader may be at work."""
+        found = await self.context.database.helpers(self.context.lease.site)
+        self._there = {one.name: one for one in found if one.is_void}
+        self._share()
 
     async def run(self) -> None:
         """Look after helpers whenever there are any, for ever. Raises `LeaseLost`."""
@@ -43,28 +68,29 @@ class HelperWatch:
                 await self.look()
 
     async def look(self) -> None:
-        """Admit who asks, void who is late, and take over from who is void."""
-        epoch, database = self.context.lease.epoch, self.context.database
+        """Admit who asks, void who is late, and take over from who is void and at work no more."""
+        database = self.context.database
         for helper in await database.helpers(self.context.lease.site):
-            if helper.epoch == epoch and not helper.active and await database.void(helper):
-                logger.warning("the helper {} has not renewed its lease", helper.name)
-                await self._succeed(helper)
-            elif helper.epoch == epoch:
-                await self._hear(helper)
-            elif helper.epoch is not None:
-                await self._succeed(helper)
+            if helper.epoch is None:
+                await (self._admit(helper) if helper.active else database.forget_helper(helper))
             elif helper.active:
-                await self._admit(helper)
-            else:
-                await database.forget_helper(helper)
+                await self._hear(helper)
+            elif helper.is_void:
+                await self._succeed(helper)
+            elif await database.void(helper):
+                logger.warning("the helper {} has not renewed its lease", helper.name)
+                self._news.set()  # from now on it leaves no alarms: read all of them
+        self._miss()
 
     async def _admit(self, helper: Helper) -> None:
-        self._admitted[helper.name] = helper
+        self._there[helper.name] = helper
         self._share()
         # What is being recorded now may still claim for us what it renews.
         async with self.recorder.beside_stream():
             pass
         await self.context.database.admit(self.context.lease, helper)
+        self._missed.pop(helper.host, None)
+        self.alarms.clear(gone_key(helper.host))
         logger.info("{} helps with {}", helper.name, ", ".join(helper.lanes))
 
     async def _succeed(self, helper: Helper) -> None:
@@ -72,8 +98,9 @@ class HelperWatch:
         database = self.context.database
         opened = await database.reopen_claims(self.context.lease, helper, utcnow())
         await self._hear(helper)
+        await self._end_alarms(helper)
         await database.forget_helper(helper)
-        self._admitted.pop(helper.name, None)
+        self._there.pop(helper.name, None)
         self._share()
         logger.info("{} has gone; {} reactions of it are due again", helper.name, opened)
         # What it had postponed is known to nobody else.
@@ -91,6 +118,27 @@ class HelperWatch:
         await self.alarms.keep()
         await self.context.database.take_news(self.context.lease, helper)
 
+    async def _end_alarms(self, helper: Helper) -> None:
+        """End the alarms about a helper that is gone; raise what it could not, and miss it."""
+        own = helper_key(helper.owner)
+        for key in [one.alarm.key for one in self.alarms.active]:
+            if key.startswith(own):
+                self.alarms.clear(key)
+        if not helper.left:
+            # It may have died between a failure and its alarm.
+            await self.alarms.raise_failed()
+            self._missed[helper.host] = (trio.current_time() + MISSED, helper)
+
+    def _miss(self) -> None:
+        """Raise an alarm about each host whose helper has not come back in time."""
+        there = {one.host for one in self._there.values()}
+        for host, (at, helper) in list(self._missed.items()):
+            if host in there:
+                del self._missed[host]
+            elif trio.current_time() >= at:
+                del self._missed[host]
+                self.alarms.raise_(helper_gone(helper.site, host, helper.lanes))
+
     def _share(self) -> None:
-        lanes = (lane for one in self._admitted.values() for lane in one.lanes)
+        lanes = (lane for one in self._there.values() for lane in one.lanes)
         self.dispatcher.lanes.shared = frozenset(lanes)

@@ -13,43 +13,45 @@ make them again. See `caxev.database.helpers` for why no reaction is made by two
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
+from itertools import count
+from time import monotonic
 from typing import Final
-from uuid import uuid4
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
 from loguru import logger
 
-from caxev import aio
+from caxev import metrics
 from caxev.database import (
     AWAIT,
     Database,
     DatabaseError,
     HistoryLost,
     Lease,
+    LeaseKeeper,
     LeaseLost,
     ReactionStream,
     is_fatal,
     one_of,
-    open_database,
     unless_fatal,
 )
+from caxev.engine import process
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
-from caxev.engine.forcing import leave_by_force
+from caxev.engine.fence import Fence
+from caxev.engine.forcing import leave_by_force, letting_go
 from caxev.engine.leaving import Leaving
-from caxev.engine.listener import tune_collector
-from caxev.engine.options import Options
-from caxev.engine.relayed import RelayedAlarms
+from caxev.engine.options import Options, Reloader
+from caxev.engine.presence import Presence
+from caxev.engine.relayed import OwnAlarms, RelayedAlarms
 from caxev.engine.root_watch import RootWatch
+from caxev.engine.sampling import ProcessSampler
 from caxev.engine.session import tidy
-from caxev.engine.systemd import keep_watchdog, notify
+from caxev.engine.systemd import notify
 from caxev.engine.trouble import Trouble
+from caxev.engine.watchdog import Watchdog, handlers_by_code
 from caxev.engine.workers import Workers
 
 HELD: Final = 0.8
@@ -62,66 +64,76 @@ OFTEN: Final = 0.1
 """...or this part of the lease time, if that is less."""
 ASK: Final = 1.0
 """Seconds between two looks whether the leader has admitted us."""
-CLOSING: Final = 2.0
-"""Seconds that closing a stream may take."""
 LAST: Final = 10.0
 """Seconds that the last settlements may take."""
 
 
 async def work(options: Options, lanes: Sequence[str]) -> None:
     """Help until asked to leave. Raises `DatabaseError` if the database cannot be used at first."""
-    tune_collector()
-    leaving = Leaving()
-    async with aio.loop(), open_database(options.settings) as database:
-        await database.check()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(leaving.listen)
-            nursery.start_soon(keep_watchdog, RENEW)
-            await serve(options, lanes, database, leaving)
-            nursery.cancel_scope.cancel()
+    await process.run(options, Database.check, partial(serve, lanes=lanes))
 
 
 async def serve(
-    options: Options, lanes: Sequence[str], database: Database, leaving: Leaving
+    options: Options, database: Database, owner: str, leaving: Leaving, *, lanes: Sequence[str]
 ) -> None:
     """Join, and help while the lease is ours, again and again, until asked to leave."""
-    while not leaving.asked.is_set():
-        trouble = Trouble(options.site.name)
-        lease = await _join(options, lanes, database, leaving, trouble)
+    reloader = Reloader(options, database, records=False)
+    presence = Presence(reloader, database, owner, lanes)
+    async with process.accompanied(reloader, presence, leaving, RENEW):
+        for name in (f"{owner}.{n}" for n in count(1)):
+            # Never used again: what is left of it counts for nobody.
+            asking = Lease(options.site.name, 0, owner, name)
+            if leaving.asked.is_set() or not await _help(
+                reloader, asking, lanes, database, leaving
+            ):
+                return
+
+
+async def _help(
+    reloader: Reloader, asking: Lease, lanes: Sequence[str], database: Database, leaving: Leaving
+) -> bool:
+    """Join, and help while that lease is ours; return whether to join again."""
+    trouble = Trouble(asking.site)
+    lease = None
+    helping = metrics.helping.labels(asking.site)
+    try:
+        lease = await _join(reloader, asking, lanes, database, leaving, trouble=trouble)
         if lease is None:
-            return
-        try:
-            await HelperSession(options, database, lease, lanes, leaving, trouble).serve()
-        except* LeaseLost as group:
-            logger.warning("{}; joining again", one_of(group))
+            return False
+        helping.set(1)
+        await HelperSession(reloader, database, lease, lanes, leaving, trouble).serve()
+    except* LeaseLost as group:
+        logger.warning("{}; joining again", one_of(group))
+        with unless_fatal("others wait until the lease has lapsed"):
+            await database.stop(lease or asking)
+    finally:
+        helping.set(0)
+    return True
 
 
 async def _join(
-    options: Options,
+    reloader: Reloader,
+    asking: Lease,
     lanes: Sequence[str],
     database: Database,
     leaving: Leaving,
+    *,
     trouble: Trouble,
 ) -> Lease | None:
-    """Wait until the leader has admitted us; None if asked to leave first."""
-    host, site = socket.gethostname(), options.site.name
-    # Never used again: what is left of it counts for nobody.
-    name = f"{host}:{os.getpid()}:{uuid4().hex[:8]}"
-    asking, reported = Lease(site, 0, host, name), False
+    """Wait until the leader has admitted us; None if asked to leave first. Raises `LeaseLost`."""
+    reported, site = False, asking.site
     while not leaving.asked.is_set():
         try:
-            await database.join(asking, lanes, options.lease_time * HELD)
+            await database.join(asking, lanes, reloader.options.lease_time * HELD)
             if (lease := await database.admitted(asking)) is not None:
                 return lease
             trouble.over("join")
-        except LeaseLost:  # it took too long
-            asking = evolve(asking, helper=f"{host}:{os.getpid()}:{uuid4().hex[:8]}")
         except DatabaseError as error:
             if is_fatal(error):
                 raise
             trouble.meet("join", error)
         if not reported and not trouble:
-            logger.info("waiting for the listener of {} to admit {}", site, name)
+            logger.info("waiting for the listener of {} to admit {}", site, asking.helper)
             notify(f"READY=1\nSTATUS=waiting for the listener of {site}")
             reported = True
         with trio.move_on_after(ASK):
@@ -142,7 +154,7 @@ async def _withdraw(database: Database, asking: Lease) -> None:
 class HelperSession:
     """What a helper does while one lease lasts."""
 
-    options: Options
+    reloader: Reloader
     database: Database
     lease: Lease
     lanes: Sequence[str]
@@ -152,31 +164,32 @@ class HelperSession:
     context: Context = field(init=False)
     roots: RootWatch = field(init=False)
     dispatcher: Dispatcher = field(init=False)
-    # It ends before the leader may give our reactions to others; each renewal defers that.
+    # Before the leader gives our reactions to others; each renewal defers it.
+    fence: Fence = field(init=False)
     _held: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _warned: str = field(init=False, default="")
 
     def __attrs_post_init__(self) -> None:
+        options = self.reloader.options
         self.alarms = RelayedAlarms(self.database, self.lease)
-        self.context = Context(self.database, self.lease, self.options, self.alarms, self.trouble)
+        self.context = Context(self.database, self.lease, options, self.alarms, self.trouble)
+        lease_time = options.lease_time
+        self.fence = Fence(lease_time * FENCED, lease_time * (HELD - FENCED))
+
+    def _use(self, options: Options) -> None:
+        """Replace the options after a reload."""
+        self.context.options = options
+        self.roots.use_options()
 
     async def serve(self) -> None:
         """Help until asked to leave, or a disk is away. Raises `LeaseLost`."""
         with logger.contextualize(site=self.lease.site):
-            async with Workers(files=self.options.handler_files) as workers:
-                ours = True
-                try:
-                    with self._held:
-                        await self._help(workers)
-                    ours = not self._held.cancelled_caught
-                except* LeaseLost:
-                    ours = False
-                    raise
-                finally:
-                    if ours:
-                        await self._let_go()
-            if not ours:
-                raise LeaseLost("the lease could not be renewed in time")
+            files = self.context.options.handler_files
+            async with Workers(files=files) as workers, letting_go(self._let_go):
+                with self._held:
+                    await self._help(workers)
+                if self._held.cancelled_caught:
+                    raise LeaseLost("the lease could not be renewed in time")
         logger.info("stopped helping {}", self.lease.site)
 
     async def _help(self, workers: Workers) -> None:
@@ -185,6 +198,8 @@ class HelperSession:
             self.roots = RootWatch(context, workers)
             self.dispatcher = Dispatcher(context, workers, outer, self.roots, self.lanes)
             self.roots.woken = self.dispatcher.look_again
+            self.reloader.users = [self._use]
+            self.reloader.report_to(OwnAlarms(self.alarms))
             await self.trouble.retrying("lease", self._renew)
             await self._act(outer)
             outer.cancel_scope.cancel()
@@ -195,9 +210,12 @@ class HelperSession:
             dispatcher.settler.run,
             dispatcher.runner.show_progress,
             self._keep_lease,
+            self._keep_fence,
+            self._watchdog().run,
             self.alarms.run,
             self.roots.run,
-            partial(leave_by_force, dispatcher.runner, self._let_go),
+            ProcessSampler(self.context, dispatcher, self.roots).run,
+            partial(leave_by_force, dispatcher.runner, self._let_go, self.fence),
         ):
             outer.start_soon(function)
         if not await self._disks_there():
@@ -212,7 +230,7 @@ class HelperSession:
             notify(f"READY=1\nSTATUS=helping {self.lease.site}")
         if self.leaving.asked.is_set():
             notify("STOPPING=1")
-        with trio.move_on_after(self.options.grace):
+        with trio.move_on_after(self.context.options.grace):
             await dispatcher.drained()
 
     # -- what may be claimed --------------------------------------------------------------------
@@ -227,22 +245,19 @@ class HelperSession:
             )
             # After it was opened: what came before is not in it.
             self.dispatcher.look_again()
-            try:
-                await self._follow_to_the_end(stream)
-            except HistoryLost as error:
-                logger.debug("following anew: {}", error)
+            async with self.database.closing(stream):
+                try:
+                    with unless_fatal("reactions cannot be followed"):
+                        await self._follow_to_the_end(stream)
+                except HistoryLost as error:
+                    logger.debug("following anew: {}", error)
             await trio.sleep(ASK)
 
     async def _follow_to_the_end(self, stream: ReactionStream) -> None:
         """Look for what is due after each change, until the stream ends."""
-        try:
-            with unless_fatal("reactions cannot be followed"):
-                while True:
-                    if await self.database.next_reactions(stream, AWAIT):
-                        self.dispatcher.look_again()
-        finally:
-            with trio.move_on_after(CLOSING, shield=True), suppress(DatabaseError):
-                await self.database.close_reactions(stream)
+        while True:
+            if await self.database.next_reactions(stream, AWAIT):
+                self.dispatcher.look_again()
 
     # -- disks ----------------------------------------------------------------------------------
 
@@ -271,8 +286,29 @@ class HelperSession:
 
     # -- the lease ------------------------------------------------------------------------------
 
+    async def _keep_fence(self) -> None:
+        """Cancel everything once the fence is passed."""
+        # No deadline of the scope: while the loop is blocked, the watchdog's thread defers it.
+        left = self.fence.left
+        while left > 0:
+            await trio.sleep(left)
+            left = self.fence.left
+        self._held.cancel()
+
+    def _watchdog(self) -> Watchdog:
+        options, lease = self.context.options, self.lease
+        return Watchdog(
+            lease.site,
+            LeaseKeeper(options.settings, lease, options.lease_time * HELD),
+            options.lease_time,
+            handlers_by_code(options.registry.handlers.values()),
+            OwnAlarms(self.alarms),
+            self.fence,
+            lease.owner,
+        )
+
     async def _keep_lease(self) -> None:
-        every = min(RENEW, self.options.lease_time * OFTEN)
+        every = min(RENEW, self.context.options.lease_time * OFTEN)
         while True:
             await trio.sleep(every)
             try:
@@ -284,24 +320,24 @@ class HelperSession:
                 self.trouble.meet("lease", error)
 
     async def _renew(self) -> None:
-        asked, lease_time = trio.current_time(), self.options.lease_time
+        asked, lease_time = monotonic(), self.context.options.lease_time
         record = await self.database.renew_helper(self.lease, lease_time * HELD)
-        self._held.deadline = asked + lease_time * FENCED
+        self.fence.renewed(asked)
         self.dispatcher.paused = record is None or not record.active
         if record is not None:
             self.roots.heard(record)
             self._compare(record.configuration)
 
     def _compare(self, theirs: str) -> None:
-        """Warn if the leader has another sites.json than we have."""
-        mine = self.options.sites.digest
-        if theirs not in ("", mine, self._warned):
+        """Warn if the leader has another sites.json than we have. `Presence` raises an alarm."""
+        sites = self.context.options.sites
+        if theirs not in ("", sites.digest, self._warned):
             logger.warning(
                 "the listener of {} has another sites.json: its digest is {}, and that of {} is {}",
                 self.lease.site,
                 theirs,
-                self.options.sites.path,
-                mine,
+                sites.path,
+                sites.digest,
             )
             self._warned = theirs
 

@@ -12,26 +12,18 @@ SIGTERM lets what is in flight end; a second SIGTERM leaves at once. See `sessio
 
 from __future__ import annotations
 
-import gc
-import os
-import socket
-from uuid import uuid4
-
-import trio
 from loguru import logger
 
-from caxev import aio, metrics
-from caxev.database import Database, LeaseLost, one_of, open_database
+from caxev import metrics
+from caxev.database import Database, LeaseLost, one_of
+from caxev.engine import process
 from caxev.engine.indexes import make_indexes
 from caxev.engine.lease import RENEW, stand_by
 from caxev.engine.leaving import Leaving
-from caxev.engine.metrics_push import MetricsPush
 from caxev.engine.options import Options, Reloader
 from caxev.engine.presence import Presence
 from caxev.engine.session import LeaderSession
-from caxev.engine.systemd import keep_watchdog
 from caxev.engine.trouble import Trouble
-from caxev.metrics_server import MetricsServer
 
 
 async def listen(options: Options) -> None:
@@ -41,29 +33,7 @@ async def listen(options: Options) -> None:
     trouble.
     """
     options.recipients()  # a mistake is reported now, and not when the lease is ours
-    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
-    if options.metrics is not None:
-        MetricsServer(options.metrics).begin()
-    if options.metrics_push is not None:
-        MetricsPush(options.metrics_push).begin()
-    tune_collector()
-    leaving = Leaving()
-    async with aio.loop(), open_database(options.settings) as database:
-        await prepare(database)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(leaving.listen)
-            await serve_leases(options, database, owner, leaving)
-            nursery.cancel_scope.cancel()
-
-
-def tune_collector() -> None:
-    """Have Python look for reference cycles less often.
-
-    A batch makes ten thousands of objects that live until it is written and are in no cycle; at
-    the usual threshold a third of the intake's time went into looking at them.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    await process.run(options, prepare, serve_leases)
 
 
 async def prepare(database: Database) -> None:
@@ -75,13 +45,10 @@ async def prepare(database: Database) -> None:
 
 async def serve_leases(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
-    async with trio.open_nursery() as nursery:
-        reloader = Reloader(options, database)
-        leaving.hangup = reloader.reload
-        nursery.start_soon(keep_watchdog, options.lease_time * RENEW)
-        nursery.start_soon(Presence(reloader, database, owner).run)
+    reloader = Reloader(options, database)
+    presence = Presence(reloader, database, owner)
+    async with process.accompanied(reloader, presence, leaving, options.lease_time * RENEW):
         await _serve_leases(reloader, database, owner, leaving)
-        nursery.cancel_scope.cancel()
 
 
 async def _serve_leases(

@@ -139,10 +139,14 @@ def changed_keys(before: Sites, after: Sites) -> list[str]:
 
 @define(eq=False)
 class Reloader:
-    """Reads the options again, on SIGHUP. `users` get the new ones."""
+    """Reads the options again, on SIGHUP. `users` get the new ones.
+
+    `records`: whether the site's history shows that, as only its listener does.
+    """
 
     options: Options
     database: Database
+    records: bool = True
     users: list[Callable[[Options], None]] = field(factory=list)
     alarms: Alarms = field(factory=Alarms)
     wrong: Alarm | None = field(init=False, default=None)
@@ -194,7 +198,7 @@ class Reloader:
         self._announce()
         for use in self.users:
             use(new)
-        if found and self.users:
+        if found and self.users and self.records:
             await self._note(found)
 
     async def _note(self, changed: Sequence[str]) -> None:

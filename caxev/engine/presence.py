@@ -1,11 +1,12 @@
 """Presence: report this process to the others, and compare its sites.json with theirs.
 
-`listener` runs it beside the lease, so a stand-by is seen, too. It reads and writes one small
-document a minute, and no run.
+`listener` runs it beside the lease, so a stand-by is seen, too; `helping` runs it for a helper. It
+reads and writes one small document a minute, and no run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -29,11 +30,12 @@ SHOWN: Final = 20
 
 @define(eq=False)
 class Presence:
-    """Reports one process while it listens or stands by."""
+    """Reports one process while it listens or stands by, or helps with `lanes`."""
 
     reloader: Reloader
     database: Database
     owner: str
+    lanes: Sequence[str] = ()
     _reported: Process | None = field(init=False, default=None)
 
     async def run(self) -> None:
@@ -59,6 +61,7 @@ class Presence:
             configuration=options.sites.digest,
             handlers=f"{options.registry.id:08x}",
             keys=options.sites.keys,
+            lanes=tuple(self.lanes),
         )
 
     async def _report(self) -> None:

@@ -1,4 +1,4 @@
-"""Relay a helper's alarms: its site's leader keeps and delivers them."""
+"""Relay a helper's alarms: its site's leader keeps and delivers them, and ends those about it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from caxev.core.alarms import PARKED, Alarm, Alarms
+from caxev.core.alarms import PARKED, UNCANCELLABLE, Alarm, Alarms, helper_key, of_helper
 from caxev.database import Database, Lease, unless_fatal
 
 GATHER: Final = 1.0
@@ -21,7 +21,6 @@ class RelayedAlarms(Alarms):
     database: Database
     lease: Lease
     _news: dict[str, Alarm | None] = field(init=False, factory=dict)
-    _number: int = field(init=False, default=0)
     _changed: trio.Event = field(init=False, factory=trio.Event)
     _writing: trio.Lock = field(init=False, factory=trio.Lock)
 
@@ -40,6 +39,9 @@ class RelayedAlarms(Alarms):
         await self.relay()
 
     def _note(self, key: str, alarm: Alarm | None) -> None:
+        if key.startswith(UNCANCELLABLE):  # it ends with this process
+            key = helper_key(self.lease.owner, key)
+            alarm = alarm and of_helper(alarm, self.lease.owner)
         self._news.pop(key, None)  # the latest comes last
         self._news[key] = alarm
         self._changed.set()
@@ -70,6 +72,23 @@ class RelayedAlarms(Alarms):
         if over and not await self.database.has_parked(self.lease.site):
             news = {key: one for key, one in news.items() if key not in over}
         if news:
-            numbered = [(self._number + n, *one) for n, one in enumerate(news.items(), 1)]
-            await self.database.add_news(self.lease, numbered)
-            self._number += len(news)
+            await self.database.add_news(self.lease, news)
+
+
+@define(eq=False)
+class OwnAlarms(Alarms):
+    """The alarms about the helper itself, such as a wrong configuration: they end with it."""
+
+    relayed: RelayedAlarms
+
+    def raise_(self, alarm: Alarm) -> None:
+        self.relayed.raise_(of_helper(alarm, self.relayed.lease.owner))
+
+    def clear(self, key: str) -> None:
+        self.relayed.clear(helper_key(self.relayed.lease.owner, key))
+
+    async def raise_and_keep(self, alarm: Alarm) -> None:
+        await self.relayed.raise_and_keep(of_helper(alarm, self.relayed.lease.owner))
+
+    async def clear_and_keep(self, key: str) -> None:
+        await self.relayed.clear_and_keep(helper_key(self.relayed.lease.owner, key))

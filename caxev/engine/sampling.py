@@ -1,7 +1,8 @@
-"""Sampling: what metrics show of a listener's state, looked up while they are scraped.
+"""Sampling: what metrics show of a process's state, looked up while they are scraped.
 
-`session` runs a `Sampler`. A scrape is a thread of `metrics_server`; it hands its request over and
-waits. So an unscraped listener does none of this, and a blocked one makes no scrape hang.
+`session` runs a `Sampler`, and `helping` a `ProcessSampler`. A scrape is a thread of
+`metrics_server`; it hands its request over and waits. So an unscraped process does none of this,
+and a blocked one makes no scrape hang.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Late
+from datetime import datetime
 from typing import Any, Final
 
 import trio
@@ -32,7 +34,7 @@ from caxev.core.model import (
     VERIFYING,
 )
 from caxev.core.selection import Selection
-from caxev.database import DatabaseError
+from caxev.database import DatabaseError, Helper
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.root_watch import RootWatch
@@ -86,27 +88,16 @@ class Kept:
 
 
 @define(eq=False)
-class Sampler:
-    """Answers scrapes for one lease."""
+class ProcessSampler:
+    """Answers scrapes about this process, for one lease."""
 
     context: Context
-    watcher: Watcher
     dispatcher: Dispatcher
     roots: RootWatch
-    alarms: AlarmManager
-    _ledger: Kept = field(init=False)
-    _copies: Kept = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._ledger = Kept(self._of_ledger, COUNTING)
-        self._copies = Kept(self._of_copies, COUNTING_COPIES, SELDOM)
 
     async def run(self) -> None:
         """Answer scrapes, for ever."""
-        async with trio.open_nursery() as nursery:
-            # Apart: who asks for the state must not wait until all copies are counted.
-            nursery.start_soon(self._answer, metrics.STATES, self.sample)
-            nursery.start_soon(self._answer, metrics.COPIES, self._copies.get)
+        await self._answer(metrics.STATES, self.sample)
 
     async def _answer(
         self, collector: metrics.Sampled, sample: Callable[[], Awaitable[Samples]]
@@ -128,24 +119,20 @@ class Sampler:
                 answer.set_result(await sample())
 
     async def sample(self) -> Samples:
-        """Return the state of the listener and of its ledger."""
-        return {**self._of_process(), **self._of_disks(), **await self._ledger.get()}
+        """Return the state of the process."""
+        return {**self._of_process(), **self._of_disks()}
 
     def _of_process(self) -> Rows:
         context, lanes = self.context, list(self.dispatcher.lanes)
         site, registry = context.lease.site, context.registry
         files = descriptors()
-        severities = Counter(one.alarm.severity for one in self.alarms.active)
         return {
             "caxev_build_info": {(__version__, platform.python_version()): 1},
             "caxev_configuration_info": {(site, context.sites.digest, f"{registry.id:08x}"): 1},
             "caxev_reactions_running": {(site, one.name): len(one.running) for one in lanes},
             "caxev_lane_workers": {(site, one.name): one.workers for one in lanes},
-            "caxev_stream_age_seconds": {(site,): trio.current_time() - self.watcher.answered},
-            "caxev_stream_lag_seconds": {(site,): self.watcher.behind},
             "caxev_open_files": {(site,): files.used},
             "caxev_open_files_allowed": {(site,): files.allowed},
-            "caxev_alarms": {(site, one.value): severities[one] for one in Severity},
         }
 
     def _of_disks(self) -> Rows:
@@ -157,6 +144,40 @@ class Sampler:
             "caxev_directory_away": {
                 (site, root): one.away is not None for root, one in seen.items()
             },
+        }
+
+
+@define(eq=False)
+class Sampler(ProcessSampler):
+    """Answers scrapes for the lease of a site."""
+
+    watcher: Watcher
+    alarms: AlarmManager
+    _ledger: Kept = field(init=False)
+    _copies: Kept = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._ledger = Kept(self._of_ledger, COUNTING)
+        self._copies = Kept(self._of_copies, COUNTING_COPIES, SELDOM)
+
+    async def run(self) -> None:
+        """Answer scrapes, for ever."""
+        async with trio.open_nursery() as nursery:
+            # Apart: who asks for the state must not wait until all copies are counted.
+            nursery.start_soon(self._answer, metrics.STATES, self.sample)
+            nursery.start_soon(self._answer, metrics.COPIES, self._copies.get)
+
+    async def sample(self) -> Samples:
+        """Return the state of the listener and of its ledger."""
+        site, watcher = self.context.lease.site, self.watcher
+        severities = Counter(one.alarm.severity for one in self.alarms.active)
+        return {
+            **self._of_process(),
+            "caxev_stream_age_seconds": {(site,): trio.current_time() - watcher.answered},
+            "caxev_stream_lag_seconds": {(site,): watcher.behind},
+            "caxev_alarms": {(site, one.value): severities[one] for one in Severity},
+            **self._of_disks(),
+            **await self._ledger.get(),
         }
 
     async def _of_ledger(self) -> Rows:
@@ -176,7 +197,7 @@ class Sampler:
         for lane in self.dispatcher.lanes:
             for state in ("due", "waiting", "failed"):
                 found["caxev_ledger_reactions"].setdefault((site, lane.name, state), 0)
-        return found
+        return found | _of_helpers(site, await database.helpers_at_work(site), now)
 
     async def _of_copies(self) -> Rows:
         database, sites = self.context.database, self.context.sites
@@ -205,6 +226,25 @@ class Sampler:
             "caxev_copies_bytes": dict(size),
             "caxev_jobs": dict(at_work),
         }
+
+
+def _of_helpers(site: str, helpers: Iterable[Helper], now: datetime) -> Rows:
+    """Return figures about the helpers of a site, by host: of each the oldest sign of life."""
+    found: dict[str, dict[tuple[str, ...], float]] = {
+        "caxev_helper_running": {},
+        "caxev_helper_joined_timestamp_seconds": {},
+        "caxev_helper_seen_seconds": {},
+    }
+    running, joined, seen = found.values()
+    for one in helpers:
+        if not one.helps or one.since is None or one.seen is None:
+            continue
+        key, began = (site, one.host), one.since.timestamp()
+        for lane in one.lanes:
+            running[*key, lane] = running.get((*key, lane), 0) + one.running.get(lane, 0)
+        joined[key] = min(joined.get(key, began), began)
+        seen[key] = max(seen.get(key, 0.0), (now - one.seen).total_seconds())
+    return found
 
 
 def _hand_over(send: trio.MemorySendChannel[Future[Samples]], answer: Future[Samples]) -> None:

@@ -27,10 +27,10 @@ from caxev.config import Site, state_directory
 from caxev.core.alarms import missing_key
 from caxev.core.clock import clock, utcnow
 from caxev.core.history import Deed, HistoryRow, What
-from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, LeaseLost, is_fatal
+from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
-from caxev.engine.forcing import leave_by_force
+from caxev.engine.forcing import leave_by_force, letting_go
 from caxev.engine.helpers import HelperWatch
 from caxev.engine.indexes import keep_indexes
 from caxev.engine.lease import HELD, LeaseRenewal
@@ -99,26 +99,21 @@ class LeaderSession:
         """Act for the site until asked to leave, or until there is nothing left to do."""
         context = self.context
         with logger.contextualize(site=context.lease.site):
-            # Outside the nurseries: when it closes, no attempt uses a worker any more.
-            async with self._workers() as workers:
-                ours = True
-                try:
-                    async with trio.open_nursery() as outer:
-                        self._make_parts(workers, outer)
-                        await self._act(outer)
-                        if context.options.once:
-                            with trio.move_on_after(DELIVERY):
-                                await self.alarms.leave(deliver=True)
-                        # What is not delivered now is in the database, for the next process.
-                        with trio.move_on_after(FLUSH):
-                            await self.alarms.hang_up()
-                        outer.cancel_scope.cancel()
-                except* LeaseLost:
-                    ours = False
-                    raise
-                finally:
-                    if ours:
-                        await self._let_go()
+            async with (
+                # Outside the nursery: when it closes, no attempt uses a worker any more.
+                self._workers() as workers,
+                letting_go(self._let_go),
+                trio.open_nursery() as outer,
+            ):
+                self._make_parts(workers, outer)
+                await self._act(outer)
+                if context.options.once:
+                    with trio.move_on_after(DELIVERY):
+                        await self.alarms.leave(deliver=True)
+                # What is not delivered now is in the database, for the next process.
+                with trio.move_on_after(FLUSH):
+                    await self.alarms.hang_up()
+                outer.cancel_scope.cancel()
         logger.info("stopped listening for {}", context.lease.site)
 
     def _workers(self) -> AbstractAsyncContextManager[Workers]:
@@ -157,13 +152,15 @@ class LeaderSession:
             outer.start_soon(self._note_start)
         # Before anything can raise an alarm: it must know which are active already.
         await self._open_alarms()
+        # Before a change is recorded: helpers under the former leader may still be at work.
+        await self.context.trouble.retrying("helpers", self.helpers.begin)
         outer.start_soon(self.alarms.run)
         outer.start_soon(self.helpers.run)
         outer.start_soon(Quarantine(self.context, self.alarms, dispatcher.look_again).run)
         outer.start_soon(keep_indexes, self.context.database)
         outer.start_soon(self.roots.run)
         outer.start_soon(
-            Sampler(self.context, self.watcher, dispatcher, self.roots, self.alarms).run
+            Sampler(self.context, dispatcher, self.roots, self.watcher, self.alarms).run
         )
         with trio.move_on_after(ANSWERS):  # a disk that has not answered by then counts as away
             await self.roots.looked.wait()
@@ -255,6 +252,7 @@ class LeaderSession:
         held = {one.root for one in holdings(self.context.site, self.context.sites)}
         for key in of_gone_directories([one.alarm.key for one in self.alarms.active], held):
             self.alarms.clear(key)
+        self.helpers.clear_former()
 
     def _health(self) -> Health:
         trouble, roots = self.context.trouble, self.roots
@@ -277,7 +275,6 @@ class LeaderSession:
             options.lease_time,
             handlers_by_code(options.registry.handlers.values()),
             self.alarms,
-            lambda: notify("WATCHDOG=1"),
         )
 
     # -- leaving ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from attrs import define, field
 from loguru import logger
 
 from caxev.core.clock import utcnow
-from caxev.database import Batch, DatabaseError, Position, Stream
+from caxev.database import Batch, Position, Stream
 from caxev.engine.context import Context
 from caxev.engine.recorder import Recorder
 
@@ -27,22 +27,15 @@ BACKLOG: Final = 100
 """Changes in a batch from which on there are more where it came from..."""
 LATE: Final = 5.0
 """...and seconds that the newest of them is old, from which on others need not wait for them."""
-CLOSING: Final = 2.0
-"""Seconds that closing a stream may take."""
 
 
 @asynccontextmanager
 async def opened(context: Context, position: Position) -> AsyncIterator[Stream]:
     """Open the site's stream after `position`, and close it. Raises `HistoryLost`."""
-    stream = await context.database.open_stream(position, context.registry.interest)
-    try:
+    database = context.database
+    stream = await database.open_stream(position, context.registry.interest)
+    async with database.closing(stream):
         yield stream
-    finally:
-        with trio.move_on_after(CLOSING, shield=True):
-            try:
-                await context.database.close_stream(stream)
-            except DatabaseError as error:
-                logger.debug("the stream's cursor is left to expire: {}", error)
 
 
 def age(batch: Batch) -> float:

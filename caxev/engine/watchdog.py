@@ -1,10 +1,11 @@
-"""Notice that the listener's loop is blocked, name who blocks it, and keep the lease meanwhile.
+"""Notice that the process's loop is blocked, name who blocks it, and keep the lease meanwhile.
 
 A handler that computes, sleeps or reads a dead disk without awaiting stops everything: the lease
-lapses, a stand-by takes over, begins the same reaction and stops as well. `session` starts a
+lapses, another process begins the same reaction and stops as well. `session` and `helping` start a
 `Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own waits for it.
 While the beat is missing, the thread logs which handler is at work at which line, keeps an alarm,
-and renews the lease, for `PATIENCE` at most: after that a stand-by may take over.
+and renews the lease, for `PATIENCE` at most. When the lease cannot be kept, it ends the process:
+nothing else could end the handler, and another process makes its reaction.
 
 A library in C that keeps the interpreter's lock stops this thread as well, and with it whatever
 this process could do in Python. The lease lapses then; systemd, which hears nothing, ends the
@@ -30,21 +31,26 @@ from attrs import define, field, frozen
 from loguru import logger
 
 from caxev.config import ConfigError
-from caxev.core.alarms import Alarm, Alarms, raised
+from caxev.core.alarms import Alarm, Alarms, of_helper, raised
 from caxev.core.clock import utcnow
 from caxev.core.registry import Handler
 from caxev.database import DatabaseError, LeaseKeeper
+from caxev.engine.fence import Fence
+from caxev.engine.leaving import leave_at_once
+from caxev.engine.systemd import notify
 
 BLOCKED: Final = 3.0
 """Seconds without a beat from which on the loop is reported as blocked."""
 PATIENCE: Final = 600.0
-"""Seconds for which a blocked listener keeps its lease, and is reported as alive to systemd."""
+"""Seconds for which a blocked process keeps its lease, and is reported as alive to systemd."""
 HELD: Final = 10.0
 """Seconds for which something may keep the interpreter's lock before that is written to stderr."""
 FREE: Final = 60.0
 """Seconds without a block after which the alarm is over."""
 KEY: Final = "blocked"
 LONGEST_BEAT: Final = 1.0
+SHORTEST: Final = 0.05
+"""Seconds that a renewal gets at least."""
 
 
 @frozen
@@ -93,11 +99,11 @@ def _line(frame: FrameType) -> str:
 
 
 def blocking(site: str, who: Culprit) -> Alarm:
-    """Return the alarm that the listener is blocked."""
+    """Return the alarm that the process is blocked."""
     return Alarm(
         site,
         KEY,
-        f"{site}: the listener is blocked by {who.handler or 'caxev itself'}",
+        f"{site}: the event loop is blocked by {who.handler or 'caxev itself'}",
         details={
             "where": who.place,
             "what to do": "move heavy work to another process: await job.work(function)",
@@ -107,9 +113,9 @@ def blocking(site: str, who: Culprit) -> Alarm:
 
 @define(eq=False)
 class Watchdog:
-    """Watches the loop that runs `run`. `lease` is in seconds, as `keeper` renews it.
+    """Watches the loop that runs `run`, for one lease. `fence`: until when what we claimed is ours.
 
-    `alive` reports to systemd that the process is well; it is called from the thread.
+    `owner`: the helper's name, if this is one. `leave` ends the process, from the thread.
     """
 
     site: str
@@ -117,7 +123,9 @@ class Watchdog:
     lease_time: float
     handlers: Mapping[CodeType, str]
     alarms: Alarms
-    alive: Callable[[], None]
+    fence: Fence = field(factory=Fence)
+    owner: str | None = None
+    leave: Callable[[int], None] = leave_at_once
     blocked_after: float = field(factory=lambda: BLOCKED)
     _beats: int = field(init=False, default=0)
     _over: Event = field(init=False, factory=Event)
@@ -161,30 +169,35 @@ class Watchdog:
             self.keeper.close()
 
     def _sit_out(self, loop: int, beats: int) -> None:
-        """Keep the lease while the loop is blocked."""
+        """Keep the lease while the loop is blocked; end the process if it cannot be kept."""
         since = monotonic() - self._every
         report_at, keeping = since + self.blocked_after, True
         while beats == self._beats and not self._over.is_set():
             _report_unless_called_again()
             now = monotonic()
-            if keeping and now - since > PATIENCE:
-                keeping = False
-                logger.critical("blocked for {:.0f} s: releasing the lease", now - since)
+            # A database that does not answer must not keep us beyond the fence.
+            self.keeper.limit = max(min(self.lease_time, self.fence.left) / 3, SHORTEST)
+            keeping = keeping and now - since <= PATIENCE and self._renewed(now)
             if keeping:
-                self.alive()
-                keeping = self._renewed()
+                notify("WATCHDOG=1")
             if now >= report_at:
                 self._report(loop, now - since, keeping=keeping)
                 # After twice the time each: a block of an hour gives a dozen lines.
                 report_at = since + 2 * (now - since)
-            self._over.wait(2 * self._every)
+            # Not at once: a loop that was only slow finds out by itself.
+            if self.fence.left <= 0 or (not keeping and now - since >= self.blocked_after):
+                logger.critical("blocked for {:.0f} s, and the lease cannot be kept", now - since)
+                self.leave(1)
+            self._over.wait(min(2 * self._every, max(self.fence.left, 0.0)))
 
-    def _renewed(self) -> bool:
+    def _renewed(self, now: float) -> bool:
         try:
-            return self.keeper.renew()
+            if not self.keeper.renew():
+                return False
+            self.fence.renewed(now)
         except (ConfigError, DatabaseError) as error:
-            logger.debug("the lease of a blocked listener is not renewed: {}", error)
-            return True
+            logger.debug("the lease of a blocked process is not renewed: {}", error)
+        return True
 
     def _report(self, loop: int, seconds: float, *, keeping: bool) -> None:
         frame = sys._current_frames().get(loop)  # noqa: SLF001  # the way to see another thread
@@ -199,7 +212,10 @@ class Watchdog:
             self._keep_alarm(who)
 
     def _keep_alarm(self, who: Culprit) -> None:
+        alarm = blocking(self.site, who)
+        if self.owner is not None:
+            alarm = of_helper(alarm, self.owner)
         try:
-            self.keeper.keep_alarm(raised(None, blocking(self.site, who), utcnow()))
+            self.keeper.keep_alarm(raised(None, alarm, utcnow()))
         except (ConfigError, DatabaseError) as error:
-            logger.debug("the alarm about a blocked listener cannot be stored: {}", error)
+            logger.debug("the alarm about a blocked process cannot be stored: {}", error)

@@ -95,13 +95,8 @@ class Feeder:
             start = Position(start=await self.database.cluster_time())
             await self._pass()
             self._position = start
-        stream = await self.database.open_feed(self._position)
-        try:
+        async with self.database.closing(await self.database.open_feed(self._position)) as stream:
             await self._follow(stream)
-        finally:
-            # Also when cancelled: a cursor left open costs the server memory until it times out.
-            with trio.move_on_after(2.0, shield=True):
-                await self.database.close_stream(stream)
 
     async def _follow(self, stream: FeedStream) -> None:
         while True:

@@ -45,6 +45,7 @@ class SiteRow:
     disk: DiskUse | None
     version: str
     standby: int
+    helpers: int
     streamed: datetime | None
 
 
@@ -94,7 +95,8 @@ def site_row(scene: Scene, site: str) -> SiteRow:
         oldest=state.oldest_due(site, now),
         disk=scene.fullest(site),
         version=versions[0] if versions else "",
-        standby=sum(one.owner != owner for one in processes),
+        standby=sum(one.owner != owner and not one.helps for one in processes),
+        helpers=sum(one.helps for one in processes),
         streamed=record.streamed if record is not None else None,
     )
 

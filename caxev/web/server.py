@@ -20,7 +20,7 @@ from caxev import aio
 from caxev.config import ConfigError, Settings, Sites
 from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
-from caxev.engine.listener import tune_collector
+from caxev.engine.process import tune_collector
 from caxev.server_certificate import ServerCertificate
 from caxev.web.acts.pages import ActingOptions, ActPages
 from caxev.web.app import Pages

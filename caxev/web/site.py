@@ -39,10 +39,12 @@ class LaneRow:
 
 @frozen
 class ProcessRow:
-    """A process that listens or stands by; `differs`: in which keys its sites.json is another."""
+    """A process of a site; `differs`: in which keys its sites.json is another."""
 
     process: Process
+    role: str
     leads: bool
+    running: int
     differs: tuple[str, ...]
 
 
@@ -112,15 +114,20 @@ def _facts(scene: Scene, site: str) -> Sequence[tuple[str, object]]:
 
 def process_rows(scene: Scene, processes: Iterable[Process]) -> list[ProcessRow]:
     """Return a row for each process, its sites.json compared with that of the page."""
-    return [
-        ProcessRow(one, _leads(scene, one), tuple(_differences(scene.sites, one)))
-        for one in processes
-    ]
+    return [_process_row(scene, one) for one in processes]
 
 
-def _leads(scene: Scene, one: Process) -> bool:
+def _process_row(scene: Scene, one: Process) -> ProcessRow:
     record = scene.state.sites.get(one.site)
-    return record is not None and record.owner == one.owner and is_active(record, scene.now)
+    leader = record.owner if record is not None and is_active(record, scene.now) else None
+    leads = leader == one.owner
+    return ProcessRow(
+        one,
+        one.role(leader),
+        leads,
+        scene.state.running_at(one.site, None if leads else one.owner),
+        tuple(_differences(scene.sites, one)),
+    )
 
 
 def _differences(mine: Sites, one: Process) -> list[str]:

@@ -36,11 +36,16 @@ LABELS_KEPT: Final = 50_000
 
 @frozen
 class Open:
-    """A reaction that is not done, with its progress; `outputs`: whether output of it is kept."""
+    """A reaction that is not done, with its progress.
+
+    `outputs`: whether output of it is kept. `helper`: the process that has claimed it, if that is
+    a helper.
+    """
 
     reaction: Reaction
     progress: ReportedProgress | None = None
     outputs: bool = False
+    helper: str | None = None
 
     @property
     def place(self) -> tuple[str, State]:
@@ -92,7 +97,7 @@ class LiveState:
     runs: KnownRuns = field(factory=KnownRuns)
     sites: dict[str, Record] = field(factory=dict)
     processes: dict[str, Process] = field(factory=dict)
-    """What listening processes reported last, by their owners."""
+    """What processes reported last, by their owners."""
     requests: Sequence[Asked] = ()
     """The oldest of what waits for a listener."""
     waiting: int = 0
@@ -119,7 +124,10 @@ class LiveState:
         """Take an open reaction as it is now."""
         self.done(reaction.id)  # it is counted in its former state
         progress = ReportedProgress.of(document.get("progress"))
-        one = Open(reaction, progress, bool(document.get("kept_parts")))
+        helper = document.get("helper")
+        # Each time that it joins, a helper adds a number to the name of its process.
+        process = helper.rpartition(".")[0] if isinstance(helper, str) else None
+        one = Open(reaction, progress, bool(document.get("kept_parts")), process)
         self.reactions[reaction.id] = self._places.setdefault(one.place, {})[reaction.id] = one
         self.groups[OpenGroup.of(one)] += 1
         if reaction.state is State.PENDING:
@@ -196,6 +204,10 @@ class LiveState:
         """Return the open reactions of a run, those that are due first, first."""
         found = (one for one in self.reactions.values() if one.reaction.run == run)
         return sorted(found, key=lambda one: one.reaction.due)
+
+    def running_at(self, site: str, helper: str | None) -> int:
+        """Return how many reactions of a site a helper runs; of None, how many its listener."""
+        return sum(one.helper == helper for one in self.of_state(State.RUNNING, site))
 
     def processes_of(self, site: str, now: datetime) -> list[Process]:
         """Return the processes of a site that have reported lately."""

@@ -28,7 +28,7 @@ from caxev.core.clock import utcnow
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database.reactions import reaction_document
-from caxev.engine.listener import tune_collector
+from caxev.engine.process import tune_collector
 from tests import engine
 from tests.bench.engine import SITE, Client
 from tests.conftest import Database as Named

@@ -41,8 +41,9 @@ from caxev.database import Database, Position, open_database
 from caxev.demo.world import World
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
-from caxev.engine.listener import prepare, tune_collector
+from caxev.engine.listener import prepare
 from caxev.engine.options import Options
+from caxev.engine.process import tune_collector
 from caxev.engine.recorder import Recorder
 from caxev.engine.root_watch import RootWatch
 from caxev.engine.watcher import Watcher
