@@ -16,7 +16,7 @@ from caxev import __version__
 from caxev.cli.admin import process_rows
 from caxev.cli.status import site_rows
 from caxev.config import Sites, load_sites
-from caxev.core.processes import Process, differing, disagreements
+from caxev.core.processes import Process, differing, disagreements, unlike_listener
 from caxev.engine.options import Options
 from caxev.engine.presence import KEY
 from tests import engine
@@ -50,6 +50,16 @@ def test_who_reports_no_configuration_differs_from_nobody() -> None:
     helper = evolve(mine, owner="a:3", lanes=("transfer",), keys={"a.x": "2"}, configuration="3")
     assert disagreements(helper, [mine, helper]) == {"lngs": ["a.x"]}, "a helper is compared"
     assert disagreements(mine, [helper]) == {}, "and reports it itself"
+
+
+def test_a_helper_must_be_the_program_that_its_listener_is() -> None:
+    """A stand-by need not: it may be updated first, and takes over with all of its own."""
+    mine = Process("a:1", "lngs", version="1", handlers="x")
+    helper = evolve(mine, owner="a:2", lanes=("transfer",))
+    newer = evolve(mine, owner="a:3", version="2", handlers="y")
+    assert unlike_listener(helper, [mine, evolve(newer, site="chicago")]) == ""
+    assert unlike_listener(helper, [newer]) == "version 1, and not 2; other handlers"
+    assert unlike_listener(mine, [newer]) == unlike_listener(helper, [helper]) == ""
 
 
 def sites_of(path: Path, purge: int, *, layout: int | None = None) -> Sites:

@@ -100,13 +100,17 @@ class Crew:
     processes: list[subprocess.Popen[bytes]] = field(init=False, factory=list)
 
     def start(
-        self, *command: str, uri: str | None = None, crash: str = ""
+        self,
+        *command: str,
+        uri: str | None = None,
+        crash: str = "",
+        sites: str = "sites.json",
     ) -> subprocess.Popen[bytes]:
         where = {
             "CAXEV_CRASH": crash,
             "CAXEV_MONGO_URI": uri or self.database.site_uri or self.database.uri,
             "CAXEV_DATABASE": self.database.name,
-            "CAXEV_SITES": str(self.directory / "sites.json"),
+            "CAXEV_SITES": str(self.directory / sites),
             "NOTES": str(self.notes_file),
         }
         files = ("--handlers", str(self.directory / "naps.py"))
@@ -158,11 +162,13 @@ class Crew:
             process.wait()
 
 
+FIELDS: Final = {"name": SITE, "hostname": "localhost", "method": "sftp", "lanes": {"naps": 1}}
+
+
 @pytest.fixture
 def crew(tmp_path: Path, database: Named) -> Iterator[Crew]:
     """A site whose naps the listener takes one at a time, and each helper, too."""
-    site = {"name": SITE, "hostname": "localhost", "method": "sftp", "lanes": {"naps": 1}}
-    (tmp_path / "sites.json").write_text(json.dumps([site]))
+    (tmp_path / "sites.json").write_text(json.dumps([FIELDS]))
     (tmp_path / "naps.py").write_text(HANDLERS)
     crew = Crew(tmp_path, database)
     try:
@@ -579,6 +585,7 @@ async def test_a_helper_that_vanished_is_missed_until_one_is_back(
     monkeypatch.setattr("caxev.engine.helpers.MISSED", 0.1)
     host, sites = socket.gethostname(), crew.directory / "sites.json"
     wrong = f"{SITE}: the new configuration is wrong; the previous one stays in force"
+    other = f"{SITE}: not the same program as the listener: other handlers (helper on {host})"
     async with (
         engine.opened(database) as db,
         engine.listener(db, engine.options_for(database, [], lease_time=LEASE)),
@@ -590,14 +597,13 @@ async def test_a_helper_that_vanished_is_missed_until_one_is_back(
             sites.write_text(text)
             first.send_signal(signal.SIGHUP)
             summaries = [f"{wrong} (helper on {host})"] if raised else []
-            await engine.until(partial(are_raised, db, *summaries))
+            await engine.until(partial(are_raised, db, other, *summaries))
         first.kill()
         gone = f"{SITE}: the helper on {host} is gone; the others do its work"
         await engine.until(lambda: are_raised(db, gone))
         sites.write_text(right)
         second = crew.work()
-        await engine.until(lambda: helped_by(db, second))
-        await engine.until(lambda: are_raised(db))
+        await engine.until(lambda: are_raised(db, other))
         second.terminate()
         await engine.until(lambda: _nobody(db))
         # The listener looks after its helpers whenever it has renewed its lease.
@@ -605,6 +611,37 @@ async def test_a_helper_that_vanished_is_missed_until_one_is_back(
             renewed = await expiry(db)
             await engine.until(partial(has_renewed, db, renewed))
         assert await are_raised(db)
+
+
+async def test_a_helper_without_the_site_s_disk_claims_nothing(crew: Crew, database: Named) -> None:
+    """Or with another sites.json, by which it is elsewhere: what it lacks is shown, and why."""
+    for name in ("here", "elsewhere"):
+        (crew.directory / name).mkdir()
+        site = {**FIELDS, "dir_raw": str(crew.directory / name)}
+        (crew.directory / f"{name}.json").write_text(json.dumps([site]))
+    async with engine.opened(database) as db:
+        leader = crew.start("listen", "--site", SITE, "--lease", str(LEASE), sites="here.json")
+        await engine.until(lambda: _marked(db))
+        helper = crew.work(sites="elsewhere.json")
+        (away,) = await engine.until(lambda: _away(db))
+        assert away.startswith(f"{crew.directory / 'elsewhere'} has no marker yet")
+        file = f"{SITE}: sites.json is not the same as at {SITE}"
+        await engine.until(lambda: are_raised(db, f"{file} (helper on {socket.gethostname()})"))
+        for number in (1, 2, 3):
+            await nap(db, number, 0.1)
+        await engine.until(lambda: is_done(db, "nap", 1, 2, 3))
+        assert {pid for _, _, pid in crew.notes} == {leader.pid}
+        assert await helped_by(db, helper)
+
+
+async def _marked(db: Database) -> bool:
+    record = await db.site_record(SITE)
+    return record is not None and bool(record.markers)
+
+
+async def _away(db: Database) -> list[str]:
+    (row,) = await site_rows(db, {SITE: True})
+    return [why for one in row.get("helping", ()) for why in one["away"]]
 
 
 async def expiry(db: Database) -> datetime:

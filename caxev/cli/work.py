@@ -25,7 +25,7 @@ from caxev.core.registry import Registry
 @click.option(
     "--lane", "lanes", multiple=True, required=True, metavar="LANE", help="What to help with."
 )
-@runs_for_years(lease=60.0, least=1, what="How soon others take over from a helper that vanished.")
+@runs_for_years(lease=60.0, least=3, what="How soon others take over from a helper that vanished.")
 def work(*, site: str, lanes: tuple[str, ...], running: dict[str, Any]) -> None:
     """Help the listener of a site on another machine: run reactions of some of its lanes.
 

@@ -44,6 +44,16 @@ def host_of(owner: str) -> str:
     return owner.partition(":")[0]
 
 
+def unlike_listener(mine: Process, others: Iterable[Process]) -> str:
+    """Return in what else a helper differs from the listeners of its site; "" if in nothing."""
+    listeners = [one for one in others if one.site == mine.site and mine.helps and not one.helps]
+    versions = {one.version for one in listeners if one.version != mine.version}
+    found = [f"version {mine.version}, and not {', '.join(sorted(versions))}"] if versions else []
+    if any(one.handlers != mine.handlers for one in listeners):
+        found.append("other handlers")
+    return "; ".join(found)
+
+
 def differing(keys: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
     """Return the keys of two sites.json that do not have the same value in both, sorted.
 

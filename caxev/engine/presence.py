@@ -15,7 +15,7 @@ from loguru import logger
 
 from caxev import __version__
 from caxev.core.alarms import Alarm, Severity
-from caxev.core.processes import Process, disagreements
+from caxev.core.processes import Process, disagreements, unlike_listener
 from caxev.database import Database, DatabaseError
 from caxev.engine.options import Reloader
 
@@ -24,6 +24,7 @@ EVERY: Final = 60.0
 LEAVING: Final = 5.0
 """Seconds that the last write may take."""
 KEY: Final = "sites.json differs"
+OTHER: Final = "other program"
 SHOWN: Final = 20
 """Keys that an alarm names."""
 
@@ -68,7 +69,9 @@ class Presence:
         try:
             self._reported = process = self.process
             await self.database.report_process(process)
-            self.compare(process, await self.database.processes())
+            known = await self.database.processes()
+            self.compare(process, known)
+            self._compare_programs(process, known)
         except DatabaseError as error:
             logger.debug("this process cannot be reported yet: {}", error)
 
@@ -87,6 +90,17 @@ class Presence:
             process.site, KEY, summary, Severity.WARNING, "", {**details, "what to do": what}
         )
         alarms.raise_(alarm)
+
+    def _compare_programs(self, process: Process, known: list[Process]) -> None:
+        """Raise an alarm if a helper is of another version than its listener; end it if not."""
+        found = unlike_listener(process, known)
+        if not found:
+            self.reloader.alarms.clear(OTHER)
+            return
+        summary = f"{process.site}: not the same program as the listener: {found}"
+        todo = "install the listener's version, and start it with the same handlers"
+        alarm = Alarm(process.site, OTHER, summary, Severity.WARNING, details={"what to do": todo})
+        self.reloader.alarms.raise_(alarm)
 
     async def _withdraw(self) -> None:
         if self._reported is None:

@@ -50,7 +50,7 @@ FREE: Final = 60.0
 KEY: Final = "blocked"
 LONGEST_BEAT: Final = 1.0
 SHORTEST: Final = 0.05
-"""Seconds that a renewal gets at least."""
+"""Seconds that a renewal gets at least, and between two."""
 
 
 @frozen
@@ -176,7 +176,7 @@ class Watchdog:
             _report_unless_called_again()
             now = monotonic()
             # A database that does not answer must not keep us beyond the fence.
-            self.keeper.limit = max(min(self.lease_time, self.fence.left) / 3, SHORTEST)
+            self.keeper.limit = max(min(self.lease_time, self.fence.last) / 3, SHORTEST)
             keeping = keeping and now - since <= PATIENCE and self._renewed(now)
             if keeping:
                 notify("WATCHDOG=1")
@@ -184,11 +184,12 @@ class Watchdog:
                 self._report(loop, now - since, keeping=keeping)
                 # After twice the time each: a block of an hour gives a dozen lines.
                 report_at = since + 2 * (now - since)
-            # Not at once: a loop that was only slow finds out by itself.
-            if self.fence.left <= 0 or (not keeping and now - since >= self.blocked_after):
+            # Not at once: a loop that was only slow, or stopped as a whole, finds out by itself.
+            late = not keeping or self.fence.last <= 0
+            if late and now - since >= self.blocked_after:
                 logger.critical("blocked for {:.0f} s, and the lease cannot be kept", now - since)
                 self.leave(1)
-            self._over.wait(min(2 * self._every, max(self.fence.left, 0.0)))
+            self._over.wait(min(2 * self._every, max(self.fence.last, SHORTEST)))
 
     def _renewed(self, now: float) -> bool:
         try:
