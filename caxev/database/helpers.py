@@ -199,8 +199,10 @@ class Helpers(Leases, Streams):
     async def add_news(self, lease: Lease, news: Mapping[str, Alarm | None]) -> None:
         """Leave alarms, by their keys, for the leader; None: it is over. Raises `LeaseLost`."""
         now = utcnow()
-        rows = {key: one if one is None else raised(None, one, now) for key, one in news.items()}
-        push = pushed_news((key, state and alarm_row(state)) for key, state in rows.items())
+        push = pushed_news(
+            (key, None if one is None else alarm_row(raised(None, one, now)))
+            for key, one in news.items()
+        )
         if not (await self._ledger.update_one(lease.held, push)).matched_count:
             raise lost(lease)
 
