@@ -6,9 +6,12 @@ blocked. Past the fence all attempts are cancelled, and a process that cannot ca
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from math import inf
 from time import monotonic
 
+import trio
 from attrs import define, field
 
 
@@ -22,18 +25,48 @@ class Fence:
     seconds: float = inf
     spare: float = inf
     # A float is replaced as a whole, so any thread may do so.
-    _until: float = field(init=False, default=inf)
+    until: float = field(init=False, default=inf)
 
     def renewed(self, asked: float) -> None:
         """Defer the fence: the lease was renewed by a request of that time (monotonic)."""
-        self._until = asked + self.seconds
+        self.until = asked + self.seconds
 
     @property
     def left(self) -> float:
         """Seconds until the fence; negative once it is passed."""
-        return self._until - monotonic()
+        return self.until - monotonic()
 
     @property
     def last(self) -> float:
         """Seconds in which the process must have ended, if its attempts go on until then."""
         return max(self.left + self.spare / 2, 0.0)
+
+    @contextmanager
+    def cancelling(self) -> Iterator[trio.CancelScope]:
+        """Cancel the block once the fence is passed."""
+        with trio.CancelScope() as scope:
+            deferring = _Deferring(self, scope, trio.current_time() - monotonic())
+            trio.lowlevel.add_instrument(deferring)
+            try:
+                yield scope
+            finally:
+                with suppress(KeyError):  # trio removes one that has failed
+                    trio.lowlevel.remove_instrument(deferring)
+
+
+@define(eq=False)
+class _Deferring(trio.abc.Instrument):
+    """Moves a scope's deadline just before the loop looks which deadlines have passed.
+
+    So a process that was stopped takes no step beyond the fence, and one that was blocked goes on
+    if its watchdog has deferred the fence meanwhile.
+    """
+
+    fence: Fence
+    scope: trio.CancelScope
+    offset: float
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002  # trio gives it
+        deadline = self.fence.until + self.offset
+        if self.scope.deadline != deadline:
+            self.scope.deadline = deadline

@@ -166,7 +166,6 @@ class HelperSession:
     dispatcher: Dispatcher = field(init=False)
     # Before the leader gives our reactions to others; each renewal defers it.
     fence: Fence = field(init=False)
-    _held: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     _warned: str = field(init=False, default="")
 
     def __attrs_post_init__(self) -> None:
@@ -186,9 +185,9 @@ class HelperSession:
         with logger.contextualize(site=self.lease.site):
             files = self.context.options.handler_files
             async with Workers(files=files) as workers, letting_go(self._let_go):
-                with self._held:
+                with self.fence.cancelling() as held:
                     await self._help(workers)
-                if self._held.cancelled_caught:
+                if held.cancelled_caught:
                     raise LeaseLost("the lease could not be renewed in time")
         logger.info("stopped helping {}", self.lease.site)
 
@@ -210,7 +209,6 @@ class HelperSession:
             dispatcher.settler.run,
             dispatcher.runner.show_progress,
             self._keep_lease,
-            self._keep_fence,
             self._watchdog().run,
             self.alarms.run,
             self.roots.run,
@@ -285,15 +283,6 @@ class HelperSession:
         scope.cancel()
 
     # -- the lease ------------------------------------------------------------------------------
-
-    async def _keep_fence(self) -> None:
-        """Cancel everything once the fence is passed."""
-        # No deadline of the scope: while the loop is blocked, the watchdog's thread defers it.
-        left = self.fence.left
-        while left > 0:
-            await trio.sleep(left)
-            left = self.fence.left
-        self._held.cancel()
 
     def _watchdog(self) -> Watchdog:
         options, lease = self.context.options, self.lease
