@@ -128,10 +128,11 @@ def _repair_plan(job: Job, host: str) -> TransferPlan | Skip | RunUpdate:
 
 def _is_ours_and_bad(job: Job, one: Copy, trigger: str) -> bool:
     """Return whether a good copy elsewhere may repair this one, or is repairing it."""
+    if one.status != ERROR and not is_ours(one, trigger):
+        return False
     there = job.sites.find(one.host)
     passive = there is not None and not there.listener and one.source in (None, job.site.name)
-    is_bad = one.status == ERROR or is_ours(one, trigger)
-    return (one.host == job.site.name or passive) and is_bad and same_data(one, key_of(job))
+    return (one.host == job.site.name or passive) and same_data(one, key_of(job))
 
 
 def plan_repair(

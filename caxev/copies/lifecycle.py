@@ -164,12 +164,12 @@ def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) ->
     that is not about its bytes: a copy that a checksum found to be bad was finished, and is
     repaired.
     """
-    if entry is None or entry.trigger != trigger:
+    # By the status first: most are good.
+    if entry is None or entry.status not in (statuses or (TRANSFERRING, ERROR)):
         return False
-    if statuses:
-        return entry.status in statuses
-    unfinished = entry.status == ERROR and not entry.checksumproblem
-    return entry.status == TRANSFERRING or unfinished
+    if entry.trigger != trigger:
+        return False
+    return bool(statuses) or entry.status != ERROR or not entry.checksumproblem
 
 
 def withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:

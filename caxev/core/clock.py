@@ -90,7 +90,7 @@ class Clock:
 
     def safe_now(self) -> datetime:
         """Return the earlier of the database's time and this machine's: past on both clocks."""
-        return self.both().earliest
+        return _to_millisecond(min(self.now(), self._local()))
 
     @property
     def skew(self) -> float:

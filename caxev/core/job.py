@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
@@ -83,6 +84,7 @@ class Ports(Protocol):
     def yield_slot(self) -> AbstractContextManager[None]: ...
 
 
+@cache
 def _logger() -> Logger:
     from loguru import logger
 
@@ -318,15 +320,20 @@ Decision = Skip | Wait | None
 """What a handler's decision returns: nothing to do, not yet, or (None) run the handler."""
 
 
+_NOTHING: Final = Skip("it concerns no copy of ours, and no site")
+
+
 def skip_of(*plans: object) -> Skip | None:
     """Return one `Skip` for several plans, or None if one of them is something to do."""
     skipped = [plan for plan in plans if isinstance(plan, Skip)]
     if len(skipped) < len(plans):
         return None
+    if len(skipped) <= 1:  # as of most: it is asked several times for each change
+        return skipped[0] if skipped else _NOTHING
     # What may still be met is what matters: the other reasons are for good.
     unmet = [one for one in skipped if isinstance(one, Unmet)]
     whys = dict.fromkeys(one.why for one in unmet or skipped)
-    why = "; ".join(whys) or "it concerns no copy of ours, and no site"
+    why = "; ".join(whys)
     return Unmet(why) if unmet else Skip(why)
 
 

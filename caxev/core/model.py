@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -313,9 +314,13 @@ class Run:
 
     def copy(self, key: CopyKey) -> Copy | None:
         """Return the copy with this key, if the run has one."""
+        return self._by_key.get(key)
+
+    @cached_property
+    def _by_key(self) -> dict[CopyKey, Copy]:
         # Old programs can leave two entries for one copy. MongoDB's positional operator changes
         # the first that matches, so the first is the copy.
-        return next((copy for copy in self.copies if copy.key == key), None)
+        return {copy.key: copy for copy in reversed(self.copies)}
 
     @property
     def raw_size(self) -> int | None:
