@@ -11,10 +11,9 @@ import click
 from attrs import define, field, frozen
 
 from caxev.asking.copies import GONE
-from caxev.copies.lifecycle import trigger_named
 from caxev.core.amounts import ReportedProgress
 from caxev.core.escapes import escaped
-from caxev.core.ledger import Reaction, State
+from caxev.core.ledger import Reaction, State, trigger_named
 from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run
 
 if TYPE_CHECKING:

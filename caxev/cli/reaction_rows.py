@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from caxev.cli.history_rows import facts
 from caxev.cli.output import Column, columns, event_parts, run_parts
-from caxev.copies.lifecycle import trigger_named
 from caxev.core.amounts import ReportedProgress
 from caxev.core.history import HistoryRow
-from caxev.core.ledger import Reaction, State
+from caxev.core.ledger import Reaction, State, trigger_named
 from caxev.core.model import TRANSFERRING, Run
 from caxev.core.transcript import unpacked
 

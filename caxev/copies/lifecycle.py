@@ -27,13 +27,13 @@ from caxev.config import Site
 from caxev.copies.quorum import DISPUTED, coming_from, same_data
 from caxev.core.errors import GiveUp, Retry, Superseded
 from caxev.core.job import Job, Skip
+from caxev.core.ledger import trigger_named
 from caxev.core.model import (
     ERROR,
     REQUESTED,
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
-    Aspect,
     Copy,
     CopyField,
     CopyIs,
@@ -52,12 +52,6 @@ SOON: Final = 1.0
 def trigger_of(handler: str, job: Job) -> str:
     """Return the name by which a reaction finds the entries that it has claimed."""
     return trigger_named(job.site.name, handler, job.event.aspect)
-
-
-def trigger_named(site: str, handler: str, aspect: Aspect) -> str:
-    """Return the ``trigger`` of the entries that a reaction with this key has claimed."""
-    # Without the attempt or process, which a restart changes: its successor continues the entry.
-    return f"{site}: {handler}: {aspect}"
 
 
 def key_of(job: Job) -> CopyKey:

@@ -225,6 +225,12 @@ def reaction_key(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
     return dumps([site, _run_text(run), *aspect, handler])
 
 
+def trigger_named(site: str, handler: str, aspect: Aspect) -> str:
+    """Return the ``trigger`` of the entries that a reaction with this key has claimed."""
+    # Without the attempt or process, which a restart changes: its successor continues the entry.
+    return f"{site}: {handler}: {aspect}"
+
+
 def run_prefix(site: str, run: RunId) -> str:
     """Return the beginning of the keys of all reactions to a run at a site."""
     return dumps([site, _run_text(run)])[:-1] + ","

@@ -18,7 +18,6 @@ from caxev.core.alarms import Alarm, AlarmState, Delivery, Severity
 from caxev.core.ledger import Reaction, State, aspect_from
 from caxev.core.model import Aspect, RunId
 from caxev.core.packing import unpack
-from caxev.files import Manifest
 
 T = TypeVar("T")
 
@@ -207,6 +206,8 @@ def _delivery(row: Row) -> Delivery:
 
 def items_from(digest: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the items of a manifest from its parts, which must have its digest."""
+    from caxev.files import Manifest  # few commands need it, and all wait for what it imports
+
     items = [dict(Row.of(item).document) for part in parts for item in Row.of(part).many("items")]
     # What was compared with Rucio is kept under a manifest's digest, which is not that of its rows.
     if not digest.startswith("catalogue:") and Manifest.from_rows(items).digest != digest:

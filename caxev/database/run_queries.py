@@ -6,13 +6,12 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
 
-from caxev.copies.sharing import Neighbours
 from caxev.core.errors import GiveUp
 from caxev.core.model import (
     DELETING,
@@ -29,6 +28,9 @@ from caxev.database.connection import LONG_LIMIT, PAGE, Session, limited_rows, o
 from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
 from caxev.database.selections import totals_pipeline
+
+if TYPE_CHECKING:
+    from caxev.copies.sharing import Neighbours
 
 TABLE: Final = 32 << 20
 """Bytes of a table: handlers take all its rows."""
