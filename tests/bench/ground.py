@@ -338,8 +338,11 @@ class Ground:
 
     @property
     def environment(self) -> dict[str, str]:
+        # Compiled once, as an installed caxev is, whatever the shell asks for.
+        inherited = {**os.environ, "PYTHONPYCACHEPREFIX": str(self.directory / "bytecode")}
+        inherited.pop("PYTHONDONTWRITEBYTECODE", None)
         return {
-            **os.environ,
+            **inherited,
             "CAXEV_MONGO_URI": self.mongod.uri,
             "CAXEV_DATABASE": self.name,
             "CAXEV_SITES": str(self.directory / "sites.json"),
