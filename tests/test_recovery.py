@@ -553,6 +553,39 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
     assert [reaction.event.status for reaction in intake.started] == [*statuses]
 
 
+async def test_what_a_scan_read_early_does_not_count_once_it_was_compared(
+    database: Named, server: Server
+) -> None:
+    """Not even if it differed for a moment only, which led to nothing: no later change tells."""
+
+    async def react(job: Job) -> None:
+        """Wanted for every status."""
+
+    options = engine.options_for(database, [engine.handler(react, copy(("transferred", "error")))])
+    intake, update = Counting(), server["runs_new"].update_one
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, Job.now())
+        assert found is not None
+        recorder = EngineRecorder(Context(db, found[0], options), intake)
+        one, other, gone = await add(db, 1, 2, 3)
+        await recorder.snapshot(dict.fromkeys((one, other, gone), Job.now()))
+        update({"_id": one}, {"$set": {"data.0.status": "error"}})
+        update({"_id": other}, {"$set": {"data.0.status": "error"}})
+        reading = await recorder.read_early([one, other, gone])
+        update({"_id": one}, {"$set": {"data.0.status": "transferred"}})
+        server["runs_new"].delete_one({"_id": gone})
+        await recorder.snapshot(dict.fromkeys((one, gone), Job.now()))
+        await recorder.record_reading(reading)
+        seen = (await recorder.read([one, other, gone])).before
+        assert not recorder._readings
+    started = [(one.run, one.event.status) for one in intake.started[3:]]
+    assert started == [(other, "error")]
+    assert [{*one.values()} for one in seen.values()] == [
+        {"yes", "transferred@-"},
+        {"yes", "error"},
+    ]
+
+
 async def test_what_arrived_long_ago_is_removed_daily(
     database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

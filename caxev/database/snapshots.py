@@ -7,10 +7,10 @@ the new snapshots and the stream's position in one transaction.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from attrs import Factory, define, evolve
 from bson.max_key import MaxKey
@@ -40,6 +40,8 @@ from caxev.database.stream import AWAIT, Batch, Stream, is_usable
 from caxev.database.writes import Lease, lease_lost, upsert, write_all
 from caxev.failpoints import point
 
+T = TypeVar("T")
+
 MOST_REACTIONS: Final = 2000
 """Reactions that are recorded in one transaction."""
 
@@ -55,6 +57,20 @@ class Snapshots:
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
     whole: dict[RunId, Run]
+
+    def replace(self, runs: Iterable[RunId], newer: Snapshots) -> None:
+        """Put what was read later of some runs in the place of what is here."""
+        wanted = [*runs]
+        _replace(self.now, newer.now, wanted)
+        _replace(self.before, newer.before, wanted)
+        _replace(self.whole, newer.whole, wanted)
+
+
+def _replace(mine: dict[RunId, T], newer: Mapping[RunId, T], runs: Iterable[RunId]) -> None:
+    for run in runs:
+        mine.pop(run, None)
+        if run in newer:
+            mine[run] = newer[run]
 
 
 @define

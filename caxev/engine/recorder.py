@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import count
 from typing import Final, Protocol
+from weakref import WeakSet
 
 import trio
 from attrs import define, evolve, field
@@ -95,6 +96,20 @@ class Ahead:
 
 
 @define(eq=False)
+class Reading:
+    """Snapshots that are read beside the stream, while others may be recorded.
+
+    `compared` are its runs that were compared, or recorded, since the reading began: what was read
+    of them does not count. `at` is when it began.
+    """
+
+    runs: Sequence[RunId]
+    at: datetime = field(factory=utcnow)
+    snapshots: Snapshots = field(init=False)
+    compared: set[RunId] = field(init=False, factory=set)
+
+
+@define(eq=False)
 class Recorder:
     """Records what is new of runs, for one lease."""
 
@@ -114,6 +129,8 @@ class Recorder:
     _behind: Position | None = field(init=False, default=None)
     _has_deferred: trio.Event = field(init=False, factory=trio.Event)
     _noted: set[int] = field(init=False, factory=set)
+    # As long as somebody has them.
+    _readings: WeakSet[Reading] = field(init=False, factory=WeakSet)
 
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
@@ -165,6 +182,7 @@ class Recorder:
     # -- what led to nothing ------------------------------------------------------------------
 
     def _defer(self, snapshots: Mapping[RunId, Snapshot | None], position: Position) -> None:
+        self._outdate(snapshots)
         self._deferred.update(snapshots)
         self._behind = position
         self._remember(snapshots)
@@ -192,6 +210,28 @@ class Recorder:
             ingest = await self.compare(runs, await self.read(runs))
             if ingest.snapshots:
                 await self.record(ingest)
+
+    async def read_early(self, runs: Sequence[RunId]) -> Reading:
+        """Read snapshots for `record_reading`, while others are compared and recorded."""
+        reading = Reading(runs)
+        self._readings.add(reading)  # before it reads: nothing may be compared unnoticed
+        reading.snapshots = await self.read(runs)
+        return reading
+
+    async def record_reading(self, reading: Reading) -> None:
+        """Record what is new of the runs of a reading."""
+        snapshots = reading.snapshots
+        async with self.beside_stream():
+            self._readings.discard(reading)
+            if again := [run for run in reading.runs if run in reading.compared]:
+                snapshots.replace(again, await self.read(again))
+            ingest = await self.compare(dict.fromkeys(reading.runs, reading.at), snapshots)
+            if ingest.snapshots:
+                await self.record(ingest)
+
+    def _outdate(self, runs: Iterable[RunId]) -> None:
+        for reading in self._readings:
+            reading.compared.update(runs)
 
     @asynccontextmanager
     async def beside_stream(self) -> AsyncIterator[None]:
@@ -225,6 +265,8 @@ class Recorder:
 
     async def compare(self, runs: Mapping[RunId, datetime], snapshots: Snapshots) -> Ingest:
         """Return what is to be written about these runs."""
+        # Whatever comes of it: a state that was read before may be followed by no change any more.
+        self._outdate(runs)
         # Due at once, whatever clock the server had that dated the change.
         now, context = utcnow(), self.context
         times = {run: min(at, now) for run, at in runs.items()}
@@ -285,6 +327,7 @@ class Recorder:
             await self.context.database.ingest(self.context.lease, everything, utcnow())
             recorded = True
         finally:
+            self._outdate(ingest.snapshots)
             if not recorded:
                 self.intake.cancel(reactions)
                 for run in ingest.snapshots:  # recorded or not, we cannot know

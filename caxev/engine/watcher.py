@@ -12,12 +12,13 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 from loguru import logger
 
 from caxev import metrics
 from caxev.core.alarms import gap as gap_alarm
 from caxev.core.clock import utcnow
+from caxev.core.model import RunId
 from caxev.database import (
     DatabaseError,
     Gap,
@@ -30,7 +31,7 @@ from caxev.database import (
     is_transient,
 )
 from caxev.engine.context import Context
-from caxev.engine.recorder import Ahead, Recorder
+from caxev.engine.recorder import Ahead, Reading, Recorder
 from caxev.engine.shortcut import BACKLOG, Shortcut, age, opened
 
 T = TypeVar("T")
@@ -256,24 +257,58 @@ class Watcher:
 
     async def _go_through(self, scanning: Scanning) -> None:
         """Compare page after page of runs, until all are or another scan is begun."""
-        number = self._scans
-        database, lease = self.context.database, self.context.lease
-        meter = ScanMeter(await database.estimated_runs(), scanning.runs)
-        before, runs = scanning.before, scanning.runs
-        while True:
-            ids, before = await database.page(lease.site, before)
-            await self.recorder.snapshot(dict.fromkeys(ids, utcnow()))
-            runs += len(ids)
-            async with self._scan_noting:
-                if number != self._scans:
-                    return  # history was lost again, or somebody asked for another scan
-                if before is None:
-                    await database.finish_scan(lease, utcnow(), self.context.registry.watched)
-                    break
-                await database.note_scanned(lease, Scanning(before, runs))
-            if (line := meter.line(runs, trio.current_time())) is not None:
+        number, runs = self._scans, scanning.runs
+        meter = ScanMeter(await self.context.database.estimated_runs(), runs)
+        page: Page | None = await self._read_page(scanning.before)
+        while page is not None:
+            runs += len(page.reading.runs)
+            page = await self._record_page(page, runs, number)
+            if page is not None and (line := meter.line(runs, trio.current_time())) is not None:
                 logger.info("{}", line)
-        logger.info("scanned {} runs", runs)
+
+    async def _read_page(self, before: RunId | None) -> Page:
+        ids, before = await self.context.database.page(self.context.lease.site, before)
+        return Page(await self.recorder.read_early(ids), before)
+
+    async def _record_page(self, page: Page, runs: int, number: int) -> Page | None:
+        """Record a page of a scan, and meanwhile read the next one; None: there is none to record.
+
+        `runs` are those of the scan up to here, and `number` is how many scans were begun by it.
+        """
+        following: Page | None = None
+
+        async def read() -> None:
+            nonlocal following
+            if page.before is not None:
+                following = await self._read_page(page.before)
+
+        failed: DatabaseError | None = None
+        goes_on = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read)
+                await self.recorder.record_reading(page.reading)
+                goes_on = await self._note_scanned(page.before, runs, number)
+                if not goes_on:
+                    nursery.cancel_scope.cancel()
+        except* DatabaseError as group:
+            failed = _worst(group)  # raised here, Python before 3.11.4 would group it
+        if failed is not None:
+            raise failed
+        return following if goes_on else None
+
+    async def _note_scanned(self, before: RunId | None, runs: int, number: int) -> bool:
+        """Note how far a scan is; return whether it goes on."""
+        database, lease = self.context.database, self.context.lease
+        async with self._scan_noting:
+            if number != self._scans:
+                return False  # history was lost again, or somebody asked for another scan
+            if before is None:
+                await database.finish_scan(lease, utcnow(), self.context.registry.watched)
+                logger.info("scanned {} runs", runs)
+                return False
+            await database.note_scanned(lease, Scanning(before, runs))
+            return True
 
     async def scan(self) -> None:
         """Compare every run, stored or seen."""
@@ -295,6 +330,14 @@ class Watcher:
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
         # A day at most: the time of the last scan may lie in the future if a clock was set.
         await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
+
+
+@frozen
+class Page:
+    """Runs of a scan that were read; `before`: where the next page begins, None after the last."""
+
+    reading: Reading
+    before: RunId | None
 
 
 @define
