@@ -699,6 +699,9 @@ async def react(job):
 """
 
 
+MINE = "caxev_handlers.mine"
+
+
 @pytest.fixture
 def clean() -> Iterator[None]:
     """Take what a test has loaded out again."""
@@ -725,6 +728,25 @@ def test_handler_files(tmp_path: Path, clean: None) -> None:
     (mine,) = named("mine")
     assert mine.module == "caxev_handlers.my_tags"
     assert pickle.loads(pickle.dumps(mine.function)) is mine.function
+
+
+def test_digest_of_handlers(tmp_path: Path, clean: None) -> None:
+    """It is the same wherever a file lies, and another one if its code or a name differs."""
+
+    def digest(directory: str, text: str) -> str:
+        file = tmp_path / directory / "mine.py"
+        file.parent.mkdir()
+        file.write_text(text)
+        load_handlers(files=[file], default=())
+        found = handlers_module.digest(one for one in recorded if one.module == MINE)
+        recorded[:] = [one for one in recorded if one.module != MINE]
+        del sys.modules[MINE]
+        return found
+
+    first = digest("a", REACTION.format(name="mine"))
+    assert digest("b", REACTION.format(name="mine")) == first
+    assert digest("c", REACTION.format(name="mine") + "    return None\n") != first
+    assert digest("d", REACTION.format(name="other")) != first
 
 
 def test_handler_modules(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPatch) -> None:

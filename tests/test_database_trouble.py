@@ -151,8 +151,9 @@ async def _made(settings: Settings) -> client.Client:
 
 
 def test_too_few_connections_are_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="maxPoolSize=1: caxev needs 10"):
-        client.connect(Settings(mongo_uri="mongodb://localhost/?maxPoolSize=1"))
+    for few in ("1", "+1", "%31", "01"):
+        with pytest.raises(ConfigError, match="caxev needs 10 connections"):
+            client.connect(Settings(mongo_uri=f"mongodb://localhost/?maxPoolSize={few}"))
 
 
 # -- one run that the database refuses ----------------------------------------------------------

@@ -11,16 +11,17 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Final
+from zlib import crc32
 
 from caxev.config.errors import hint
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
-from caxev.core.registry import OF_FILES, recorded
+from caxev.core.registry import OF_FILES, Handler, recorded
 from caxev.limited import CONFIGURATION, read_limited
 
 DEFAULT_HANDLERS: Final = (
@@ -91,6 +92,29 @@ def load_file(path: str | Path) -> ModuleType:
             f"handlers file {path}: {loaded.__file__} has the same name; rename one of them"
         )
     return loaded
+
+
+def digest(handlers: Iterable[Handler]) -> str:
+    """Return a digest of handlers: their names, and the files of those that caxev does not bring.
+
+    These files are read once: what is changed later counts from the next start on, as their code.
+    """
+    rows = sorted(f"{one.name} {_digest_of_module(one.module)}" for one in handlers)
+    return f"{crc32(' '.join(rows).encode()):08x}"
+
+
+def _digest_of_module(name: str) -> int:
+    own = name.partition(".")[0] == "caxev"  # the version says which these are
+    file = None if own else getattr(sys.modules.get(name), "__file__", None)
+    return 0 if file is None else _digest_of_file(file)
+
+
+@cache
+def _digest_of_file(file: str) -> int:
+    try:
+        return crc32(Path(file).read_bytes())
+    except OSError:
+        return 0
 
 
 def _load_recording(path: str | Path) -> None:

@@ -13,8 +13,8 @@ class Process:
     """A process that acts for a site, stands by, or helps with `lanes`.
 
     `configuration` is the digest of its sites.json, `keys` has one for each key (``lngs.purge``),
-    and `handlers` is that of the names of the handlers that its site uses. `began` is when
-    it was started, `seen` when it reported last, UTC.
+    and `handlers` is that of the handlers that its site uses. `began` is when it was started,
+    `seen` when it reported last, UTC.
     """
 
     owner: str

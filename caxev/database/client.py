@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 from bson.errors import BSONError
 from loguru import logger
@@ -269,12 +269,20 @@ def address(settings: Settings) -> str:
             _warn_overridden(settings.safe_uri, name)
         else:
             kept.append(option)
-        if name.lower() == "maxpoolsize" and value.isdecimal() and 0 < int(value) < POOL:
+        if name.lower() == "maxpoolsize" and 0 < _whole(value) < POOL:
             raise ConfigError(
                 f"the address of {settings.safe_uri} has maxPoolSize={value}: caxev needs {POOL} "
                 "connections or more; leave the option out, or raise it"
             )
     return f"{uri}{mark}{'&'.join(kept)}"
+
+
+def _whole(value: str) -> int:
+    """Return a number as PyMongo reads it; 0 if it is none."""
+    try:
+        return int(unquote_plus(value))
+    except ValueError:
+        return 0
 
 
 @cache

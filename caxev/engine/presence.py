@@ -14,6 +14,7 @@ from attrs import define, field
 from loguru import logger
 
 from caxev import __version__
+from caxev.config.handlers import digest
 from caxev.core.alarms import Alarm, Severity
 from caxev.core.processes import Process, disagreements, unlike_listener
 from caxev.database import Database, DatabaseError
@@ -60,7 +61,7 @@ class Presence:
             site=options.site.name,
             version=__version__,
             configuration=options.sites.digest,
-            handlers=f"{options.registry.id:08x}",
+            handlers=digest(options.registry.enabled),
             keys=options.sites.keys,
             lanes=tuple(self.lanes),
         )

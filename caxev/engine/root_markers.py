@@ -211,6 +211,8 @@ async def _init_root(
     try:
         if known.marker is not None:
             if (await call(probe, known)).away is None:
+                if known.disk is None and (disk := await call(disk_of, held.root)) is not None:
+                    await database.note_marker(by, held.root, known.marker, disk)
                 return {**row, "state": "present"}
             if not force:
                 await _check_moved(database, call, held, known, by)

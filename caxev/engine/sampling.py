@@ -22,6 +22,7 @@ from loguru import logger
 from caxev import __version__, metrics
 from caxev.alarms.health import descriptors
 from caxev.alarms.manager import AlarmManager
+from caxev.config.handlers import digest
 from caxev.core.alarms import Severity
 from caxev.core.clock import utcnow
 from caxev.core.model import (
@@ -124,11 +125,11 @@ class ProcessSampler:
 
     def _of_process(self) -> Rows:
         context, lanes = self.context, list(self.dispatcher.lanes)
-        site, registry = context.lease.site, context.registry
+        site, handlers = context.lease.site, digest(context.registry.enabled)
         files = descriptors()
         return {
             "caxev_build_info": {(__version__, platform.python_version()): 1},
-            "caxev_configuration_info": {(site, context.sites.digest, f"{registry.id:08x}"): 1},
+            "caxev_configuration_info": {(site, context.sites.digest, handlers): 1},
             "caxev_reactions_running": {(site, one.name): len(one.running) for one in lanes},
             "caxev_lane_workers": {(site, one.name): one.workers for one in lanes},
             "caxev_open_files": {(site,): files.used},
