@@ -111,7 +111,9 @@ async def ground_on(
     entry = {"name": "chicago", "master": ["raw"], **dirs, "processing": how}
     site = write_sites(tmp_path, entry)
     async with engine.opened(database) as db:
-        yield Ground(db, site, tmp_path, database)
+        ground = Ground(db, site, tmp_path, database)
+        await engine.mark(db, ground.options)
+        yield ground
 
 
 def write_sites(directory: Path, entry: dict[str, Any]) -> Any:
