@@ -33,21 +33,11 @@ They stand on
 
 from typing import TYPE_CHECKING
 
+from caxev.lazy import names_of
+
 if TYPE_CHECKING:
     from caxev.database.public import *  # noqa: F403
 else:
-
-    def __getattr__(name: str) -> object:
-        """Load `public` when the first of its names is used.
-
-        The process of each job of a batch system needs `blocking` alone, and starts in two thirds
-        of the time that all would take.
-        """
-        from importlib.util import find_spec
-
-        # Python also asks for a module of ours here, before it imports it.
-        if name.startswith("__") or find_spec(f"{__name__}.{name}") is not None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from caxev.database import public
-
-        return getattr(public, name)
+    # The process of each job of a batch system needs `blocking` alone, and starts in two thirds of
+    # the time that all would take.
+    __getattr__ = names_of(__name__, "public")
