@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -267,13 +268,14 @@ def test_a_fifo_put_in_a_file_s_place_holds_nobody_up(
     """
     make_run(ways.source / "run")
     fifo = (ways.source / "run" if move is pull else ways.partial) / "sub/deep/data"
-    carry, opened = Pipeline.carry, list[int]()
+    carry, opened, one = Pipeline.carry, list[int](), threading.Lock()
 
     def planting(lane: Pipeline) -> None:
-        if not opened:
-            fifo.unlink(missing_ok=True)
-            os.mkfifo(fifo)
-            opened.append(os.open(fifo, os.O_RDWR) if held else -1)
+        with one:
+            if not opened:
+                fifo.unlink(missing_ok=True)
+                os.mkfifo(fifo)
+                opened.append(os.open(fifo, os.O_RDWR) if held else -1)
         carry(lane)
 
     monkeypatch.setattr(Pipeline, "carry", planting)

@@ -22,6 +22,7 @@ from caxev.core.clock import utcnow
 from caxev.core.model import ERROR, TRANSFERRED, Run
 from caxev.database import Request
 from caxev.demo.world import World
+from caxev.engine.root_markers import init_roots
 from tests.faults.campaign import BIRTH, Born, Ground, Problem, Tally, corrupt, say, say_round
 from tests.faults.load import in_turn
 from tests.faults.proxy import Proxy, Way, front_ssh
@@ -345,6 +346,8 @@ async def transfers(
     with small_disk(ground.world) as disk:
         if disk is None:
             say("no small disk can be mounted here: its faults are left out")
+        sites = ground.world.sites
+        await init_roots(ground.database, sites.get("chicago"), sites, force=True)
         may = tuple(name for name in only or FAULTS if disk is not None or name not in ON_DISK)
         await ground.ready(*[ground.listen(site) for site in ground.world.sites])
         for name in in_turn(may, rounds, random, shuffled=not only):
