@@ -125,6 +125,24 @@ def test_the_request_is_an_entry(asking: Caxev, database: Named) -> None:
 
 
 @pytest.mark.replicaset
+def test_a_dry_run_writes_nothing(asking: Caxev, database: Named) -> None:
+    """It shows what would be requested, or withdrawn, of one run and of several."""
+    insert(database)
+    before = entries(database)
+    for which in (COPY, ("copy", "--name", "*", *COPY[3:])):
+        answer = asking(*which, "--dry-run", "--json")
+        (row,) = json.loads(answer.out)
+        assert (answer.code, row["ok"]) == (0, True)
+        assert row["state"].startswith("would be")
+        assert entries(database) == before
+    assert asking(*COPY, "--cancel", "--dry-run").code == 1
+    asking(*COPY, "--no-wait")
+    before = entries(database)
+    assert asking(*COPY, "--cancel", "--dry-run").code == 0
+    assert entries(database) == before
+
+
+@pytest.mark.replicaset
 def test_who_makes_it_where_the_target_has_no_listener(asking: Caxev, database: Named) -> None:
     """To a site without a listener the source's listener brings it."""
     insert(database)

@@ -25,7 +25,7 @@ from caxev.cli.errors import FAILED, INTERRUPTED
 from caxev.cli.hold import keeps
 from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
-from caxev.cli.plans import asks, no_listener
+from caxev.cli.plans import Ask, acts, no_listener
 from caxev.cli.requests import copy_many
 from caxev.cli.runs import shown, which
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
@@ -73,7 +73,7 @@ CANCELLED = "cancelled"
     ),
 )
 @click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
-@asks
+@acts("Show what would be requested, or why not; write nothing.")
 def copy(
     *,
     runs: RunChoice,
@@ -83,7 +83,7 @@ def copy(
     keep: Keep,
     patience: float,
     cancel: bool,
-    yes: bool,
+    ask: Ask,
 ) -> None:
     """Copy runs to another site, and watch until the copies are verified.
 
@@ -102,10 +102,13 @@ def copy(
         data, None if source is None else sites.get(source).name, sites.get(target).name, keep
     )
     runs = runs.of_status(type=data.kind, version=data.version)
+    if ask.dry_run:
+        ask(runs, act)
+        return
     if not runs.names_one:
         if cancel:
             raise click.UsageError("many copies are one request: caxev requests cancel ID")
-        copy_many(runs, act, yes=yes, patience=patience)
+        copy_many(runs, act, yes=ask.yes, patience=patience)
         return
     one = CopyCommand(runs, act, Display(as_json=options().as_json), source)
     with one.summed_up():
