@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import inf
 from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any, Final
@@ -102,9 +103,10 @@ async def _break(ground: Ground, name: str, random: Random) -> None:
     if how == SIGSTOP:
         await trio.sleep(random.uniform(1, 2) * HELPED)
         helper.signal(SIGCONT)
-        return
-    await trio.to_thread.run_sync(helper.process.wait)
-    ground.listen(name)
+    with trio.move_on_after(3 * HELPED if how == SIGSTOP else inf):
+        await trio.to_thread.run_sync(helper.process.wait, abandon_on_cancel=True)
+        # As its unit does; one that was paused ends if it cannot stop at once what it did.
+        ground.listen(name)
 
 
 async def _delete_the_first(ground: Ground, born: Born) -> None:
