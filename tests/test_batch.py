@@ -29,6 +29,7 @@ from caxev.batch import base, derived
 from caxev.batch.base import End, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.following import JobEnds
+from caxev.batch.grouped import Grouped
 from caxev.batch.work import SentJob, send, withdraw
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
@@ -366,7 +367,7 @@ async def statuses(ground: Ground) -> Counter[str]:
 
 
 @pytest.mark.replicaset
-@on(SLURM, "htcondor")
+@on(*OTHERS)
 async def test_many_runs_and_a_listener_that_is_killed(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,9 +390,9 @@ async def test_many_runs_and_a_listener_that_is_killed(
         assert first.returncode == -signal.SIGKILL
         assert [one.name for one in folder.home.glob("groups/*/sent")] == []
         with listener(ground):
-            await engine.until(lambda: len(numbers(folder)) >= MOST, within=PATIENCE)
+            await engine.until(lambda: len(numbers(rig, folder)) >= MOST, within=PATIENCE)
             await engine.until(
-                lambda: any(rig.is_running(job) for job in numbers(folder)), within=PATIENCE
+                lambda: any(rig.is_running(job) for job in numbers(rig, folder)), within=PATIENCE
             )
         assert len(folder.names()) == MOST
         os.close(gate)
@@ -413,12 +414,13 @@ async def test_many_runs_and_a_listener_that_is_killed(
     assert folder.names() == []
 
 
-def numbers(folder: Folder) -> list[str]:
+def numbers(rig: Rig, folder: Folder) -> list[str]:
     """The ids of the jobs of which it is recorded that they were sent."""
     places = [folder.place(name) for name in folder.names()]
     found = [(one, folder.sent(one.group)) for one in places if one is not None]
-    sign = "_" if "SLURM_CONF" in os.environ else "."
-    return [f"{number}{sign}{place.index}" for place, number in found if number]
+    system = base.system(rig.name, str(folder.home))
+    assert isinstance(system, Grouped)
+    return [system.id_of(number, place.index) for place, number in found if number]
 
 
 async def paid(database: Database) -> None:
