@@ -219,6 +219,40 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
     assert [one for one in await lab.reactions() if one.state is State.FAILED or one.root] == []
 
 
+@pytest.mark.replicaset
+@two
+async def test_directories_that_are_probed_at_once_are_noted_in_order(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The note that none is away, if it takes longer, does not replace that of one that is."""
+    note, look = Database.note_away, root_watch.RootWatch._look
+
+    noted = trio.Event()
+
+    async def slowly(self: Database, lease: Any, away: dict[str, str]) -> None:
+        if not away:
+            with trio.move_on_after(0.5):
+                await noted.wait()
+        await note(self, lease, away)
+        if away:
+            noted.set()
+
+    async def last(self: root_watch.RootWatch, held: root_markers.Holding) -> Any:
+        await trio.sleep(0.2 if held.root == str(disk) else 0)
+        return await look(self, held)
+
+    run = await lab.new_run(at="lngs")
+    await lab.settle()
+    disk = lab.path(run, "chicago").parent
+    monkeypatch.setattr(Database, "note_away", slowly)
+    monkeypatch.setattr(root_watch.RootWatch, "_look", last)
+    with unmounted(disk):
+        await lab.settle("chicago")
+        record = await lab.database.site_record("chicago")
+    assert record is not None
+    assert [*record.away] == [str(disk)]
+
+
 ARCHIVED: dict[str, dict[str, Any]] = {
     "lngs": {"master": ["raw"], "upload_options": ["hsm"]},
     "hsm": {"method": "directory", "listener": False},

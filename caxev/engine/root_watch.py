@@ -57,6 +57,8 @@ class RootWatch:
     _doubted: set[str] = field(init=False)
     _nudge: dict[str, trio.Event] = field(init=False, factory=dict)
     _noted: dict[str, str] | None = field(init=False, default=None)
+    # Each directory has a task: of two writes at once the older one could come last.
+    _writing: trio.Lock = field(init=False, factory=trio.Lock)
     _disks_noted: float = field(init=False, default=float("-inf"))
     _holdings: list[Holding] = field(init=False)
 
@@ -131,6 +133,10 @@ class RootWatch:
     def away(self) -> dict[str, str | None]:
         """Each directory, and why it is away; None if it is there."""
         return {root: seen.away for root, seen in self._seen.items()}
+
+    @property
+    def _all_seen(self) -> bool:
+        return self._seen.keys() >= self._nudge.keys()
 
     def _is_there(self, root: str) -> bool:
         return root in self._seen and self._seen[root].away is None
@@ -218,13 +224,15 @@ class RootWatch:
             # Reactions may wait for it by the time it is back.
             self._doubted.add(root)
         self._see(root, seen)
-        if self._seen.keys() >= self._nudge.keys():
+        # First: who waits for the probes may leave once they are made, as `listen --once` does.
+        with unless_fatal(f"the state of {root} cannot be stored"):
+            async with self._writing:
+                await self._write(root, seen)
+                await self._write_disks()
+        if self._all_seen:
             self.looked.set()
         self.probed.set()
         self.probed = trio.Event()
-        with unless_fatal(f"the state of {root} cannot be stored"):
-            await self._write(root, seen)
-            await self._write_disks()
 
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}
@@ -245,6 +253,6 @@ class RootWatch:
     async def _write_disks(self) -> None:
         """Record how full the disks are, once each has been probed and then once a minute."""
         now = trio.current_time()
-        if self.looked.is_set() and now >= self._disks_noted + REFRESH:
+        if self._all_seen and now >= self._disks_noted + REFRESH:
             self._disks_noted = now  # set first: each directory has a task
             await self.context.database.note_disks(self.context.lease, self.disks)
