@@ -1,28 +1,28 @@
 """A simulator of HTCondor, whose daemons Debian 12 does not have.
 
-It speaks what the manual documents of condor_submit, condor_q and condor_rm, and writes event logs
-in the documented form; HTCondor's own library must be able to read them.
+It speaks what the manual documents of condor_submit, condor_q and condor_rm. Its event logs are
+written by HTCondor's own library (`tests.condor_log`), with the events that its daemons write, in
+their order.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import define, field
+from htcondor2 import JobEventType
 
+from tests import condor_log
 from tests.batch_simulator import Reply, Simulator, Task
 
 ADDRESS = "<127.0.0.1:9618?addrs=127.0.0.1-9618&alias=condor.example.org>"
 SLOT = "slot1@condor.example.org"
-BYTES = "".join(
-    f"\t0  -  {which}\n" for which in ("Run Bytes Sent By Job", "Run Bytes Received By Job")
-)
-USAGE = "\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  {} Usage\n"
 WAITS = (1, 15, 16)
+PERSON = 1
+"""The code of a hold by condor_hold."""
 
 
 @define(eq=False)
@@ -63,7 +63,7 @@ class CondorSimulator(Simulator):
         for proc in range(count):
             task = self._task(f"{self._clusters}.{proc}", str(proc), fields)
             self.tasks[task.id] = task
-            self.log(task, f"000 Job submitted from host: {ADDRESS}\n")
+            self.log(task, JobEventType.SUBMIT, SubmitHost=ADDRESS)
         return Reply(f"{self._clusters}.0 - {self._clusters}.{count - 1}\n")
 
     @staticmethod
@@ -83,35 +83,21 @@ class CondorSimulator(Simulator):
             {**filled, "starts": 0},
         )
 
-    def log(self, task: Task, text: str) -> None:
-        """Append an event: its number, and the rest."""
-        number, _, rest = text.partition(" ")
-        cluster, _, proc = task.id.partition(".")
-        now = f"{datetime.now(UTC).astimezone():%F %T}"
-        head = f"{number} ({int(cluster):03}.{int(proc):03}.000) {now} "
-        with Path(task.fields["log"]).open("a") as log:
-            log.write(f"{head}{rest}...\n")
+    def log(self, task: Task, event: JobEventType, **fields: Any) -> None:
+        """Append an event to the job's log."""
+        condor_log.append(Path(task.fields["log"]), task.id, event, **fields)
 
     def is_ready(self, task: Task) -> bool:
         return task.state == "waiting" and task.fields["starts"] == 0
 
     def began(self, task: Task) -> None:
         task.fields["starts"] += 1
-        self.log(task, f"001 Job executing on host: {ADDRESS}\n\tSlotName: {SLOT}\n")
+        self.log(task, JobEventType.EXECUTE, ExecuteHost=ADDRESS, SlotName=SLOT)
 
     def ended(self, task: Task, status: int) -> None:
-        how = (
-            f"\t(1) Normal termination (return value {status})\n"
-            if status >= 0
-            else f"\t(0) Abnormal termination (signal {-status})\n\t(0) No core file\n"
-        )
-        usage = "".join(
-            USAGE.format(f"{which} {place}")
-            for which in ("Run", "Total")
-            for place in ("Remote", "Local")
-        )
-        total = BYTES.replace("Run", "Total")
-        self.log(task, f"005 Job terminated.\n{how}{usage}{BYTES}{total}")
+        normal = status >= 0
+        how = {"ReturnValue": status} if normal else {"TerminatedBySignal": -status}
+        self.log(task, JobEventType.JOB_TERMINATED, TerminatedNormally=normal, **how)
         self._leave(task)
 
     def out_of_time(self, task: Task) -> None:
@@ -122,23 +108,35 @@ class CondorSimulator(Simulator):
         self.tasks.pop(task.id, None)
 
     def _aborted(self, task: Task, why: str) -> None:
-        self.log(task, f"009 Job was aborted.\n\t{why}\n")
+        self._evicted(task)
+        self.log(task, JobEventType.JOB_ABORTED, Reason=why)
         self._leave(task)
 
     def _hold(self, task: Task, code: int, sub: int, why: str) -> None:
-        task.state = "held"
-        self.log(task, f"012 Job was held.\n\t{why}\n\tCode {code} Subcode {sub}\n")
-        if code not in WAITS:
-            self._periodic(task)
+        if code == PERSON:
+            self._evicted(task)
+        task.state, task.fields["code"] = "held", code
+        codes = {"HoldReasonCode": code, "HoldReasonSubCode": sub}
+        self.log(task, JobEventType.JOB_HELD, HoldReason=why, **codes)
+        self._periodic(task)
+
+    def _evicted(self, task: Task) -> None:
+        # The shadow of a running job writes this, whoever ends the job; then follows what the
+        # schedd writes.
+        if task.state == "running":
+            task.state = "waiting"
+            self.log(task, JobEventType.JOB_EVICTED, Checkpointed=False)
 
     def _periodic(self, task: Task) -> None:
-        if "periodic_remove" in task.fields:
-            self._aborted(task, "The job attribute PeriodicRemove expression evaluated to TRUE")
+        expression = task.fields["periodic_remove"]
+        again = task.state == "waiting" and task.fields["starts"] > 0
+        failed = task.state == "held" and task.fields["code"] not in WAITS
+        if expression != "false" and (again or failed):
+            why = f"The job attribute PeriodicRemove expression '{expression}' evaluated to TRUE"
+            self._aborted(task, why)
 
     def _evict(self, task: Task) -> None:
-        task.state = "waiting"
-        usage = USAGE.format("Run Remote") + USAGE.format("Run Local")
-        self.log(task, f"004 Job was evicted.\n\t(0) CPU times\n{usage}{BYTES}")
+        self._evicted(task)
         self._periodic(task)
 
     # -- what happens to jobs ---------------------------------------------------------------------
@@ -148,7 +146,9 @@ class CondorSimulator(Simulator):
             task = self.tasks[job]
             self.kill(task, lambda: self._aborted(task, "via condor_rm (by user xenon)"))
 
-    def hold(self, job: str, code: int = 1, sub: int = 0, why: str = "via condor_hold") -> None:
+    def hold(
+        self, job: str, code: int = PERSON, sub: int = 0, why: str = "via condor_hold"
+    ) -> None:
         with self.lock:
             task = self.tasks[job]
             self.kill(task, lambda: self._hold(task, code, sub, why))
@@ -157,7 +157,8 @@ class CondorSimulator(Simulator):
         with self.lock:
             task = self.tasks[job]
             task.state = "waiting"
-            self.log(task, "013 Job was released.\n\tvia condor_release (by user xenon)\n")
+            self.log(task, JobEventType.JOB_RELEASED, Reason="via condor_release (by user xenon)")
+            self._periodic(task)
         self.schedule()
 
     def out_of_memory(self, job: str) -> None:

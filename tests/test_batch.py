@@ -572,3 +572,16 @@ def test_an_address_with_a_password_is_not_shown_to_others(
     with pytest.raises(Denied, match="take it out") as raised:
         system_of(rig, tmp_path).submit([held(tmp_path, "x.1")])
     assert "secret" not in str(raised.value)
+
+
+@on("htcondor")
+async def test_no_option_keeps_an_evicted_job_in_the_queue(rig: Rig, tmp_path: Path) -> None:
+    """It would never end: what has started once does not start again."""
+    system = system_of(rig, tmp_path)
+    (job,) = system.submit([held(tmp_path, "x.1", options=("periodic_remove = false",))])
+    await engine.until(lambda: rig.is_running(job), within=PATIENCE)
+    rig.evict(job)
+    await engine.until(lambda: system.outcome("x.1", job) is not None, within=PATIENCE)
+    ended = system.outcome("x.1", job)
+    assert ended is not None
+    assert ended.how is End.NODE

@@ -26,6 +26,14 @@ from caxev.program import call
 PACKAGE: Final = "condor"
 _WAITS: Final = (1, 15, 16)
 """Codes of holds that end by a release: by a person, at submission, and while files are spooled."""
+_LEAVES: Final = (
+    "periodic_remove = (JobStatus == 1 && NumJobStarts > 0)"
+    f" || (JobStatus == 5 && {' && '.join(f'HoldReasonCode =!= {code}' for code in _WAITS)})"
+)
+"""The last line of a description: a job that would start again, or that has ended by a hold, leaves
+the queue."""
+_LEFT: Final = re.compile(r"PeriodicRemove expression")
+"""What HTCondor writes of a job that has left by `_LEAVES`."""
 _HOLDS: Final[Mapping[tuple[int, int] | int, End]] = {
     (34, 102): End.MEMORY,
     46: End.TIMEOUT,
@@ -64,7 +72,7 @@ class HTCondor(Grouped):
         description = group / "submit"
         lines = [*_description(jobs[0], command), f"log = {self.folder.events / group.name}"]
         lines += [f"initialdir = {group}", f"output = {group}/$(ProcId).log"]
-        lines += [*jobs[0].options, f"queue {len(jobs)}"]
+        lines += [*jobs[0].options, _LEAVES, f"queue {len(jobs)}"]
         description.write_text("".join(f"{line}\n" for line in lines))
         submit = ["condor_submit", "-terse", str(description)]
         return submitted(submit, package=PACKAGE, number=r"\d+(?=\.|$)", hopeless=_HOPELESS)
@@ -164,11 +172,7 @@ def _description(spec: JobSpec, command: Sequence[str]) -> Iterator[str]:
         yield f"allowed_execute_duration = {spec.walltime}"
     if spec.account is not None:
         yield f"accounting_group = {spec.account}"
-    # A job that HTCondor starts again by itself would run twice under one name: it never does, and
-    # one that we count as ended leaves the queue.
     yield "requirements = NumJobStarts == 0"
-    held = " && ".join(f"HoldReasonCode =!= {code}" for code in _WAITS)
-    yield f"periodic_remove = (JobStatus == 1 && NumJobStarts > 0) || (JobStatus == 5 && {held})"
 
 
 def _quoted(words: Sequence[str]) -> str:
@@ -189,14 +193,22 @@ def end_of(event: Event) -> JobEnd | None:
             number = int(event.get("TerminatedBySignal", 0))
             return JobEnd(End.EXIT, -number, f"signal {number}")
         case "JobAbortedEvent":
-            return JobEnd(End.CANCELLED, why=_reason(event, "Reason"))
+            return _aborted(_reason(event, "Reason"))
         case "JobHeldEvent":
             return _held(event)
-        case "JobEvictedEvent" | "JobReconnectFailedEvent":
-            return JobEnd(End.NODE, why=_reason(event, "Reason") or "evicted")
+        case "JobReconnectFailedEvent":
+            return JobEnd(End.NODE, why=_reason(event, "Reason"))
         case "ExecutableErrorEvent":
             return JobEnd(End.EXIT, why="HTCondor could not start it")
     return None
+
+
+def _aborted(why: str) -> JobEnd:
+    # An eviction is logged of every job that stops running, those that a person removes or holds,
+    # too. Only the next event is evidence: a job that goes back to the queue is removed by _LEAVES.
+    if _LEFT.search(why):
+        return JobEnd(End.NODE, why="HTCondor stopped it, and would have started it again")
+    return JobEnd(End.CANCELLED, why=why)
 
 
 def _held(event: Event) -> JobEnd | None:
