@@ -77,11 +77,13 @@ GROUPS: Final = {
     },
     "Started by other programs": {
         "receive": ("caxev.cli.receive:receive", "The remote end of a transfer over SSH."),
-        "batch": ("caxev.cli.batch:batch", "Run beside a job of a batch system."),
     },
 }
 """The import path of each command and its line in ``--help``, grouped by what people want."""
-COMMANDS: Final = {name: one for group in GROUPS.values() for name, one in group.items()}
+COMMANDS: Final = {
+    **{name: path for group in GROUPS.values() for name, (path, _) in group.items()},
+    "batch": "caxev.cli.batch:batch",  # hidden: only batch systems start it
+}
 
 
 class Caxev(CommandGroup):
@@ -97,7 +99,7 @@ class Caxev(CommandGroup):
         del ctx
         if cmd_name not in COMMANDS:
             return None
-        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        module, _, name = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
 

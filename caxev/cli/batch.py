@@ -13,6 +13,7 @@ from caxev.cli.options import example
 
 
 @click.command(
+    hidden=True,
     short_help="Run or watch a job; started by a batch system.",
     epilog=example("caxev batch run /data/jobs/groups/process.3fa2c1 3"),
     context_settings={"allow_extra_args": True},
