@@ -5,8 +5,10 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -40,6 +42,13 @@ SetEnv HOME={directory}/home
 """
 # An empty home: start-up files of a shell here take their time, and one that is killed in the midst
 # of them may leave a lock behind.
+_REAPER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(36, 1)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+# PR_SET_CHILD_SUBREAPER, which outlasts the exec. A session may go on after its connection was cut,
+# as one that waits to open a FIFO: it then stays a process below sshd, and ends with it.
 _PATIENCE = 120.0  # seconds
 
 
@@ -69,9 +78,13 @@ class Server:
 
     def stop(self) -> None:
         """End the listening process and every session it has started."""
-        for child in _children(self.process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(child, 9)
+        ended = set[int]()
+        while children := set(_children(self.process.pid)) - ended:
+            for child in children:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            ended |= children
+            time.sleep(0.01)  # one that was just forked becomes a child of sshd
         self.process.kill()
         self.process.wait()
 
@@ -182,7 +195,8 @@ def _started(directory: Path, more: str) -> Server:
         (directory / "config").write_text(_CONFIG.format(port=port, directory=directory) + more)
         write_known_hosts(directory, port)
         with (directory / "log").open("wb") as log:
-            command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
+            sshd = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
+            command = [sys.executable, "-I", "-S", "-c", _REAPER, *sshd]
             process = start_with_us(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         server = Server(directory, port, process)
         try:

@@ -1340,3 +1340,28 @@ def test_an_rsa_key_signs_by_no_sha1(tmp_path: Path, kind: str, algorithms: list
     for host, port in (("site.example.org", 2222), ("other.example.org", 22)):
         endpoint = Endpoint(host, port=port, known_hosts=str(known))
         assert _options(endpoint)["server_host_key_algs"] == algorithms
+
+
+def test_no_session_outlives_the_server_of_these_tests(sshd: Server) -> None:
+    """A program goes on when its connection is cut, and ends with the server."""
+    keys = ["-i", f"{sshd.directory / 'user_key'}", "-o", "StrictHostKeyChecking=no"]
+    hosts = ["-o", f"UserKnownHostsFile={sshd.directory / 'known_hosts'}", "-F", "none"]
+    remote = [f"{sshd.endpoint.username}@127.0.0.1", "echo $$; exec sleep 1000"]
+    command = ["ssh", *keys, *hosts, "-p", str(sshd.port), *remote]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        program = Path("/proc") / client.stdout.readline().decode().strip()
+        session = _parent(program)
+        client.kill()
+    while _parent(program) == session:
+        time.sleep(0.01)
+    sshd.stop()
+    deadline = time.monotonic() + 60
+    while program.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not program.exists()
+
+
+def _parent(process: Path) -> str:
+    (line,) = (x for x in (process / "status").read_text().splitlines() if x.startswith("PPid:"))
+    return line
