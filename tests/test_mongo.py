@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -32,6 +33,7 @@ from caxev.config import Settings
 from caxev.copies.remaining import EVER
 from caxev.core.clock import utcnow
 from caxev.core.entry import NOTED
+from caxev.core.errors import NothingToDo
 from caxev.core.history import What
 from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
 from caxev.core.model import (
@@ -197,6 +199,25 @@ async def test_requests_about_many_runs_are_read_one_by_one(
             ("first", (1, 2)),
         ]
         assert await db.bulk_names(2) == ["last", "odd"]
+
+
+async def test_a_request_about_too_many_runs_is_refused(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """Before anything is written. As many as it names are kept, though all should fail."""
+    runs = tuple(f"{n:01000}" for n in range(20_000))
+    whole = BulkRequest(id="all", kind="tag", runs=runs, terms={}, by="me", at=AT)
+    async with engine.opened(database) as db:
+        with pytest.raises(NothingToDo, match=r"20000 runs .* at most \d+ at") as refused:
+            await db.add_bulk(whole)
+        assert server.caxev_requests.count_documents({}) == 0
+        most = int(re.findall(r"at most (\d+)", str(refused.value))[0])
+        await db.add_bulk(evolve(whole, runs=runs[:most]))
+        every = {"failed": "$runs", "written": {"$size": "$runs"}}
+        server.caxev_requests.update_one({"_id": "all"}, [{"$set": every}])
+        kept = await db.bulk("all")
+        assert kept is not None
+        assert kept.left == runs[:most]
 
 
 async def test_what_is_held_or_waits_is_read_in_pages(

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from attrs import frozen
+from bson import encode
 from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 
@@ -32,6 +33,9 @@ from caxev.failpoints import point
 _PATIENCE: Final = 90.0
 """Seconds in which a write must be done. A command that was killed in a transaction locks its runs
 for a minute: the server only then gives it up."""
+_MOST: Final = 8_000_000
+"""Maximum size of the list of a request's runs, in bytes, so that all may be listed once more, as
+failed: a document has no more than 16 MiB."""
 _BULK: Final = {"terms": {"$exists": True}}
 """Finds these documents among the requests to listeners."""
 
@@ -125,7 +129,11 @@ class BulkRequests(Runs, History):
     async def add_bulk(
         self, bulk: BulkRequest, parts: Sequence[tuple[Request, HistoryRow]] = ()
     ) -> None:
-        """Keep a request, with all that it asks of listeners, and the rows of history of these."""
+        """Keep a request, with all that it asks of listeners, and the rows of history of these.
+
+        Raises `NothingToDo`, and writes nothing, if it is about too many runs.
+        """
+        _check_size(bulk.runs or ())
         days = self.settings.history_days
         expires = {"expires": bulk.at + timedelta(days=days)} if days else {}
         runs = None if bulk.runs is None else list(bulk.runs)
@@ -176,6 +184,15 @@ class BulkRequests(Runs, History):
         """Return the ids of the latest requests, the newest first."""
         cursor = self._requests.find(_BULK, {"_id": 1}).sort("at", -1).limit(limit)
         return [row["_id"] for row in await cursor.to_list(None) if isinstance(row["_id"], str)]
+
+
+def _check_size(runs: Sequence[RunId]) -> None:
+    size = len(encode({"runs": runs}))
+    if size > _MOST:
+        most = len(runs) * _MOST // size
+        raise NothingToDo(
+            f"{len(runs)} runs are too many for one request: select at most {most} at a time"
+        )
 
 
 def bulk_from(document: Document) -> BulkRequest:
