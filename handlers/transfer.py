@@ -123,10 +123,10 @@ def _pull_plan(job: Job) -> TransferPlan | Skip | RunUpdate:
 
 def _push_plan(job: Job, name: str) -> TransferPlan | Skip | RunUpdate:
     """Decide about a push to a site; an update withdraws what is no longer wanted there."""
-    key, trigger, now = key_of(job), trigger_of("push", job), job.now()
-    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=now)
+    key, trigger = key_of(job).at(name), trigger_of("push", job)
+    plan = plan_push(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        return withdrawal(job.run, key.at(name), trigger) or plan
+        return withdrawal(job.run, key, trigger) or plan
     return plan
 
 
@@ -148,17 +148,16 @@ def plan_pull(
 
 
 def plan_push(
-    run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str, now: datetime
+    run: Run, key: CopyKey, site: Site, sites: Sites, *, trigger: str, now: datetime
 ) -> TransferPlan | Skip:
-    """Decide whether `site` brings its copy of this type and version to the site `name`. Pure."""
-    key = seen.at(name)
+    """Decide whether `site` makes the copy `key` at another site from its own. Pure."""
     asked = requested_from(run.copy(key), trigger)
-    if why := not_brought(asked, site, name):
+    if why := not_brought(asked, site, key.host):
         return Skip(why)
-    there = _target(seen.type, site, sites, name)
+    there = _target(key, site, sites)
     if isinstance(there, Skip):
         return there
-    source = run.copy(seen.at(site.name))
+    source = run.copy(key.at(site.name))
     if source is None:
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
@@ -173,15 +172,15 @@ def _lacking(run: Run, key: CopyKey, why: str) -> Skip:
     return Unmet(why) if run.copy(key) is None else Skip(why)
 
 
-def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
-    """Return the site `name` if data of this type can be brought to it from `site`."""
-    there = sites.find(name)
+def _target(key: CopyKey, site: Site, sites: Sites) -> Site | Skip:
+    """Return the site of a copy if data of its type can be brought there from `site`."""
+    there = sites.find(key.host)
     if there is None:
-        return Skip(f"{name} is not in sites.json")
+        return Skip(f"{key.host} is not in sites.json")
     if (how := unserved(there.method)) is not None:
-        return Skip(f"{name} is reached by {how}")
-    if kind not in site.data_type or kind not in there.data_type:
-        return Skip(f"{kind} data does not go to {name} (data_type)")
+        return Skip(f"{key.host} is reached by {how}")
+    if key.type not in site.data_type or key.type not in there.data_type:
+        return Skip(f"{key.type} data does not go to {key.host} (data_type)")
     return there
 
 

@@ -122,7 +122,7 @@ def test_only_wanted_versions_come(fields: dict[str, Any], version: str, comes: 
     assert now is not None
     lngs, chicago = sites.get("lngs"), sites.get("chicago")
     pulled = plan_pull(run, seen, chicago, sites, trigger="t", now=now)
-    pushed = plan_push(run, seen, lngs, sites, name="chicago", trigger="t", now=now)
+    pushed = plan_push(run, seen.at("chicago"), lngs, sites, trigger="t", now=now)
     catalogued = versioned(version, "cern")
     at_cern = catalogued.copies[0].key
     fetched = plan_fetch(catalogued, at_cern, chicago, sites, trigger="t", now=now)

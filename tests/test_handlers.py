@@ -114,9 +114,9 @@ def push(
     sites: Sites = ALL,
     days: float = 0,
 ) -> Any:
-    seen = CopyKey(kind, here.name)
+    key = CopyKey(kind, name)
     now = NOW + timedelta(days=days)
-    return transfer.plan_push(run, seen, here, sites, name=name, trigger=TRIGGER, now=now)
+    return transfer.plan_push(run, key, here, sites, trigger=TRIGGER, now=now)
 
 
 def why(plan: object) -> str:
@@ -230,7 +230,7 @@ def test_what_has_taken_the_place_of_an_old_method_is_named() -> None:
     run = run_of(entry("grid"), entry("lngs"))
     found = transfer.sources(run, RAW, here, sites)
     assert "write gfal-copy" in why(found)
-    verdict = transfer.plan_push(run, RAW, here, sites, name="grid", trigger=TRIGGER, now=NOW)
+    verdict = transfer.plan_push(run, RAW.at("grid"), here, sites, trigger=TRIGGER, now=NOW)
     assert "write gfal-copy" in why(verdict)
 
 
