@@ -56,7 +56,7 @@ from caxev.config.data_types import RAW, UNTRIGGERED
 from caxev.copies.lifecycle import broken_off, found_bad, found_good
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
-from caxev.files import Report, confine, digest_tree, idle_disk, printable
+from caxev.files import digest_copy, digest_gently, printable
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
 
@@ -203,20 +203,6 @@ def _location(seen: Copy) -> str:
     if seen.location is None:
         raise GiveUp(f"{seen.key} has no location")
     return seen.location
-
-
-def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
-    """Make the manifest of the copy at `location`, which must be inside one of `roots`."""
-    return digest_tree(confine(location, roots), sha512=sha512, report=report)
-
-
-def digest_gently(
-    location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
-) -> Manifest:
-    """As `digest_copy`, by one thread at idle disk priority."""
-    path = confine(location, roots)
-    with idle_disk():
-        return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
 
 
 async def verdict(

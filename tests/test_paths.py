@@ -17,8 +17,7 @@ from caxev import transfer
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
 from caxev.engine.workers import Workers
-from caxev.files import confine, link_problem, within_tree
-from caxev.handlers import checksum
+from caxev.files import confine, digest_copy, link_problem, within_tree
 from caxev.handlers import transfer as reactions
 from caxev.transfer import Route
 from caxev.transfer.carrying import TransferPlan
@@ -118,7 +117,7 @@ def test_what_is_verified_lies_inside(tmp_path: Path) -> None:
     for attack in place.against_here:
         if not attack.kept:
             with pytest.raises((GiveUp, Retry)):
-                checksum.digest_copy(attack.path, place.here.roots, False, report=quiet)
+                digest_copy(attack.path, place.here.roots, False, report=quiet)
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])

@@ -8,8 +8,9 @@ from caxev.core.errors import Retry
 from caxev.files.confined import Confined
 from caxev.files.manifest import PART, Item, Manifest, Range, item_digest, wrong_ranges
 from caxev.files.meter import Report
-from caxev.files.paths import printable
+from caxev.files.paths import confine, printable
 from caxev.files.reading import Hash, Stretch, read_all, stretches
+from caxev.files.throttle import idle_disk
 from caxev.files.tree import Seen, look, manifest_of
 
 
@@ -38,6 +39,24 @@ def digest_tree(
         raise Retry(f"{printable(root)} changed while it was read")
     rest = [item for item in manifest_of(before).items if item.kind != "file"]
     return Manifest([*map(_item, files), *rest])
+
+
+def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
+    """Make the manifest of the copy at `location`, which must be inside one of `roots`.
+
+    Here, and not beside the handler that asks for it: a worker process would import all that a
+    handler needs, which takes longer than its own start.
+    """
+    return digest_tree(confine(location, roots), sha512=sha512, report=report)
+
+
+def digest_gently(
+    location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
+) -> Manifest:
+    """As `digest_copy`, by one thread at idle disk priority."""
+    path = confine(location, roots)
+    with idle_disk():
+        return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
 
 
 def _wanted(seen: Seen, also: Sequence[Hash], sha512: bool) -> list[Stretch]:
