@@ -48,6 +48,7 @@ from caxev.core.model import (
     Tag,
 )
 from caxev.core.registry import recorded
+from caxev.handlers import checksum
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster, Server
@@ -206,7 +207,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "no such run" in run.stdout
 
 
-SPARED = ["asyncssh", "caxev.author", "caxev.database.public", "trio"]
+SPARED = ["asyncssh", "caxev.author", "caxev.config.public", "caxev.database.public", "trio"]
 
 
 @pytest.mark.parametrize(
@@ -214,11 +215,13 @@ SPARED = ["asyncssh", "caxev.author", "caxev.database.public", "trio"]
     [
         ("caxev.engine.worker", ["caxev.config", "cattrs", "pymongo"]),
         ("caxev.transfer.receive", ["caxev.config", "cattrs", "pymongo"]),
-        ("caxev.batch.runner", []),
+        ("caxev.batch.runner", ["caxev.database.connection"]),
+        ("caxev.batch.work", ["pymongo"]),
+        (vars(checksum)["digest_copy"].__module__, ["caxev.config", "cattrs", "pymongo"]),
     ],
 )
 def test_what_others_wait_for_imports_little(module: str, more: list[str]) -> None:
-    """A worker, the far end of a transfer and a job start without what they may not need."""
+    """A worker and its tasks, the far end of a transfer and a job start without what they spare."""
     heavy = {*SPARED, *more}
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

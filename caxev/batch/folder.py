@@ -42,7 +42,7 @@ from caxev import failpoints
 from caxev.batch.base import JobEnd, JobSpec
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey
-from caxev.database.blocking import id_from, id_text
+from caxev.database.ids import id_from, id_text
 from caxev.files import Confined, confine_entry, make_private, read_file, root_rows, roots_from
 from caxev.files.resolved import remove
 

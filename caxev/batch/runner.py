@@ -24,9 +24,9 @@ from caxev import failpoints
 from caxev.batch.base import End, JobEnd, JobSpec, system
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
-from caxev.config import ConfigError, Settings, without_secrets
+from caxev.config.settings import Settings, without_secrets
 from caxev.core.clock import utcnow
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import ConfigError, GiveUp, Retry
 from caxev.core.model import TRANSFERRING, CopyIs
 from caxev.core.update import RunUpdate
 from caxev.database.blocking import amend

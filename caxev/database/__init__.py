@@ -26,7 +26,8 @@ They stand on
 - `rows`: documents of caxev's own collections, read with care;
 - `writes`: many writes at once, guarded by the lease.
 
-`blocking` is for processes without an event loop.
+`blocking` is for processes without an event loop, `lease_keeper` for those whose loop is blocked,
+`ids` for those that need no pymongo.
 
 `public` lists the names that all this offers here.
 """

@@ -36,7 +36,8 @@ from pymongo.monitoring import (
 )
 
 from caxev import failpoints
-from caxev.config import ConfigError, Settings
+from caxev.config.settings import Settings
+from caxev.core.errors import ConfigError
 
 Document = dict[str, Any]
 Client = AsyncMongoClient[Document]

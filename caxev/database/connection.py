@@ -22,8 +22,9 @@ from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.read_concern import ReadConcern
 
 from caxev import aio
-from caxev.config import ConfigError, Settings
+from caxev.config.settings import Settings
 from caxev.core.clock import clock
+from caxev.core.errors import ConfigError
 from caxev.database.client import (
     Client,
     Document,

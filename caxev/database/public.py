@@ -1,6 +1,6 @@
 """The names that `caxev.database` offers, each from the module that has it."""
 
-from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
+from caxev.database.blocking import amend
 from caxev.database.bulk_requests import BulkRequest, RequestPart
 from caxev.database.client import (
     DatabaseError,
@@ -20,7 +20,9 @@ from caxev.database.database import Database
 from caxev.database.feed import Changed, FeedStream, News
 from caxev.database.helpers import Helper, ReactionStream
 from caxev.database.history import HistorySearch
+from caxev.database.ids import id_from, id_text
 from caxev.database.indexes import URGENT_FIRST
+from caxev.database.lease_keeper import LeaseKeeper
 from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
