@@ -553,6 +553,35 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
     assert [reaction.event.status for reaction in intake.started] == [*statuses]
 
 
+async def test_a_batch_that_was_read_ahead_is_compared_with_the_one_before(
+    database: Named, server: Server
+) -> None:
+    """Also if that led to nothing and is recorded by then: a status that came back is news."""
+
+    async def react(job: Job) -> None:
+        """Wanted for one status."""
+
+    options = engine.options_for(database, [engine.handler(react, copy("transferred"))])
+    intake = Counting()
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, Job.now())
+        assert found is not None
+        recorder = EngineRecorder(Context(db, found[0], options), intake)
+        (run,) = await add(db, 1)
+
+        async def ahead(status: str) -> Ahead:
+            server["runs_new"].update_one({}, {"$set": {"data.0.status": status}})
+            batch = Batch({run: Job.now()}, Position(start=await db.cluster_time()), 1)
+            return Ahead(batch, await recorder.read(batch.runs), recorder._turn)
+
+        assert await recorder.record_batch(await ahead("transferred"))
+        one, two = await ahead("other"), await ahead("transferred")
+        assert not await recorder.record_batch(one)
+        await recorder.flush()
+        assert await recorder.record_batch(two)
+    assert len(intake.started) == 2
+
+
 async def test_what_a_scan_read_early_does_not_count_once_it_was_compared(
     database: Named, server: Server
 ) -> None:

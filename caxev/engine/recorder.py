@@ -122,7 +122,7 @@ class Recorder:
     # Changes whenever something is recorded beside the stream: then what was read ahead is stale.
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
-    # The snapshots of the batch that was recorded last.
+    # The snapshots of the last batch.
     _latest: Mapping[RunId, Snapshot | None] = field(init=False, factory=dict)
     # What led to nothing and is not recorded yet: newer than what the database has.
     _deferred: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
@@ -167,6 +167,8 @@ class Recorder:
                 ingest.reactions or ingest.priorities or self.unreadable.among(ingest.snapshots)
             ):
                 self._defer(ingest.snapshots, batch.position)
+                # It may be recorded before the batch that is read ahead.
+                self._latest = ingest.snapshots
                 return False
             await self.record(evolve(ingest, position=batch.position))
             self._latest = {
@@ -185,7 +187,6 @@ class Recorder:
         self._outdate(snapshots)
         self._deferred.update(snapshots)
         self._behind = position
-        self._remember(snapshots)
         self._has_deferred.set()
 
     async def record_deferred(self) -> None:
