@@ -80,6 +80,7 @@ from caxev.database import (
     run_queries,
 )
 from caxev.database.runs import GIVEN_UP_KEPT, snapshot_projection
+from caxev.database.snapshots import MANY_REACTIONS
 from caxev.files import Manifest
 from tests import engine
 from tests.conftest import Database as Named
@@ -837,6 +838,22 @@ async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named
 
 
 # -- reactions ------------------------------------------------------------------------------------
+
+
+async def test_one_of_many_reactions_may_stand(database: Named) -> None:
+    """Many are inserted together; one that stands and runs is renewed, and keeps its claim."""
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        run = await added(db, entry())
+        (running,) = await owed(db, run, lease, claimed=1)
+        renewed = evolve(running, generation=running.generation + 100, state=State.PENDING)
+        others = [reaction_of(run, lease, number) for number in range(1, MANY_REACTIONS)]
+        ingest = Ingest({run.id: run.snapshot()}, [renewed, *others])
+        await db.ingest(lease, ingest, utcnow())
+        assert len(await db.standing([one.id for one in ingest.reactions])) == MANY_REACTIONS
+        assert (await db.snapshot(SITE, [run.id])).before == {run.id: run.snapshot()}
+        done = settle(running, Done(), utcnow(), allowed=3, jitter=0)
+        assert await db.settle([done], lease) == (0, 1)
 
 
 async def test_a_claim_counts_for_what_is_still_as_given(database: Named) -> None:

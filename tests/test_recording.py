@@ -27,7 +27,7 @@ from caxev.core.ledger import Failed as FailedOutcome
 from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
 from caxev.core.model import Aspect, Event, Run
 from caxev.core.packing import pack, unpack
-from caxev.core.recording import Maker, Recording, again, compare, outlook
+from caxev.core.recording import Maker, Recording, WholeRuns, again, compare, outlook
 from caxev.core.registry import Handler, Registry
 from tests import engine
 from tests import strategies as make
@@ -54,7 +54,8 @@ def maker(decide: Any = None, *, also: tuple[Handler, ...] = ()) -> Maker:
 def recorded(
     decide: Any = None, before: dict[Aspect, str] | None = None, **options: Any
 ) -> Recording:
-    return compare(maker(decide), {1: NOW}, {1: before or {}}, {1: SNAPSHOT}, {1: RUN}, **options)
+    whole = WholeRuns({1: RUN})
+    return compare(maker(decide), {1: NOW}, {1: before or {}}, {1: SNAPSHOT}, whole, **options)
 
 
 def key(found: Recording) -> str:

@@ -20,7 +20,7 @@ from caxev.cli.values import HANDLER, SITE
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.model import Aspect, Event, Run, RunId
-from caxev.core.recording import Maker, again, compare, outlook, possible_keys
+from caxev.core.recording import Maker, WholeRuns, again, compare, outlook, possible_keys
 from caxev.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -135,8 +135,9 @@ def plan(
     """Return what a replay of a run fires, given its stored snapshot."""
     maker, now = Maker(registry, options().sites()), utcnow()
     snapshot = run.snapshot(registry.watched)
+    whole = WholeRuns({run.id: run})
     # The listener compares snapshots first, so new changes fire whatever handler was requested.
-    new = compare(maker, {run.id: now}, {run.id: before}, {run.id: snapshot}, {run.id: run})
+    new = compare(maker, {run.id: now}, {run.id: before}, {run.id: snapshot}, whole)
     # A reaction that is new would be found by the replay as well: list it once.
     fired = set()
     for reaction in new.standing(standing):

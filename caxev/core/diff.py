@@ -22,15 +22,15 @@ from caxev.core.model import (
 
 def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
     """Return the aspects that differ: those of now in their order, then those that are gone."""
-    now = tuple(
+    now = [
         Event(run, aspect, before.get(aspect), value)
         for aspect, value in after.items()
         if before.get(aspect) != value
-    )
-    gone = tuple(
+    ]
+    gone = [
         Event(run, aspect, value, None) for aspect, value in before.items() if aspect not in after
-    )
-    return now + gone
+    ]
+    return (*now, *gone)
 
 
 def replay(before: Snapshot, events: Iterable[Event]) -> dict[Aspect, str]:

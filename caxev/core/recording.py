@@ -12,12 +12,13 @@ what it began.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any, Final, TypeAlias
 
-from attrs import Factory, evolve, frozen
+from attrs import Factory, define, evolve, frozen
 
 from caxev.core.diff import diff
 from caxev.core.job import Decision, Job, Skip, Wait
@@ -26,9 +27,34 @@ from caxev.core.model import Event, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 
 MOST_COPIES: Final = 1000
-"""Copies of a run. One with more is parked: it would delay all others at every change."""
+"""Entries of a run. One with more is parked: it would delay all others at every change."""
 
 ByRun: TypeAlias = Mapping[RunId, Snapshot]
+
+
+@define(eq=False)
+class WholeRuns(Mapping[RunId, Run]):
+    """Runs that were read whole. Each is made of its document only when it is asked for."""
+
+    found: dict[RunId, Mapping[str, Any] | Run] = Factory(dict)
+
+    def __getitem__(self, run: RunId) -> Run:
+        one = self.found[run]
+        if not isinstance(one, Run):
+            one = self.found[run] = Run.from_document(one)
+        return one
+
+    def __iter__(self) -> Iterator[RunId]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def entries(self, run: RunId) -> int:
+        """Return the number of entries of a run; 0 if it is not among these."""
+        one = self.found.get(run, {})
+        data = (one.document if isinstance(one, Run) else one).get("data")
+        return len(data) if isinstance(data, list) else 0
 
 
 @frozen
@@ -38,7 +64,7 @@ class Recording:
     `snapshots` are to be stored; None: the run is gone. `priorities` are those of runs whose tags
     changed them. `unless_standing` are reactions that decisions found needless or premature: each
     is to be made if one stands under its key already. `oversized` are runs with more than
-    `MOST_COPIES` copies, of which nothing is in the rest.
+    `MOST_COPIES` entries, of which nothing is in the rest.
     """
 
     snapshots: Mapping[RunId, Snapshot | None] = Factory(dict)
@@ -137,14 +163,18 @@ def later(reaction: Reaction, decision: Wait) -> Reaction:
 def _made(
     maker: Maker,
     events: Iterable[Event],
-    run: Run | None,
+    run: Callable[[], Run | None],
     at: datetime,
     priority: int,
     *,
     is_new: bool,
 ) -> Iterator[tuple[Reaction, Decision]]:
     for event in events:
-        for handler, decision in maker.decisions(event, run, at):
+        # Most events concern no handler, or none with a decision: then the run is not needed.
+        if not (handlers := maker.registry.wanting(event)):
+            continue
+        asked = run() if any(one.decide for one in handlers) else None
+        for handler, decision in maker.decisions(event, asked, at):
             # Of a run that was never seen no reaction can stand: most of a first scan ends here.
             if is_new and isinstance(decision, Skip):
                 continue
@@ -160,7 +190,7 @@ def compare(
     runs: Mapping[RunId, datetime],
     before: ByRun,
     now: ByRun,
-    whole: Mapping[RunId, Run],
+    whole: WholeRuns,
     *,
     alarmed: Container[str] | None = (),
 ) -> Recording:
@@ -180,14 +210,12 @@ def compare(
         # Most runs of a scan are as they were.
         if seen == there:
             continue
-        document = whole.get(run)
-        if document is not None and len(document.copies) > MOST_COPIES:
-            oversized[run] = len(document.copies)
+        if (entries := whole.entries(run)) > MOST_COPIES:
+            oversized[run] = entries
             continue
-        if alarmed is None or (alarmed and str(document) in alarmed):
-            document = None
+        asked = partial(_asked, whole, run, alarmed)
         events, priority = diff(run, seen, there), maker.priority(there)
-        for reaction, decision in _made(maker, events, document, at, priority, is_new=not seen):
+        for reaction, decision in _made(maker, events, asked, at, priority, is_new=not seen):
             if decision is None:
                 reactions.append(reaction)
             else:
@@ -198,6 +226,11 @@ def compare(
         if maker.urgent and any(map(maker.is_urgent, events)):
             priorities[run] = priority
     return Recording(snapshots, reactions, priorities, doubtful, oversized)
+
+
+def _asked(whole: WholeRuns, run: RunId, alarmed: Container[str] | None) -> Run | None:
+    found = None if alarmed is None else whole.get(run)
+    return None if alarmed and str(found) in alarmed else found
 
 
 def possible_keys(registry: Registry, snapshots: ByRun) -> list[str]:

@@ -16,6 +16,7 @@ from attrs import Factory, define, evolve
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import OperationFailure
 
 from caxev.core.ledger import Reaction
 from caxev.core.model import (
@@ -28,7 +29,7 @@ from caxev.core.model import (
     snapshot_of,
 )
 from caxev.core.packing import pack
-from caxev.core.recording import MOST_COPIES
+from caxev.core.recording import MOST_COPIES, WholeRuns
 from caxev.database.client import Document
 from caxev.database.connection import LIMIT, PAGE, operation, within
 from caxev.database.quarantine import Quarantine
@@ -37,13 +38,16 @@ from caxev.database.rows import is_plain, snapshot_from
 from caxev.database.runs import snapshot_projection
 from caxev.database.sites import Position, Sites
 from caxev.database.stream import AWAIT, Batch, Stream, is_usable
-from caxev.database.writes import Lease, lease_lost, upsert, write_all
+from caxev.database.writes import Lease, insert_all, lease_lost, upsert, write_all
 from caxev.failpoints import point
 
 T = TypeVar("T")
 
 MOST_REACTIONS: Final = 2000
 """Reactions that are recorded in one transaction."""
+MANY_REACTIONS: Final = 50
+"""Reactions from which on they are inserted, which costs the server a third of an upsert."""
+_DUPLICATE_KEY: Final = 11000
 
 
 @define
@@ -56,14 +60,14 @@ class Snapshots:
 
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
-    whole: dict[RunId, Run]
+    whole: WholeRuns
 
     def replace(self, runs: Iterable[RunId], newer: Snapshots) -> None:
         """Put what was read later of some runs in the place of what is here."""
         wanted = [*runs]
         _replace(self.now, newer.now, wanted)
         _replace(self.before, newer.before, wanted)
-        _replace(self.whole, newer.whole, wanted)
+        _replace(self.whole.found, newer.whole.found, wanted)
 
 
 def _replace(mine: dict[RunId, T], newer: Mapping[RunId, T], runs: Iterable[RunId]) -> None:
@@ -138,7 +142,7 @@ class Recording(Sites, Quarantine):
         changed: bool,
     ) -> Snapshots:
         if not runs:  # an idle stream's empty batches must not become queries
-            return Snapshots({}, {}, {})
+            return Snapshots({}, {}, WholeRuns())
         # Copied, because the caller may change `known` meanwhile.
         last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
@@ -157,8 +161,7 @@ class Recording(Sites, Quarantine):
             differing = [run for run in runs if now.get(run) != last.get(run) or run not in now]
             documents = await self._whole(differing) if differing else []
             now |= {document["_id"]: snapshot_of(document, watched) for document in documents}
-        whole = {document["_id"]: Run.from_document(document) for document in documents}
-        return Snapshots(now, last, whole)
+        return Snapshots(now, last, WholeRuns({one["_id"]: one for one in documents}))
 
     async def _whole(self, runs: Sequence[RunId]) -> list[Document]:
         # Of a run with too many copies to serve, one more than that many shows it.
@@ -225,15 +228,34 @@ class Recording(Sites, Quarantine):
 
     @operation
     async def _ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
+        try:
+            insert = len(ingest.reactions) >= MANY_REACTIONS
+            await self._record(lease, ingest, now, insert=insert)
+        except OperationFailure as error:
+            if error.code != _DUPLICATE_KEY:
+                raise
+            # One of them stands already, which ended the transaction.
+            await self._record(lease, ingest, now, insert=False)
+
+    async def _record(self, lease: Lease, ingest: Ingest, now: datetime, *, insert: bool) -> None:
         attempts = count()
+
+        async def seen() -> list[Document]:
+            return _seen(lease, ingest)
 
         async def write(session: AsyncClientSession) -> None:
             point("database.ingest.begin")
             # The site's document comes last: whoever waits for it waits the shorter. But a renewal
             # of the lease in between makes it conflict, so a second attempt locks it first.
-            writes = _recorded(lease, ingest)
             guard = {"q": lease.held, "u": _moved(ingest.position, now)}
-            writes.insert(0 if next(attempts) else len(writes), guard)
+            first = not next(attempts)
+            if insert and first:
+                # Snapshots are packed while the server inserts.
+                new = insert_all(self._ledger, _new(ingest.reactions), session)
+                writes = (await asyncio.gather(new, seen()))[1]
+            else:
+                writes = [*_seen(lease, ingest), *map(_renewal, ingest.reactions)]
+            writes.insert(len(writes) if first else 0, guard)
             if await write_all(self._ledger, writes, session) < len(writes):
                 raise lease_lost(lease.site)
             # Otherwise each scan would find the runs again that are gone.
@@ -257,21 +279,24 @@ def _of_runs(site: str, runs: Sequence[RunId]) -> Document:
     return {"_id": {"$in": [_key(site, run) for run in runs]}}
 
 
-def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
+def _seen(lease: Lease, ingest: Ingest) -> list[Document]:
     # A handler that came later has not seen all of a run whose snapshot was there already.
     when = "$set" if ingest.replayed else "$setOnInsert"
-    snapshots = [
+    return [
         upsert(_key(lease.site, run), {"$set": {"seen": pack(seen)}, when: {"by": ingest.handlers}})
         for run, seen in ingest.snapshots.items()
         if seen is not None
     ]
-    # A renewal keeps the claim, if there is one: its attempt is still under way.
+
+
+def _new(reactions: Sequence[Reaction]) -> list[Document]:
+    return [{"_id": one.id, **reaction_document(one)} for one in reactions]
+
+
+def _renewal(one: Reaction) -> Document:
+    # It keeps the claim, if there is one: its attempt is still under way.
     stale = dict.fromkeys(("progress", "started", "hindered", "root"), "")
-    renewals = (
-        upsert(one.id, {"$set": reaction_document(one), "$unset": stale})
-        for one in ingest.reactions
-    )
-    return [*snapshots, *renewals]
+    return upsert(one.id, {"$set": reaction_document(one), "$unset": stale})
 
 
 def _moved(position: Position | None, now: datetime) -> Document:

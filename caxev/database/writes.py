@@ -112,6 +112,13 @@ async def write_all(collection: Collection, updates: Sequence[Document], session
     return await _in_parts(collection, "update", "updates", updates, session)
 
 
+async def insert_all(
+    collection: Collection, documents: Sequence[Document], session: Session
+) -> int:
+    """Insert documents, as `write_all`; return how many. Raises OperationFailure if one stands."""
+    return await _in_parts(collection, "insert", "documents", documents, session)
+
+
 async def delete_all(collection: Collection, queries: Sequence[Document], session: Session) -> int:
     """Delete a document for each query, as `write_all`; return how many were found."""
     deletes = [{"q": query, "limit": 1} for query in queries]
