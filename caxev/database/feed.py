@@ -127,7 +127,7 @@ class FeedStream(ChangeCursor):
 
 def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
     """Return the stages that pass on what is shown."""
-    match, project = pipeline(ALL)
+    match, _ = pipeline(ALL)
     which = "documentKey._id"
     wanted = [
         {"ns.coll": runs, **match["$match"]},
@@ -136,7 +136,8 @@ def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
         *({"ns.coll": ledger, f"{which}.{kind}": {"$exists": True}} for kind in (ALARM, PROCESS)),
         {"ns.coll": requests},
     ]
-    return [{"$match": {"$or": wanted}}, {"$project": {**project["$project"], "ns.coll": 1}}]
+    shown = {"operationType": 1, "documentKey": 1, "ns.coll": 1}
+    return [{"$match": {"$or": wanted}}, {"$project": shown}]
 
 
 class Feeds(Requests):

@@ -8,10 +8,11 @@ whole batch at once, so an event is small whatever the document's size.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import trio
@@ -51,6 +52,9 @@ _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
 _STATUS: Final = r"^data\.\d+\.(status(_since)?|manifest|checksum)$"
 _CHANGED: Final = f"$updateDescription.updatedFields.{CHANGED}"
+# Servers before 6.0 give no wallTime; the cluster time counts only whole seconds. A number is
+# decoded much sooner than a date.
+_MILLISECONDS: Final = {"$toLong": {"$ifNull": ["$wallTime", {"$toDate": "$clusterTime"}]}}
 
 
 def pipeline(interest: Interest = ALL) -> list[Document]:
@@ -85,7 +89,7 @@ def pipeline(interest: Interest = ALL) -> list[Document]:
     wanted = [{"operationType": {"$ne": "update"}}, {"$expr": {"$or": touching}}]
     return [
         {"$match": {"$or": wanted}},
-        {"$project": {"operationType": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1}},
+        {"$project": {"operationType": 1, "run": "$documentKey._id", "at": _MILLISECONDS}},
     ]
 
 
@@ -142,6 +146,7 @@ class ChangeCursor:
         self._session: AsyncClientSession | None = None
         self._cursor = 0
         self._first: Document | None = None
+        self._following: asyncio.Task[Document] | None = None
 
     async def open(self, position: Position) -> None:
         """Start after `position`. Raises pymongo's errors, and `HistoryLost` for a bad token."""
@@ -169,17 +174,24 @@ class ChangeCursor:
         # Opening has brought a first batch, which may be empty.
         cursor, self._first = self._first, None
         if cursor is None or not cursor["firstBatch"]:
-            command = {
-                "getMore": Int64(self._cursor),
-                "collection": self._collection or "$cmd.aggregate",
-                "batchSize": BATCH,
-                "maxTimeMS": int(wait * 1000),
-            }
-            cursor = await self._command(command)
+            following, self._following = self._following, None
+            cursor = await (following or self._more(wait))
         changes = cursor.get("firstBatch") or cursor.get("nextBatch") or []
+        if len(changes) >= BATCH:
+            # There are more: let the server look for them while these are worked on.
+            self._following = asyncio.create_task(self._more(wait))
         # The token after the batch: it also passes what the pipeline left out.
         token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
         return changes, Position(token=token)
+
+    async def _more(self, wait: float) -> Document:
+        command = {
+            "getMore": Int64(self._cursor),
+            "collection": self._collection or "$cmd.aggregate",
+            "batchSize": BATCH,
+            "maxTimeMS": int(wait * 1000),
+        }
+        return await self._command(command)
 
     async def _command(self, command: Document) -> Document:
         # A command does not take the client's options for what it decodes.
@@ -197,6 +209,9 @@ class ChangeCursor:
 
     async def close(self) -> None:
         """Forget the cursor; the server ends it with its session."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
         if self._session is not None:
             await self._session.end_session()
             self._session = None
@@ -229,20 +244,14 @@ def is_usable(run: Any) -> bool:
     return True
 
 
-def _when(change: Document) -> datetime:
-    # Servers before 6.0 give no wallTime; the cluster time counts only whole seconds.
-    wall: datetime | None = change.get("wallTime")
-    return wall or change["clusterTime"].as_datetime()
-
-
 def _batch(changes: Sequence[Document], position: Position) -> Batch:
     runs: dict[RunId, datetime] = {}
     for change in changes:
         if change["operationType"] in ENDS:
             raise HistoryLost(f"the runs collection had a {change['operationType']!r}")
-        run = change["documentKey"]["_id"]
-        if is_usable(run):
-            runs.setdefault(run, _when(change))
+        run = change["run"]
+        if is_usable(run) and run not in runs:
+            runs[run] = datetime.fromtimestamp(change["at"] / 1000, UTC)
     return Batch(runs, position, len(changes))
 
 
