@@ -59,6 +59,7 @@ from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
+from caxev.engine.shortcut import opened
 from caxev.engine.watcher import SHOW_EVERY, ScanMeter, Watcher
 from tests import engine
 from tests.conftest import Database as Named
@@ -566,19 +567,20 @@ async def test_a_batch_that_was_read_ahead_is_compared_with_the_one_before(
     async with engine.opened(database) as db:
         found = await db.acquire(SITE, "one", 60.0, Job.now())
         assert found is not None
-        recorder = EngineRecorder(Context(db, found[0], options), intake)
+        context = Context(db, found[0], options)
+        recorder = EngineRecorder(context, intake)
         (run,) = await add(db, 1)
+        await recorder.snapshot({run: Job.now()})
+        async with opened(context, Position(start=await db.cluster_time())) as stream:
 
-        async def ahead(status: str) -> Ahead:
-            server["runs_new"].update_one({}, {"$set": {"data.0.status": status}})
-            batch = Batch({run: Job.now()}, Position(start=await db.cluster_time()), 1)
-            return Ahead(batch, await recorder.read(batch.runs), recorder._turn)
+            async def ahead(status: str) -> Ahead:
+                server["runs_new"].update_one({}, {"$set": {"data.0.status": status}})
+                return await recorder.read_ahead(stream)
 
-        assert await recorder.record_batch(await ahead("transferred"))
-        one, two = await ahead("other"), await ahead("transferred")
-        assert not await recorder.record_batch(one)
-        await recorder.flush()
-        assert await recorder.record_batch(two)
+            one, two = await ahead("other"), await ahead("transferred")
+            assert not await recorder.record_batch(one)
+            await recorder.flush()
+            assert await recorder.record_batch(two)
     assert len(intake.started) == 2
 
 

@@ -86,12 +86,14 @@ class Intake(Protocol):
 class Ahead:
     """A batch that was read ahead, with the snapshots of its runs.
 
-    `turn` is the recorder's when they were read; `recorded` is set when the batch is recorded.
+    `turn` is the recorder's when they were read; `newer` are snapshots that the stream has brought
+    since, or that were not recorded yet; `recorded` is set when the batch is recorded.
     """
 
     batch: Batch
     snapshots: Snapshots
     turn: int
+    newer: Mapping[RunId, Snapshot | None] = field(factory=dict)
     recorded: trio.Event = field(factory=trio.Event)
 
 
@@ -122,8 +124,8 @@ class Recorder:
     # Changes whenever something is recorded beside the stream: then what was read ahead is stale.
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
-    # The snapshots of the last batch.
-    _latest: Mapping[RunId, Snapshot | None] = field(init=False, factory=dict)
+    # What was recorded or deferred since the batch that is read ahead was begun to be read.
+    _newer: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
     # What led to nothing and is not recorded yet: newer than what the database has.
     _deferred: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
     _behind: Position | None = field(init=False, default=None)
@@ -142,10 +144,12 @@ class Recorder:
     async def read_ahead(self, stream: Stream, wait: float = AWAIT) -> Ahead:
         """Wait up to `wait` seconds for the stream's next batch, and read its runs' snapshots."""
         context, turn = self.context, self._turn
+        # A copy: what is deferred may be recorded before it is compared.
+        newer = self._newer = dict(self._deferred)
         found = await context.database.next_look(
             stream, context.lease.site, self._known, context.registry.watched, wait
         )
-        return Ahead(*found, turn)
+        return Ahead(*found, turn, newer)
 
     async def record_batch(self, ahead: Ahead) -> bool:
         """Take in a batch; return whether the position behind it was saved.
@@ -158,27 +162,23 @@ class Recorder:
                 snapshots = await self.read(batch.runs)
             else:
                 # They were read while the batch before this one was being recorded or deferred.
-                _overlay(snapshots, batch.runs, {**self._latest, **self._deferred})
+                _overlay(snapshots, batch.runs, ahead.newer)
             ingest = await self.compare(batch.runs, snapshots)
-            self._latest = {}
             if not ingest.snapshots:
                 return False
             if not (
                 ingest.reactions or ingest.priorities or self.unreadable.among(ingest.snapshots)
             ):
                 self._defer(ingest.snapshots, batch.position)
-                # It may be recorded before the batch that is read ahead.
-                self._latest = ingest.snapshots
+                self._newer.update(ingest.snapshots)
                 return False
             await self.record(evolve(ingest, position=batch.position))
-            self._latest = {
-                run: one for run, one in ingest.snapshots.items() if run not in self.unreadable.runs
-            }
+            unreadable = self.unreadable.runs
+            self._newer |= {run: s for run, s in ingest.snapshots.items() if run not in unreadable}
             return True
 
     def forget(self) -> None:
         """Forget what may have been recorded or not: only the database knows."""
-        self._latest = {}
         self._known.clear()
 
     # -- what led to nothing ------------------------------------------------------------------
