@@ -16,6 +16,7 @@ from attrs import Factory, define, evolve
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from caxev.core.ledger import Reaction
@@ -166,19 +167,18 @@ class Recording(Sites, Quarantine):
     async def _whole(self, runs: Sequence[RunId]) -> list[Document]:
         # Of a run with too many copies to serve, one more than that many shows it.
         most = {"data": {"$slice": MOST_COPIES + 1}}
-        return await self._confirmed.find({"_id": {"$in": list(runs)}}, most).to_list(None)
+        return await _found(self._confirmed, runs, most)
 
     async def _projected(self, runs: Sequence[RunId], watched: Watched) -> list[Document]:
-        query = {"_id": {"$in": list(runs)}}
-        return await self._confirmed.find(query, snapshot_projection(watched)).to_list(None)
+        return await _found(self._confirmed, runs, snapshot_projection(watched))
 
     async def _last_snapshots(
         self, site: str, runs: Sequence[RunId]
     ) -> dict[RunId, dict[Aspect, str]]:
         if not runs:
             return {}
-        cursor = self._ledger.find(_of_runs(site, runs))
-        found = self._read(self._ledger, await cursor.to_list(None), snapshot_from)
+        rows = await _found(self._ledger, [_key(site, run) for run in runs])
+        found = self._read(self._ledger, rows, snapshot_from)
         return {row["_id"]["r"]: snapshot for row, snapshot in found}
 
     @operation
@@ -269,6 +269,14 @@ class Recording(Sites, Quarantine):
 
         await self._transaction(write)
         point("database.ingest.after")
+
+
+async def _found(
+    collection: AsyncCollection[Document], ids: Sequence[Any], fields: Document | None = None
+) -> list[Document]:
+    # In one reply: by default the first has 101 documents. One more than there are ends the cursor.
+    query = {"_id": {"$in": list(ids)}}
+    return await collection.find(query, fields, batch_size=len(ids) + 1).to_list(None)
 
 
 def _key(site: str, run: RunId) -> Document:
