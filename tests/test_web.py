@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from html.parser import HTMLParser
@@ -26,6 +27,7 @@ from urllib.request import urlopen
 
 import pytest
 import trio
+import trio.testing
 from bson import ObjectId
 from pymongo import MongoClient
 
@@ -596,6 +598,46 @@ async def test_a_slow_viewer_is_dropped() -> None:
         assert hub.viewers == 1
         assert len(got) == 2 * BEHIND
         nursery.cancel_scope.cancel()
+
+
+async def test_who_joins_while_a_view_is_rendered_sees_what_changes_meanwhile() -> None:
+    """Also if another viewer, for whom it was rendered as well, has gone by then."""
+    number, go_on = "old", trio.Event()
+
+    async def render() -> dict[str, str]:
+        found = number
+        await go_on.wait()
+        return {"a": found}
+
+    hub = Hub()
+    ends = [trio.open_memory_channel[bytes](BEHIND) for _ in range(2)]
+    gone, stays = (Viewer(send, trio.CancelScope()) for send, _ in ends)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hub.run)
+        nursery.start_soon(hub.join, "run", render, gone, None)
+        nursery.start_soon(hub.join, "run", render, stays, None)
+        await trio.testing.wait_all_tasks_blocked()
+        number = "new"
+        hub.wake("run")
+        await trio.testing.wait_all_tasks_blocked()
+        hub.leave("run", gone)
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert b"new" in last_of(ends[1][1])
+        number = "newest"
+        hub.wake("run")
+        await trio.testing.wait_all_tasks_blocked()
+        assert b"newest" in last_of(ends[1][1])
+        nursery.cancel_scope.cancel()
+
+
+def last_of(sent: trio.MemoryReceiveChannel[bytes]) -> bytes:
+    """What was sent last."""
+    found = b""
+    with suppress(trio.WouldBlock):
+        while True:
+            found = sent.receive_nowait()
+    return found
 
 
 def test_a_renewed_certificate_counts_for_the_next_browser(database: Named, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ browser connects again and gets everything that differs from what it has seen.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias
 
@@ -57,10 +57,12 @@ class Topic:
     render: Render
     viewers: set[Viewer] = field(factory=set)
     parts: dict[str, Any] = field(factory=dict)
+    # One rendering at a time: of two the older one could end last.
+    _rendering: trio.Lock = field(init=False, factory=trio.Lock)
 
-    def send(self, data: bytes) -> None:
-        """Send a message to all; drop those who lag too far behind."""
-        for viewer in list(self.viewers):
+    def send(self, data: bytes, viewers: Iterable[Viewer] | None = None) -> None:
+        """Send a message to these viewers, or all; drop those who lag too far behind."""
+        for viewer in list(self.viewers if viewers is None else viewers):
             try:
                 viewer.send.send_nowait(data)
             except trio.WouldBlock:
@@ -68,8 +70,18 @@ class Topic:
                 self.viewers.discard(viewer)
                 viewer.scope.cancel()
 
+    async def begin(self) -> None:
+        """Render the view, unless it was rendered."""
+        if not self.parts:
+            async with self._rendering:
+                self.parts = self.parts or dict(await self.render())
+
     async def refresh(self) -> None:
         """Render the view, and send the parts that changed."""
+        async with self._rendering:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         try:
             parts = dict(await self.render())
         except GiveUp:
@@ -128,12 +140,12 @@ class Hub:
     async def join(self, name: str, render: Render, viewer: Viewer, seen: str | None) -> None:
         """Add a viewer that has seen the parts with this digest; None: those of no page."""
         topic = self.topics.setdefault(name, Topic(render))
-        if not topic.parts:
-            topic.parts = dict(await render())
+        # First: a view without viewers ends, and what changes from now on is sent.
         topic.viewers.add(viewer)
+        await topic.begin()
         now = digest(topic.parts)
         if topic.parts and seen != now:
-            viewer.send.send_nowait(message("parts", topic.parts, now))
+            topic.send(message("parts", topic.parts, now), [viewer])
 
     def leave(self, name: str, viewer: Viewer) -> None:
         """Forget a viewer, and its view if it was the last."""
