@@ -23,16 +23,18 @@ from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
+from caxev.core.clock import utcnow
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
-from caxev.database import Database
+from caxev.database import Database, Unreachable
 from caxev.engine import root_markers, root_watch, workers
+from caxev.engine.context import Context
 from caxev.engine.options import Options
 from caxev.engine.root_markers import init_roots
 from caxev.engine.runner import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
-from caxev.files.roots import absent, file_system, find_markers, make_marker, probe
+from caxev.files.roots import Probe, absent, file_system, find_markers, make_marker, probe
 from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
 from tests import engine
@@ -251,6 +253,33 @@ async def test_directories_that_are_probed_at_once_are_noted_in_order(
         record = await lab.database.site_record("chicago")
     assert record is not None
     assert [*record.away] == [str(disk)]
+
+
+@pytest.mark.replicaset
+async def test_that_a_directory_is_away_is_not_noted_for_ever_if_the_reply_was_lost(
+    database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is back by the next probe: what was noted last is not known then."""
+    note = Database.note_away
+
+    async def unheard(self: Database, *args: Any) -> None:
+        await note(self, *args)
+        raise Unreachable("no reply")
+
+    options = engine.options_for(database, [], site_fields={"dir_raw": str(tmp_path)})
+    async with engine.opened(database) as db:
+        found = await db.acquire("lngs", "one", 60.0, utcnow())
+        assert found is not None
+        roots = root_watch.RootWatch(Context(db, found[0], options), cast("Any", None))
+        root = str(tmp_path)
+        await roots._note(root, Probe())
+        monkeypatch.setattr(Database, "note_away", unheard)
+        await roots._note(root, Probe(away="it is not mounted"))
+        monkeypatch.setattr(Database, "note_away", note)
+        await roots._note(root, Probe())
+        record = await db.site_record("lngs")
+    assert record is not None
+    assert record.away == {}
 
 
 ARCHIVED: dict[str, dict[str, Any]] = {

@@ -237,6 +237,7 @@ class RootWatch:
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}
         if away != self._noted:
+            self._noted = None  # if it is cut short, nobody knows which of the two is noted
             await self.context.database.note_away(self.context.lease, away)
             self._noted = away
         if seen.away is None and root in self._doubted:
