@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -47,9 +47,11 @@ from caxev.database import (
     Batch,
     Database,
     DatabaseError,
+    InvalidDocument,
     NotAuthorized,
     Position,
     Request,
+    Scanning,
     SiteRecord,
     Unreachable,
 )
@@ -269,6 +271,50 @@ async def _scanned(db: Database) -> bool:
     return found.scanned is not None and found.scanning is None
 
 
+async def test_a_scan_that_was_begun_unheard_starts_with_the_newest_run(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scan before it does not note its place over that of the new one."""
+    begin = Database.begin_scan
+
+    async def unheard(self: Database, *args: Any) -> None:
+        await begin(self, *args)
+        raise Unreachable("no reply")
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+        watcher = Watcher(recorder.context, recorder)
+        await watcher.begin_scan()
+        number = watcher._scans
+        monkeypatch.setattr(Database, "begin_scan", unheard)
+        with pytest.raises(Unreachable):
+            await watcher.begin_scan(restart=True)
+        assert not await watcher._note_scanned("a run", 1, number)
+        assert (await record_of(db)).scanning == Scanning()
+
+
+async def test_a_scan_that_is_begun_while_another_is_taken_up_starts_with_the_newest_run(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place of the other one, read a moment before, does not count for the new one."""
+    read = Database.site_record
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+        watcher, lease = Watcher(recorder.context, recorder), recorder.context.lease
+        runs = await add(db, 1, 2, 3)
+        await watcher.begin_scan()
+        await db.note_scanned(lease, Scanning(min(runs), 2))
+
+        async def meanwhile(self: Database, site: str) -> SiteRecord | None:
+            found = await read(self, site)
+            monkeypatch.setattr(Database, "site_record", read)
+            await watcher.begin_scan()
+            return found
+
+        monkeypatch.setattr(Database, "site_record", meanwhile)
+        await watcher.continue_scan()
+        assert (await record_of(db)).scanning == Scanning()
+
+
 async def test_a_scan_goes_on_where_it_was(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,11 +374,11 @@ async def test_once_waits_out_trouble_that_passes(
     record, method = Recorder(), getattr(Database, call)
     failed: list[str] = []
 
-    async def fails(self: Database, *args: Any) -> Any:
+    async def fails(self: Database, *args: Any, **more: Any) -> Any:
         if not failed:
             failed.append(call)
             raise error
-        return await method(self, *args)
+        return await method(self, *args, **more)
 
     monkeypatch.setattr(Database, call, fails)
     async with engine.opened(database) as db:
@@ -582,6 +628,95 @@ async def test_a_batch_that_was_read_ahead_is_compared_with_the_one_before(
             await recorder.flush()
             assert await recorder.record_batch(two)
     assert len(intake.started) == 2
+
+
+@asynccontextmanager
+async def recording(
+    database: Named, options: Options
+) -> AsyncIterator[tuple[Database, EngineRecorder, Counting, Callable[[], Awaitable[Ahead]]]]:
+    """A recorder, its intake, and what reads a batch of the one run ahead."""
+    intake = Counting()
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, Job.now())
+        assert found is not None
+        recorder = EngineRecorder(Context(db, found[0], options), intake)
+
+        async def ahead() -> Ahead:
+            runs, _ = await db.page(SITE, None)
+            batch = Batch(
+                dict.fromkeys(runs, Job.now()), Position(start=await db.cluster_time()), 1
+            )
+            return Ahead(batch, await recorder.read(runs), recorder._turn)
+
+        yield db, recorder, intake, ahead
+
+
+async def test_a_run_that_led_to_nothing_at_first_is_known_to_the_handlers(database: Named) -> None:
+    """Else a replay would run again what its later changes led to."""
+
+    async def react(job: Job) -> None:
+        """Wanted for a status that comes later."""
+
+    options = engine.options_for(database, [engine.handler(react, copy("transferred"))])
+    async with recording(database, options) as (db, recorder, _, ahead):
+        (run,) = await add(db, 1, status="verifying")
+        assert not await recorder.record_batch(await ahead())
+        await recorder.flush()
+        assert await db.known_to(SITE, [run]) == {run: {"react"}}
+
+
+async def test_a_run_that_is_refused_is_parked_once(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it had led to nothing: it is not written again and again."""
+    ingest = Database.ingest
+
+    async def refused(self: Database, *args: Any) -> None:
+        if args[1].snapshots:
+            raise InvalidDocument("too large")
+        await ingest(self, *args)
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, ahead):
+        (run,) = await add(db, 1)
+        assert not await recorder.record_batch(await ahead())
+        monkeypatch.setattr(Database, "ingest", refused)
+        await recorder.flush()
+        assert recorder.unreadable.runs == {run}
+        monkeypatch.setattr(Database, "ingest", None)
+        await recorder.flush()
+
+
+async def test_what_led_to_nothing_does_not_hide_what_was_recorded_unheard(
+    database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reaction was recorded, the reply was lost, and the run is as before: that is an event."""
+
+    async def react(job: Job) -> None:
+        """Wanted for two statuses."""
+
+    options = engine.options_for(database, [engine.handler(react, copy(("transferred", "error")))])
+    ingest = Database.ingest
+
+    async def unheard(self: Database, *args: Any) -> None:
+        await ingest(self, *args)
+        if args[1].reactions:
+            raise Unreachable("no reply")
+
+    async with recording(database, options) as (db, recorder, intake, ahead):
+        await add(db, 1)
+        assert await recorder.record_batch(await ahead())
+        server["runs_new"].update_one({}, {"$push": {"tags": {"name": "of no interest"}}})
+        assert not await recorder.record_batch(await ahead())
+        server["runs_new"].update_one({}, {"$set": {"data.0.status": "error"}})
+        second = await ahead()
+        monkeypatch.setattr(Database, "ingest", unheard)
+        with pytest.raises(Unreachable):
+            await recorder.record_batch(second)
+        monkeypatch.setattr(Database, "ingest", ingest)
+        recorder.forget()
+        server["runs_new"].update_one({}, {"$set": {"data.0.status": "transferred"}})
+        assert await recorder.record_batch(await ahead())
+    assert [reaction.event.status for reaction in intake.started] == ["transferred"] * 2
 
 
 async def test_what_a_scan_read_early_does_not_count_once_it_was_compared(

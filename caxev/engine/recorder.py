@@ -200,8 +200,19 @@ class Recorder:
     async def flush(self) -> None:
         """Record what led to nothing so far."""
         async with self._comparing:
-            if self._deferred:
-                await self.record(Ingest({}, position=self._behind))
+            await self._write_deferred()
+
+    async def _write_deferred(self) -> None:
+        if self._deferred:
+            number = self.context.registry.id
+            await self._record(Ingest(dict(self._deferred), (), self._behind, number))
+
+    def _defer_no_more(self, runs: Iterable[RunId]) -> None:
+        for run in runs:
+            self._deferred.pop(run, None)
+        # One that is not set yet stays: `record_deferred` may be waiting for it.
+        if not self._deferred and self._has_deferred.is_set():
+            self._has_deferred = trio.Event()
 
     # -- beside the stream --------------------------------------------------------------------
 
@@ -294,11 +305,14 @@ class Recorder:
     # -- writing ------------------------------------------------------------------------------
 
     async def record(self, ingest: Ingest) -> None:
-        """Write what is new; if the database refuses one run, write the others without it.
+        """Write what is new, and what led to nothing before."""
+        if self._deferred.keys() & ingest.snapshots.keys():
+            # By itself: of two snapshots of a run, one written unheard, neither could be trusted.
+            await self._write_deferred()
+        await self._record(evolve(ingest, snapshots={**self._deferred, **ingest.snapshots}))
 
-        What led to nothing before goes with it.
-        """
-        ingest = evolve(ingest, snapshots={**self._deferred, **ingest.snapshots})
+    async def _record(self, ingest: Ingest) -> None:
+        """Write what is new; if the database refuses one run, write the others without it."""
         await self._note_handlers()
         reacting = (reaction.run for reaction in ingest.reactions)
         runs = list(dict.fromkeys([*ingest.snapshots, *reacting]))
@@ -314,6 +328,7 @@ class Recorder:
 
         async def alone(run: RunId, error: DatabaseError) -> None:
             await self.unreadable.park(run, part([run]).position, error)
+            self._defer_no_more([run])
 
         await by_halves(runs, write, alone)
 
@@ -334,11 +349,7 @@ class Recorder:
                 for run in ingest.snapshots:  # recorded or not, we cannot know
                     self._known.pop(run, None)
         self._remember(ingest.snapshots)
-        for run in ingest.snapshots:
-            self._deferred.pop(run, None)
-        # One that is not set yet stays: `record_deferred` may be waiting for it.
-        if not self._deferred and self._has_deferred.is_set():
-            self._has_deferred = trio.Event()
+        self._defer_no_more(ingest.snapshots)
         self.unreadable.forget(readable)
         for handler, number in Counter(reaction.handler for reaction in reactions).items():
             metrics.reactions.labels(self.context.lease.site, handler).inc(number)

@@ -233,10 +233,12 @@ class Watcher:
         database, lease = self.context.database, self.context.lease
         # One that is under way must not note its place after this.
         async with self._scan_noting:
-            # Before the scan: what changes during it comes by the stream, too.
-            start = await database.cluster_time() if restart else None
-            await database.begin_scan(lease, start, gap)
-            self._scans += 1
+            try:
+                # Before the scan: what changes during it comes by the stream, too.
+                start = await database.cluster_time() if restart else None
+                await database.begin_scan(lease, start, gap)
+            finally:  # it may have begun without our hearing of it
+                self._scans += 1
         if start is not None:
             self._position = Position(start=start)
         self._scan_needed.set()
@@ -251,13 +253,14 @@ class Watcher:
     async def continue_scan(self) -> None:
         """Complete the scan that was begun, if there is one, from where it is."""
         async with self._scanning:
+            number = self._scans  # before the read: another scan may be begun during it
             record = await self.context.database.site_record(self.context.lease.site)
             if record is not None and record.scanning is not None:
-                await self._go_through(record.scanning)
+                await self._go_through(record.scanning, number)
 
-    async def _go_through(self, scanning: Scanning) -> None:
+    async def _go_through(self, scanning: Scanning, number: int) -> None:
         """Compare page after page of runs, until all are or another scan is begun."""
-        number, runs = self._scans, scanning.runs
+        runs = scanning.runs
         meter = ScanMeter(await self.context.database.estimated_runs(), runs)
         page: Page | None = await self._read_page(scanning.before)
         while page is not None:
