@@ -24,6 +24,7 @@ from attrs import define, field
 from pymongo import MongoClient
 
 from caxev import Job, RunUpdate, tag
+from caxev.alarms.manager import AlarmManager
 from caxev.cli.status import site_rows
 from caxev.cli.work import check_lanes
 from caxev.config import ConfigError
@@ -32,7 +33,13 @@ from caxev.core.clock import utcnow
 from caxev.core.ledger import Done, Reaction, claim, new_reaction, settle
 from caxev.core.model import YES, Event, Run, Tag
 from caxev.core.registry import Registry
-from caxev.database import Database, HistorySearch, Ingest, Lease, LeaseLost, Request
+from caxev.database import Database, Helper, HistorySearch, Ingest, Lease, LeaseLost, Request
+from caxev.engine.context import Context
+from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.helpers import HelperWatch
+from caxev.engine.recorder import Recorder
+from caxev.engine.root_watch import RootWatch
+from caxev.engine.workers import Workers
 from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
@@ -575,6 +582,60 @@ async def test_a_helper_asks_for_what_it_has_handlers_for(database: Named) -> No
         _, reactions = await owed(db, leader, 3)
         assert await db.due(SITE, "naps", utcnow(), 1, handlers=["other"]) == []
         assert await db.due(SITE, "naps", utcnow(), 9, handlers=["other", "nap"]) == reactions
+
+
+async def test_what_came_due_while_nothing_was_claimed_is_claimed_afterwards(
+    database: Named,
+) -> None:
+    """As soon as the leader is active again: nothing else reports it by then."""
+
+    async def nap(job: Job) -> None:
+        """Recorded by the leader."""
+
+    options = engine.options_for(database, [engine.handler(nap, tag("0"), lane="naps")])
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        context = Context(db, await joined(db, leader), options)
+        await owed(db, leader, 1)
+        async with trio.open_nursery() as nursery, Workers() as workers:
+            roots = RootWatch(context, workers)
+            dispatcher = Dispatcher(context, workers, nursery, roots, ["naps"])
+            dispatcher.paused = True
+            nursery.start_soon(dispatcher.take)
+            await engine.until(lambda: not dispatcher._doubtful)
+            await trio.sleep(0.1)
+            dispatcher.paused = False
+            await engine.until(
+                lambda: dispatcher.lanes.running or dispatcher.settler._ended, within=8
+            )
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_helper_that_withdraws_while_it_is_admitted_is_not_there(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another one from its host could vanish and not be missed, and its lanes stay shared."""
+    admit = Database.admit
+    asking = Lease(SITE, 0, "host", "host:1")
+
+    async def late(self: Database, lease: Lease, helper: Helper) -> None:
+        await self.withdraw(asking)
+        await admit(self, lease, helper)
+
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        context = Context(db, leader, engine.options_for(database, []))
+        async with trio.open_nursery() as nursery, Workers() as workers:
+            roots = RootWatch(context, workers)
+            dispatcher = Dispatcher(context, workers, nursery, roots)
+            alarms, recorder = AlarmManager(db, leader, []), Recorder(context, dispatcher)
+            watch = HelperWatch(context, alarms, recorder, dispatcher)
+            await db.join(asking, ["naps"], 60.0)
+            monkeypatch.setattr(Database, "admit", late)
+            await watch.look()
+            assert await db.helpers(SITE) == []
+            await watch.look()
+        assert dispatcher.lanes.shared == frozenset()
 
 
 async def test_a_helper_that_vanished_is_missed_until_one_is_back(

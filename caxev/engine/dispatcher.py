@@ -46,7 +46,7 @@ class Dispatcher:
     attempts: trio.Nursery
     roots: RootWatch
     only: Collection[str] | None = None
-    paused: bool = field(init=False, default=False)
+    _paused: bool = field(init=False, default=False)
     lanes: Lanes = field(init=False)
     settler: Settler = field(init=False)
     runner: Runner = field(init=False)
@@ -67,6 +67,15 @@ class Dispatcher:
         self.runner = Runner(
             context, self.workers, self.attempts, self.lanes, self.settler, self.roots
         )
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @paused.setter
+    def paused(self, paused: bool) -> None:
+        self._paused = paused
+        self.lanes.notify()  # what came due meanwhile is to be claimed
 
     # -- intake: called by the recorder -------------------------------------------------------
 

@@ -70,7 +70,12 @@ class HelperWatch:
     async def look(self) -> None:
         """Admit who asks, void who is late, and take over from who is void and at work no more."""
         database = self.context.database
-        for helper in await database.helpers(self.context.lease.site):
+        helpers = await database.helpers(self.context.lease.site)
+        # One that withdrew while it was admitted has left nothing by which it would be noticed.
+        names = {one.name for one in helpers}
+        self._there = {name: one for name, one in self._there.items() if name in names}
+        self._share()
+        for helper in helpers:
             if helper.epoch is None:
                 await (self._admit(helper) if helper.active else database.forget_helper(helper))
             elif helper.active:
