@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import HERE, Job, copy
+from caxev.alarms.manager import AlarmManager
 from caxev.cli.alarms import alarm_rows
 from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
@@ -29,13 +30,15 @@ from caxev.core.alarms import Alarm, AlarmState, Delivery
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event, Tag
 from caxev.core.packing import pack
-from caxev.database import Database, Request
+from caxev.database import Database, Odd, Request, Unreachable
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.manifests import part_from
 from caxev.database.reactions import reaction_document
 from caxev.database.requests import request_from
 from caxev.database.rows import Malformed, alarm_state_from, carefully, reaction_from, snapshot_from
 from caxev.database.sites import SiteRecord
+from caxev.engine.context import Context
+from caxev.engine.malformed import Quarantine
 from caxev.files import Manifest
 from caxev.files.manifest import Item
 from tests import engine
@@ -296,6 +299,33 @@ async def test_a_malformed_document_is_set_aside(
                     await engine.until(lambda: _alarmed_not(db))
 
 
+@pytest.mark.replicaset
+async def test_what_a_malformed_document_was_about_is_asked_for_with_its_removal(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both or neither: a process that ends in between loses nothing."""
+
+    async def away(*args: Any) -> Any:
+        raise Unreachable("no answer")
+
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, NOW)
+        assert found is not None
+        lease = found[0]
+        odd = Odd("caxev_ledger", DEBT.id, SITE, RUN, "due is no date", reaction_from)
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            ledger = client[database.name]["caxev_ledger"]
+            ledger.insert_one({**document_of("reaction"), "due": 5})
+            context = Context(db, lease, engine.options_for(database, []))
+            quarantine = Quarantine(context, AlarmManager(db, lease, []), lambda: None)
+            monkeypatch.setattr(Database, "add_request", away)
+            with suppress(Unreachable):
+                await quarantine._set_aside(odd)
+            there = ledger.find_one({"_id": DEBT.id}) is not None
+        (waits, _), raised = await db.waiting(SITE), quarantine.alarms.active
+    assert (waits, len(raised)) == ((0, 0) if there else (1, 1))
+
+
 async def _alarmed_not(db: Database) -> bool:
     return not await _alarmed(db)
 
@@ -398,6 +428,6 @@ async def test_a_manifest_that_was_tampered_with_is_not_there(database: Named) -
         taken = await db.acquire(SITE, "me", 10.0, NOW)
         assert taken is not None
         for odd in db.odd:
-            assert await db.set_aside(taken[0], odd, NOW)
+            await db.set_aside(taken[0], odd, NOW)
         await db.store_manifest(FILES.digest, FILES.to_rows())
         assert await db.load_manifest(FILES.digest) == FILES.to_rows()

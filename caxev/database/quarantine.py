@@ -110,33 +110,26 @@ class Quarantine(Connection):
         rows = await self._ledger.find(mine, {"from": 1, "document._id": 1}).to_list(None)
         return {(str(row.get("from")), repr(row.get("document", {}).get("_id"))) for row in rows}
 
-    @operation
-    async def set_aside(self, lease: Lease, odd: Odd, now: datetime) -> bool:
-        """Move a malformed document out of every query; return False if it is readable by now.
+    async def _move_aside(
+        self, lease: Lease, odd: Odd, now: datetime, session: AsyncClientSession
+    ) -> None:
+        """Move a malformed document out of every query, unless it is readable by now.
 
         Raises `LeaseLost`.
         """
-
-        async def move(session: AsyncClientSession) -> bool:
-            collection = self._ledger.database[odd.collection]
-            # $eq: the id itself may be an object that reads like an operator.
-            this = {"_id": {"$eq": odd.id}}
-            document = await collection.find_one(this, session=session)
-            if document is None:
-                return False
-            try:
-                carefully(odd.read, document)
-            except Malformed as error:
-                kept = _aside(lease, odd, now, str(error), document)
-                await self._ledger.insert_one(kept, session=session)
-                await collection.delete_one(this, session=session)
-                await guard(self._ledger, lease, session)
-                return True
-            return False
-
-        moved = await self._transaction(move)
-        self._odd.pop(odd.key, None)
-        return moved
+        collection = self._ledger.database[odd.collection]
+        # $eq: the id itself may be an object that reads like an operator.
+        this = {"_id": {"$eq": odd.id}}
+        document = await collection.find_one(this, session=session)
+        if document is None:
+            return
+        try:
+            carefully(odd.read, document)
+        except Malformed as error:
+            kept = _aside(lease, odd, now, str(error), document)
+            await self._ledger.insert_one(kept, session=session)
+            await collection.delete_one(this, session=session)
+            await guard(self._ledger, lease, session)
 
 
 def _aside(lease: Lease, odd: Odd, now: datetime, why: str, document: Document) -> Document:

@@ -15,6 +15,7 @@ from caxev.core.model import RunId
 from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Session, operation, within
 from caxev.database.history import History
+from caxev.database.quarantine import Odd
 from caxev.database.rows import Malformed, Row, is_plain
 from caxev.database.sites import Sites
 from caxev.database.writes import Lease, guard
@@ -233,6 +234,24 @@ class Requests(Sites, History):
 
         await self._transaction(finish)
         point("database.request.after")
+
+    @operation
+    async def set_aside(self, lease: Lease, odd: Odd, now: datetime) -> None:
+        """Set a malformed document aside, and ask for a replay of the run that it was about.
+
+        Raises `LeaseLost`.
+        """
+        again = Request("replay", None if odd.run is None else (odd.run,), site=lease.site)
+
+        # Together: nothing else would show what is to fire again.
+        async def move(session: AsyncClientSession) -> None:
+            await self._move_aside(lease, odd, now, session)
+            if odd.run is not None:
+                document = request_document(again, lease.owner, now)
+                await self._requests.insert_one(document, session=session)
+
+        await self._transaction(move)
+        self._odd.pop(odd.key, None)
 
     @operation
     async def reopen_failed(self, lease: Lease, request: Request, now: datetime) -> int:

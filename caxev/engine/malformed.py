@@ -16,7 +16,7 @@ from loguru import logger
 from caxev.alarms.manager import AlarmManager
 from caxev.core.alarms import MALFORMED, malformed
 from caxev.core.clock import utcnow
-from caxev.database import DatabaseError, Odd, Request, concerns_one, unless_fatal
+from caxev.database import DatabaseError, Odd, concerns_one, unless_fatal
 from caxev.engine.context import Context
 
 AUDIT_EVERY: Final = 86400.0
@@ -61,16 +61,13 @@ class Quarantine:
 
     async def _set_aside(self, odd: Odd) -> None:
         database, lease = self.context.database, self.context.lease
+        runs = {} if odd.run is None else await database.runs([odd.run])
+        label = str(runs[odd.run]) if odd.run in runs else ""
         try:
             await database.set_aside(lease, odd, utcnow())
-            if odd.run is not None:  # what the document was about fires again
-                again = Request("replay", (odd.run,))
-                await database.add_request(lease.site, again, lease.owner, utcnow())
         except DatabaseError as error:
             if not concerns_one(error):
                 raise
             logger.error("{} {} cannot be set aside: {}", *odd.key, error)
             self._reported.add(odd.key)
-        runs = {} if odd.run is None else await database.runs([odd.run])
-        label = str(runs[odd.run]) if odd.run in runs else ""
         self.alarms.raise_(malformed(lease.site, " ".join(odd.key), odd.why, label))
