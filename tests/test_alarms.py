@@ -484,6 +484,9 @@ def test_what_ails_a_listener() -> None:
     for free, wanted in ((99, True), (101, None), (200, False)):
         seen = _alarmed(Health(free={"/data": free}, min_free=100))
         assert seen.get("disk /data") == wanted
+    # Two directories on one disk: a former process, or this one before, named it by the other.
+    two = _alarmed(Health(free={"/data": 50}, away={"/data": None, "/same": None}, min_free=100))
+    assert (two["disk /data"], two["disk /same"]) == (True, False)
     away = _alarmed(Health(away={"/data": "not mounted", "/other": None}))
     assert (away["root /data"], away["root /other"]) == (True, False)
 

@@ -282,6 +282,25 @@ async def test_that_a_directory_is_away_is_not_noted_for_ever_if_the_reply_was_l
     assert record.away == {}
 
 
+@pytest.mark.replicaset
+async def test_a_disk_has_the_same_name_whichever_of_its_directories_answers_first(
+    database: Named, tmp_path: Path
+) -> None:
+    """The alarm that it is full has that name, and is to end with another process, too."""
+    roots = {key: str(tmp_path / key) for key in ("dir_raw", "dir_processed")}
+    options = engine.options_for(database, [], site_fields=roots)
+    async with engine.opened(database) as db:
+        found = await db.acquire("lngs", "one", 60.0, utcnow())
+        assert found is not None
+        names = []
+        for order in (roots.values(), [*roots.values()][::-1]):
+            watch = root_watch.RootWatch(Context(db, found[0], options), cast("Any", None))
+            for root in order:
+                await watch._note(root, Probe(device=1))
+            names.append([disk.root for disk in watch.disks])
+    assert names[0] == names[1]
+
+
 ARCHIVED: dict[str, dict[str, Any]] = {
     "lngs": {"master": ["raw"], "upload_options": ["hsm"]},
     "hsm": {"method": "directory", "listener": False},

@@ -146,6 +146,9 @@ def _of_disks(health: Health) -> Iterator[_Finding]:
     for directory, why in health.away.items():
         summary = f"the disk of {directory} is away"
         yield f"{ROOT}{directory}", why is not None, summary, Severity.CRITICAL, why
+        if why is None and directory not in health.free:
+            # Its disk has the name of another directory now.
+            yield f"{DISK}{directory}", False, "", Severity.CRITICAL, None
 
 
 def of_gone_directories(keys: Iterable[str], held: Collection[str]) -> list[str]:

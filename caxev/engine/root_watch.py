@@ -119,9 +119,10 @@ class RootWatch:
         """Each file system that is there, by the first directory on it."""
         # Several directories can be on one file system, whose free bytes count once.
         found: dict[int, Disk] = {}
-        for root, seen in self._seen.items():
-            if seen.away is None:
-                found.setdefault(seen.device, Disk(root, seen.free, seen.size))
+        # In the order of sites.json, whichever was probed first: it is the name of an alarm.
+        for root in filter(self._is_there, self._nudge):
+            seen = self._seen[root]
+            found.setdefault(seen.device, Disk(root, seen.free, seen.size))
         return list(found.values())
 
     @property
