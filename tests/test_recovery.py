@@ -53,6 +53,7 @@ from caxev.database import (
     Request,
     Scanning,
     SiteRecord,
+    Stream,
     Unreachable,
 )
 from caxev.engine.context import Context
@@ -313,6 +314,26 @@ async def test_a_scan_that_is_begun_while_another_is_taken_up_starts_with_the_ne
         monkeypatch.setattr(Database, "site_record", meanwhile)
         await watcher.continue_scan()
         assert (await record_of(db)).scanning == Scanning()
+
+
+async def test_a_reload_while_the_stream_is_opened_opens_it_anew(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened for what concerned the site before."""
+    open_stream = Database.open_stream
+
+    async with recording(database, engine.options_for(database, [])) as (_, recorder, _, _):
+        watcher = Watcher(recorder.context, recorder)
+        await watcher.begin_scan(restart=True)
+
+        async def meanwhile(self: Database, *args: Any) -> Stream:
+            stream = await open_stream(self, *args)
+            watcher.reopen()
+            return stream
+
+        monkeypatch.setattr(Database, "open_stream", meanwhile)
+        with trio.fail_after(20):
+            await watcher._follow()
 
 
 async def test_a_scan_goes_on_where_it_was(

@@ -143,6 +143,12 @@ class Watcher:
     # -- the stream ---------------------------------------------------------------------------
 
     async def _follow(self) -> None:
+        """Follow the stream until it is to be opened anew."""
+        # From before it is opened: what concerns the site may change meanwhile.
+        with trio.CancelScope() as self._following:
+            await self._follow_stream()
+
+    async def _follow_stream(self) -> None:
         assert self._position is not None
         failed: DatabaseError | None = None
         async with opened(self.context, self._position) as stream:
@@ -163,7 +169,6 @@ class Watcher:
         send, receive = trio.open_memory_channel[Ahead](0)
         shortcut = Shortcut(self.context, self.recorder)
         async with trio.open_nursery() as nursery:
-            self._following = nursery.cancel_scope
             # While one batch is recorded the next one is read.
             nursery.start_soon(self._read, stream, send)
             nursery.start_soon(self.recorder.record_deferred)
