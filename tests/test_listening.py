@@ -356,3 +356,23 @@ async def test_rule_files_are_read_at_once_after_a_reload() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert looked == [SITE, "chicago"]
+
+
+async def test_a_process_that_reloads_hears_that_it_is_to_leave() -> None:
+    """A reload notes itself in the history, which waits as long as the database is away."""
+    reloading = trio.Event()
+
+    async def reload() -> None:
+        reloading.set()
+        await trio.sleep_forever()
+
+    leaving = Leaving(hangup=reload)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leaving.listen)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(os.getpid(), signal.SIGHUP)
+        with trio.fail_after(engine.PATIENCE):
+            await reloading.wait()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await leaving.asked.wait()
+        nursery.cancel_scope.cancel()

@@ -22,18 +22,23 @@ class Leaving:
     async def listen(self) -> None:
         """Handle signals, for ever: SIGTERM and SIGINT ask the process to leave."""
         received = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        with trio.open_signal_receiver(*received) as signals:
-            async for number in signals:
-                name = signal.Signals(number).name
-                if number == signal.SIGHUP:
-                    await self.hangup()
-                    continue
-                if self.asked.is_set():
-                    logger.warning("{} again: stopping at once", name)
-                    # What is in flight is claimed in the ledger: the next process opens it.
-                    leave_at_once(128 + number)
-                logger.info("{}: finishing running reactions; send it again to stop at once", name)
-                self.asked.set()
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(*received) as signals:
+                async for number in signals:
+                    if number == signal.SIGHUP:
+                        # It may wait for the database: who is to leave must not.
+                        nursery.start_soon(self.hangup)
+                    else:
+                        self._leave(number)
+
+    def _leave(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self.asked.is_set():
+            logger.warning("{} again: stopping at once", name)
+            # What is in flight is claimed in the ledger: the next process opens it.
+            leave_at_once(128 + number)
+        logger.info("{}: finishing running reactions; send it again to stop at once", name)
+        self.asked.set()
 
     async def cancel(self, scope: trio.CancelScope) -> None:
         """Cancel a scope as soon as the process is asked to leave."""
