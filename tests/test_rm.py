@@ -140,6 +140,27 @@ def test_a_dry_run_writes_nothing(asking: Caxev, database: Named) -> None:
     assert entries(database) == before
 
 
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ({"task_list": ["CopyPush", "purge"]}, "no handler that lngs enables deletes such a copy"),
+        ({"dataset_list": ["170202_1710"]}, "dataset_list of lngs leaves run 1 out"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_no_listener_would_delete(
+    asking: Caxev, database: Named, limit: dict[str, Any], said: str
+) -> None:
+    """It is refused, as it would be about to go for ever: no source, and no copy that counts."""
+    Path("sites.json").write_text(json.dumps([SITES[0] | limit, *SITES[1:]]))
+    insert(database)
+    (row,) = rows(asking(*RM, "--dry-run", "--json"))
+    assert (row["goes"], said in row["why"]) == (False, True)
+    assert_one_line(asking(*RM), 1, said)
+    assert entries(database)["lngs"]["status"] == "transferred"
+    assert asking(*RM[:-1], "chicago", "--force-less").code == 0
+
+
 def test_less_by_force_but_never_the_last(asking: Caxev, database: Named) -> None:
     """One other good copy of raw data must remain, whoever asks."""
     insert(database, entry("lngs"))

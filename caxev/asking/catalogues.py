@@ -12,11 +12,11 @@ from attrs import field, frozen
 
 from caxev.asking.base import ActContext, AtSite, DataChoice, Step
 from caxev.asking.copies import CopyPath, CopyRequests, new_request, request_row
-from caxev.asking.deletions import Deletions, deletion
+from caxev.asking.deletions import Deletions, deletion, plan_asked
 from caxev.asking.holding import Keep
 from caxev.asking.readings import reading
 from caxev.config import Site
-from caxev.copies.retention import DeletionPlan, DeletionWish, plan
+from caxev.copies.retention import DeletionPlan, DeletionWish
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
@@ -149,7 +149,7 @@ def _deletion(run: Run, copy: Copy, here: Site, context: ActContext, why: str) -
     # Derived data can be made again from raw data: one other copy is enough.
     keep = here.deletion.copies if copy.type in here.types.protected else 1
     wish = DeletionWish(copy, context.by, why, keep)
-    wanted = plan(run, wish, here, context.sites, utcnow())
+    wanted = plan_asked(run, wish, here, context)
     if not isinstance(wanted, DeletionPlan):
         raise NothingToDo(wanted.why, copy.status)
     return deletion(run, wanted, context)

@@ -12,14 +12,16 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 
 from caxev.asking.base import DONE, ActContext, AtSite, DataChoice, RequestedAct, Step
+from caxev.config import Site
 from caxev.copies.deletion import Intent, intent, withdraw
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
+from caxev.copies.storage import custodian
 from caxev.core.clock import utcnow
 from caxev.core.entry import mapping, rows
-from caxev.core.errors import NothingToDo
+from caxev.core.errors import ConfigError, NothingToDo
 from caxev.core.history import What
 from caxev.core.job import Skip, Wait
-from caxev.core.model import DELETING, Copy, Run
+from caxev.core.model import DELETING, YES, Copy, CopyField, Event, Run
 
 _GOES = "be deleted, once the others were read"
 
@@ -88,6 +90,33 @@ def withdrawal(run: Run, copy: Copy, context: ActContext) -> Step:
     return Step(run, str(copy.key), why, withdraw(run, copy, wanted, why, utcnow()), row=row)
 
 
+def plan_asked(
+    run: Run, wish: DeletionWish, here: Site, context: ActContext
+) -> DeletionPlan | Skip | Wait:
+    """Decide as `plan` whether a copy may go, and whether a listener would delete it."""
+    decision = plan(run, wish, here, context.sites, utcnow())
+    why = _unserved(run, wish.copy, context) if isinstance(decision, DeletionPlan) else None
+    return decision if why is None else Skip(why)
+
+
+def _unserved(run: Run, copy: Copy, context: ActContext) -> str | None:
+    """Return why no listener would take the steps of a deletion: its intent would stay."""
+    here = context.sites.find(custodian(copy, context.sites) or "")
+    if here is None:
+        return f"no site looks after what is at {copy.host}"
+    if not here.wants_run(run.name):
+        return f"dataset_list of {here.name} leaves {run} out"
+    try:
+        registry = context.registry(here.name)
+    except ConfigError:
+        return None  # the site has handlers that this machine lacks: only it can decide
+    going = Event(run.id, copy.key, copy.status, DELETING)
+    proven = Event(run.id, CopyField(*copy.key, "proof"), None, YES)
+    if registry.wanting(going) and registry.wanting(proven):
+        return None
+    return f"no handler that {here.name} enables deletes such a copy (task_list)"
+
+
 def deletion(run: Run, wanted: DeletionPlan, context: ActContext) -> Step:
     """Return the step that writes an intent."""
     copy = wanted.copy
@@ -125,7 +154,7 @@ class DeleteCopies(AtSite, Deletions):
         usual, least = (here.deletion.copies, 1) if is_protected else (1, 0)
         terms, keep = self.terms, least if self.terms.less else usual
         wish = DeletionWish(copy, context.by, terms.why or "caxev rm", keep, terms.by_entries)
-        return plan(run, wish, here, context.sites, utcnow())
+        return plan_asked(run, wish, here, context)
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if the copy stays."""
