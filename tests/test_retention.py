@@ -352,6 +352,18 @@ def test_what_two_others_share_counts_once() -> None:
     assert "there are 1: chicago" in why(decided(run, sharing_sites()))
 
 
+def test_hard_links_count_once() -> None:
+    """Where one of two sites with one storage allows them, and they have the same content."""
+    linked = evolve(sharing_sites().get("stockholm"), hard_links=True)
+    sites = Sites(ALL.path, {**ALL.by_name, "stockholm": linked})
+    run = run_of(*THREE)
+    assert isinstance(decided(run, sharing_sites()), DeletionPlan)
+    assert "there are 1: chicago" in why(decided(run, sites))
+    other = run_of(entry("lngs"), entry("chicago", manifest="b3:bad"), entry("stockholm"))
+    key = CopyKey("raw", "chicago")
+    assert [one.host for one in voters(other, key, same_bytes(sites))] == list(HOSTS[:3])
+
+
 def sharing_sites() -> Sites:
     """All sites; of these, chicago and stockholm are on one machine."""
     twin = evolve(ALL.get("stockholm"), hostname=ALL.get("chicago").hostname)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from caxev.config import Site, Sites
 from caxev.config.directories import are_near
-from caxev.copies.quorum import Same, at_one_host
+from caxev.copies.quorum import Same, agree, at_one_host
 from caxev.core.model import Copy
 from caxev.core.paths import UNKNOWN, plain
 
@@ -35,7 +35,8 @@ def same_bytes(sites: Sites) -> Same:
     """Return the test whether two entries of the same data share their bytes.
 
     They do at one host, at the same location of two sites that may have the same directories, and
-    at the same path below one marker, whatever path each site has for that directory.
+    at the same path below one marker, whatever path each site has for that directory. Equal copies
+    of two such sites may do if one of these allows hard links.
     """
     # In doubt they share: a deletion then counts one copy too few, never one too many.
 
@@ -44,8 +45,9 @@ def same_bytes(sites: Sites) -> Same:
         if at_one_host(one, other) or here is None or there is None:
             return at_one_host(one, other)
         places = [place and plain(place) for place in (one.location, other.location)]
-        is_one_place = places[0] == places[1] and are_near(here, there)
-        return is_one_place or not _on_disk(one, here).isdisjoint(_on_disk(other, there))
+        may_be_linked = (here.hard_links or there.hard_links) and agree(one, other)
+        is_one = are_near(here, there) and (places[0] == places[1] or may_be_linked)
+        return is_one or not _on_disk(one, here).isdisjoint(_on_disk(other, there))
 
     return same
 
