@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,18 @@ from caxev.batch.base import End
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.runner import run as run_job
+from caxev.batch.work import Product, take_stock
 from caxev.cli.admin import private_problems
 from caxev.cli.processes import check_private
 from caxev.config import ConfigError, Site, load_sites, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
+    Confined,
     Meter,
     Seen,
     bring_in,
     confine,
+    copy_file,
     forget_incoming,
     landing,
     link_file,
@@ -42,7 +46,7 @@ from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did
 from tests.places import vouched
 from tests.test_commands import SHM, elsewhere
-from tests.test_processing import make_input, quiet, spec_in
+from tests.test_processing import make_input, quiet, spec_in, written
 
 SECRET = "the password"
 
@@ -464,6 +468,52 @@ def test_a_result_is_brought_to_another_file_system(
     assert not made.exists()
     assert bring_in(vouched(made), str(final), [str(far)]) == (4 if single else 8)
     assert [one.name for one in final.parent.iterdir()] == ["final"]
+
+
+def test_a_result_is_brought_in_though_it_was_killed_at_the_end(
+    tmp_path: Path, far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was made is removed file by file: what is left of it is no other copy."""
+    made, final = tmp_path / "made", far / "final"
+    wanted, removed = make_tree(made), []
+
+    def dies(path: Confined) -> None:
+        if os.path.lexists(path):
+            removed.append(next(Path(os.fsdecode(path)).glob("*/*")).unlink())
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("caxev.files.incoming.remove", dies)
+        with pytest.raises(KeyboardInterrupt):
+            bring_in(vouched(made), str(final), [str(far)])
+    assert len(removed) == 1
+    assert bring_in(vouched(made), str(final), [str(far)]) == 8
+    assert found(final) == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_s_result_is_compared_with_its_copy(
+    tmp_path: Path, far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another file system: nothing verifies it later, as it is the first of its kind."""
+    spec = spec_in(tmp_path)
+    written(spec, "data")
+    product = Product(Path(spec.output).name, str(far / "x.root"), (str(far),))
+
+    def torn(old: Confined, new: Confined) -> None:
+        copy_file(old, new)
+        status = os.stat(new)
+        Path(os.fsdecode(new)).write_text("torn")
+        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    take = partial(take_stock, str(tmp_path / "jobs"), spec.name, product, good=True, report=quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr("caxev.files.incoming.copy_file", torn)
+        with pytest.raises(Retry, match="the disk gives something else"):
+            take()
+    assert not (far / "x.root").exists()
+    assert take().size == 4
+    assert (far / "x.root").read_text() == "data"
 
 
 def test_what_stands_there_is_not_replaced(tmp_path: Path, far: Path) -> None:

@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from attrs import frozen
@@ -17,7 +18,17 @@ from caxev.batch.base import JobEnd, JobSpec, system
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.config.processing import LOCAL
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Confined, Report, bring_in, confine, confine_entry, safe_name, shown
+from caxev.files import (
+    Confined,
+    Report,
+    bring_in,
+    confine,
+    confine_entry,
+    digest_tree,
+    safe_name,
+    shown,
+    to_nobody,
+)
 from caxev.files import look as snapshot_of
 
 BUSY: Final = 2.0
@@ -137,7 +148,8 @@ def take_stock(home: str, job: str, product: Product, good: bool, *, report: Rep
 def _published(output: Confined, product: Product) -> tuple[int | None, str]:
     if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
         return None, "it left nothing in its output"
-    size = bring_in(output, product.final, product.roots)
+    made = partial(digest_tree, output, sha512=False, report=to_nobody)
+    size = bring_in(output, product.final, product.roots, expected=made)
     return size, "" if size is not None else "it ended well and left no result"
 
 

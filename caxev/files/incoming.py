@@ -11,7 +11,7 @@ import os
 import resource
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Final
 
@@ -19,8 +19,9 @@ from attrs import evolve
 from blake3 import blake3
 
 from caxev.core.errors import GiveUp, Retry
-from caxev.files.confined import Confined, join, parent
+from caxev.files.confined import Confined, beside, join, parent
 from caxev.files.digest import digest_tree
+from caxev.files.erasing import GONE_PREFIX
 from caxev.files.errors import local
 from caxev.files.manifest import Manifest
 from caxev.files.meter import Report, to_nobody
@@ -48,18 +49,20 @@ def bring_in(
     final: str,
     roots: Sequence[str],
     *,
-    expected: Manifest | None = None,
+    expected: Callable[[], Manifest] | None = None,
     min_free: int = 0,
     report: Report = to_nobody,
 ) -> int | None:
     """Publish a copy from a private directory as `final`, inside one of `roots`; return its size.
 
     By a rename if both are on one file system, else by a copy beside `final` that is renamed. With
-    `expected`, the manifest, that copy is first read from the disk and compared: pass it if nothing
-    else will verify the copy. None: there is nothing to publish. Repeatable. Raises `GiveUp` if
-    something else has the name, and `Retry` if the copy does not match.
+    `expected`, which returns the manifest, that copy is first read from the disk and compared: pass
+    it if nothing else will verify the copy. None: there is nothing to publish. Repeatable. Raises
+    `GiveUp` if something else has the name, and `Retry` if the copy does not match.
     """
-    real = confine(final, roots)
+    real, gone = confine(final, roots), beside(made, GONE_PREFIX)
+    with local(gone, "remove"):
+        remove(gone)
     if not os.path.lexists(made):  # published by an earlier call, if at all
         return _size(real) if os.path.lexists(real) else None
     size = _size(made)
@@ -76,9 +79,11 @@ def bring_in(
             _copy_in(
                 made,
                 StagedCopy(real, roots, seen, min_free=min_free, whole_files=True, report=report),
-                expected,
+                expected and expected(),
             )
-            remove(made)
+            # Its name goes at once: the next call would take a rest of it for another copy.
+            rename(made, gone)
+            remove(gone)
     return size
 
 

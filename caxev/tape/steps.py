@@ -243,6 +243,7 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
     whole = join(scratch, os.fsencode(_WHOLE + data.name))
     # With `whole` left, an earlier call was killed while it published: continue that.
     if os.path.lexists(final) and not os.path.lexists(whole):
+        bring_in(whole, os.fsdecode(final), roots)  # if it was killed later, a rest of `whole` goes
         return _standing(data, final, folder, place.transcript.report)
     with local(folder, "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
@@ -262,7 +263,7 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
                 whole,
                 os.fsdecode(final),
                 roots,
-                expected=copied.manifest,
+                expected=lambda: copied.manifest,
                 min_free=place.reach.here.min_free,
                 report=place.transcript.report,
             )
