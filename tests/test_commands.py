@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -483,6 +484,24 @@ def test_verify_tells_good_from_bad(ground: Ground) -> None:
     ground.change(location="/etc")
     (row,) = rows(ground.caxev("verify", "--run", "1", "--json"), 1)
     assert "not inside" in row["why"]
+
+
+@pytest.mark.replicaset
+def test_verify_of_what_the_disk_does_not_give(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that cannot be read is no good one: the exit code is 1, and its listener is asked."""
+    old = write_run(ground.raw / NAME)
+    ground.insert({"location": str(old), "manifest": ground.store_manifest(old)})
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("caxev.files.reading.open_uncached", fails)
+    assert rows(ground.caxev("verify", "--run", "1", "--json"))[0]["found"] == "good"
+    (row,) = rows(ground.caxev("verify", "--run", "1", "--deep", "--json"), 1)
+    assert (row["found"], "Input/output error" in row["why"]) == ("unreadable", True)
+    assert len(ground.entry()["check_asked"]) == 1
 
 
 @pytest.mark.replicaset

@@ -502,9 +502,10 @@ def test_a_job_s_result_is_compared_with_its_copy(
 
     def torn(old: Confined, new: Confined) -> None:
         copy_file(old, new)
-        status = os.stat(new)
-        Path(os.fsdecode(new)).write_text("torn")
-        os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+        path = Path(os.fsdecode(new))
+        status = path.stat()
+        path.write_text("torn")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     take = partial(take_stock, str(tmp_path / "jobs"), spec.name, product, good=True, report=quiet)
     with monkeypatch.context() as patched:

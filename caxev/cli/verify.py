@@ -2,8 +2,8 @@
 
 The command reads the files of this machine's site. A copy at another site is read by that site's
 listener: the request goes to ``check_asked`` of the entry, and the answer to ``check_answered`` and
-``verified_at``, or the status becomes ``error``. If files here are bad or gone, this command asks
-this site's own listener as well: only its result counts.
+``verified_at``, or the status becomes ``error``. If files here are bad, gone or unreadable, this
+command asks this site's own listener as well: only its result counts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Verdict: TypeAlias = tuple[str, str | None]
 _Manifests: TypeAlias = Mapping[str | None, Manifest | None]
 """Manifests by their digests; None: it is not there."""
 
-BAD: Final = frozenset({"bad", "gone"})
+BAD: Final = frozenset({"bad", "gone", "unreadable"})
 _TOGETHER: Final = 100
 """Runs whose manifests are read at once."""
 _SLICE: Final = 0.2
@@ -70,9 +70,9 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
 
     Only copies of sites on this machine are checked. With --deep their files are read and
     compared by digest, and the listeners of other sites are asked to read theirs; they answer
-    in the entry (caxev status --run N). If a copy here is bad or missing, --deep also asks this
-    site's listener: when it confirms that, the copy no longer counts. Exit code 1 if a copy is
-    bad or missing.
+    in the entry (caxev status --run N). If a copy here is bad, missing or unreadable, --deep also
+    asks this site's listener: when it confirms that, the copy no longer counts. Exit code 1 if
+    there is such a copy.
     """
     if not runs.selects and site is None:
         raise click.UsageError("select copies: --site, --run, --name, --tag, --since, ...")
@@ -111,7 +111,7 @@ async def _planned(asker: Asker, choice: RunChoice) -> tuple[ActPlan, list[RunId
 
 @define
 class Verification:
-    """How copies are compared. `any_bad`: one was bad or gone so far.
+    """How copies are compared. `any_bad`: one was bad, gone or unreadable so far.
 
     `request` is the request under which other sites are asked, if there is one.
     """
@@ -276,7 +276,7 @@ def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> Verdi
     except GiveUp as error:
         return "bad", error.why
     except Retry as error:
-        return "not checked", error.why
+        return "unreadable", error.why
     if known is not None:
         return _compared(known, found)
     if copy.checksum is None:
