@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev import (
     ERROR,
@@ -53,7 +53,7 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.config.data_types import RAW, UNTRIGGERED
-from caxev.copies.lifecycle import broken_off, found_bad, found_good
+from caxev.copies.lifecycle import broken_off, found_bad, found_good, written
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
 from caxev.files import digest_copy, digest_gently, printable
@@ -97,6 +97,8 @@ async def checksum(job: Job) -> Result:
     plan = _checksum_plan(job)
     if isinstance(plan, Skip):
         return plan
+    if plan.copy.host != job.site.name:
+        plan = await _with_manifest(job, plan)
     # The time before the first byte: a change during the reading must count as later than it.
     began = job.now()
     manifest = await read(job, plan.copy, sha512=plan.sha512)
@@ -104,6 +106,27 @@ async def checksum(job: Job) -> Result:
     # entry whose manifest is missing.
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await verdict(job, plan, manifest, began)
+
+
+async def _with_manifest(job: Job, plan: ReadPlan) -> ReadPlan:
+    """Return the plan with a manifest of the reference: at another host no SHA-512 is taken.
+
+    If it has none, it is read here. Raises `GiveUp` if it is not here, `Retry` if it is bad.
+    """
+    known = plan.reference
+    if known is None or known.manifest is not None:
+        return plan
+    here = job.run.copy(known.key) if known.host == job.site.name else None
+    if here is None:
+        raise GiveUp(f"{known.key} has no manifest, with which {plan.copy.key} could be compared")
+    began = job.now()
+    manifest = await read(job, here, sha512=True)
+    await job.store_manifest(manifest.digest, manifest.to_rows())
+    update = await compare_with_entry(job, here, manifest, began)
+    read_now = await written(job, update, here.key)
+    if read_now.status != TRANSFERRED:
+        raise Retry(f"{here.key} is no longer what it was")
+    return evolve(plan, reference=read_now)
 
 
 def _checksum_plan(job: Job) -> ReadPlan | Skip:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pymongo import MongoClient
 
-from caxev import Copy, CopyKey, Run
+from caxev import Copy, CopyKey, Run, What
 from caxev.cli.site_paths import run_called
 from caxev.config import Processing, Site, Sites
 from caxev.config.reading import read
 from caxev.copies.lifecycle import CopyPlan
-from caxev.handlers import checksum, transfer
+from caxev.handlers import alarms, checksum, judge, repair, transfer
 from caxev.handlers.processing import plan_process
 from caxev.handlers.rucio import DownloadPlan, plan_fetch
 from caxev.handlers.transfer import plan_pull, plan_push
@@ -24,6 +24,7 @@ from tests.engine import run_document
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
 
 NAME = "161111_1434"
+PUSHING = {"lngs": {"upload_options": ["depot"]}, "depot": {"listener": False}}
 TWO: dict[str, dict[str, Any]] = {
     "lngs": {},
     "chicago": {"download_options": ["lngs"], "pax_processing_versions": ["v6.8.0"]},
@@ -88,6 +89,39 @@ async def test_a_processed_copy_keeps_how_it_was_made(here: Lab) -> None:
     assert raw is not None
     assert raw.fields["creation_place"] == "chicago"
     assert "size" not in raw.fields
+
+
+@pytest.mark.replicaset
+@lab(transfer, checksum, repair, judge, alarms, sites=PUSHING)
+async def test_what_cax_made_is_pushed_to_a_site_without_a_listener(here: Lab) -> None:
+    """Over the link no SHA-512 is taken, so our copy gets a manifest first; nobody is suspected."""
+    run = await here.new_run()
+    run = await here.put(run, "lngs", manifest=None)
+    assert await here.settle("lngs") == []
+    assert What.DAMAGED not in [row.deed.what for row in await here.history()]
+    pushed = (await here.look(run)).copy(CopyKey("raw", "depot"))
+    ours = (await here.look(run)).copy(CopyKey("raw", "lngs"))
+    assert pushed is not None
+    assert ours is not None
+    assert (pushed.status, pushed.manifest, pushed.checksum) == (
+        "transferred",
+        ours.manifest,
+        run.copies[0].checksum,
+    )
+    assert ours.manifest is not None
+
+
+@pytest.mark.replicaset
+@lab(transfer, checksum, repair, judge, alarms, sites=PUSHING)
+async def test_what_cax_made_and_has_gone_bad_is_no_reference(here: Lab) -> None:
+    """Our own copy is bad then, and what was pushed of it is not good."""
+    run = await here.new_run()
+    run = await here.put(run, "lngs", manifest=None)
+    (here.path(run, "lngs") / "pax_info.json").write_text("[]")
+    await here.settle("lngs")
+    states = {one.host: one.status for one in (await here.look(run)).copies}
+    assert states["lngs"] == "error"
+    assert states["depot"] != "transferred"
 
 
 def versioned(version: str, host: str = "lngs") -> Run:
