@@ -129,8 +129,10 @@ def _plan(job: Job) -> Plan:
     seen = job.copy
     if seen is None:
         return Skip("the copy is gone")
-    # An entry without a source has no responsible site: every site that sees it looks after it.
-    if seen.host != job.site.name and seen.source not in (None, job.site.name):
+    # An entry without a source, or with one that is no site any more, has no responsible site:
+    # every site that sees it looks after it.
+    source = seen.source if seen.source in job.sites else None
+    if seen.host != job.site.name and source not in (None, job.site.name):
         return Skip(f"{seen.source} put it there, and looks after it")
     rules = job.sites.get(seen.host).stalled
     return plan_stalled(seen, rules, job.now(), job.at, stays=_stays(job, seen))

@@ -1548,9 +1548,9 @@ async def test_what_is_moved_aside_is_marked_once(tmp_path: Path) -> None:
     assert path.is_dir()
 
 
-@pytest.mark.parametrize("pusher", ["chicago", "lngs", None])
+@pytest.mark.parametrize("pusher", ["chicago", "lngs", "closed", None])
 async def test_a_copy_that_was_pushed_is_its_pusher_s_to_give_up(pusher: str | None) -> None:
-    """At a host without a listener; an old program's, of which that is not known, anybody's."""
+    """At a host without a listener; anybody's if that is unknown, or no site any more."""
     since = NOW - timedelta(days=3)
     made = {"status_since": since, "source": pusher, "owner": None}
     there = entry("remote", "transferring", **made)
