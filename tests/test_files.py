@@ -50,6 +50,7 @@ from caxev.files import (
 )
 from caxev.files.digest import wrong_below
 from caxev.files.paths import LONGEST_NAME
+from caxev.files.publishing import make_above
 from caxev.files.reading import read_all, stretches
 from caxev.files.tree import look
 from tests.places import partial_of, vouched
@@ -710,6 +711,14 @@ def test_killed_at_any_point_it_can_go_on(tmp_path: Path, point: str, nth: int) 
     publish(vouched(tmp_path / "part"), vouched(tmp_path / "copy"))
     assert scan(vouched(tmp_path / "copy")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_new_directories_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is an entry of the one above it, which a power cut would take, and the copy with it."""
+    synced: list[bytes] = []
+    monkeypatch.setattr("caxev.files.publishing.sync", synced.append)
+    make_above(vouched(tmp_path / "a" / "b" / "copy"))
+    assert synced == [os.fsencode(tmp_path), os.fsencode(tmp_path / "a")]
 
 
 def test_public_names_are_there() -> None:

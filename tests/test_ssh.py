@@ -343,6 +343,27 @@ def test_an_impossible_name_from_the_server_is_refused(ways: Ways, tmp_path: Pat
         aio.run(look())
 
 
+def test_new_directories_are_on_the_far_disk(
+    ways: Ways, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As here: each is an entry of the one above it."""
+    synced: list[bytes] = []
+
+    async def sync(_remote: Remote, path: FarPath) -> None:
+        synced.append(path)
+
+    async def make() -> None:
+        endpoint = ways.server.endpoint
+        async with sftp_session(endpoint) as sftp:
+            await Remote(endpoint, sftp).make_parents(
+                FarPath(os.fsencode(tmp_path / "a" / "b" / "copy"))
+            )
+
+    monkeypatch.setattr(Remote, "fsync_directory", sync)
+    aio.run(make())
+    assert synced == [os.fsencode(tmp_path), os.fsencode(tmp_path / "a")]
+
+
 # Going on after a break
 
 

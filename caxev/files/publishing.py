@@ -130,7 +130,7 @@ def withdraw(final: Confined, partial: Confined) -> None:
 
 
 def make_above(path: Confined) -> None:
-    """Make the missing directories above a path. Raises `Retry`, `GiveUp` if the disk fails."""
+    """Make the missing directories above a path, on the disk. Raises `Retry`, `GiveUp` if it fails."""
     missing, above = [], parent(path)
     while not os.path.isdir(above):
         missing.append(above)
@@ -138,6 +138,8 @@ def make_above(path: Confined) -> None:
     with local(above, "make a directory in"):
         for directory in reversed(missing):
             mkdir(directory, DIR_MODE)
+            # After a power cut the copy would be lost with a directory above it.
+            sync(parent(directory))
 
 
 def end_rename(partial: Confined, final: Confined) -> None:

@@ -140,11 +140,12 @@ class Remote(Session):
         return int(status.bavail or 0) * int(status.frsize or 0)
 
     async def make_parents(self, path: FarPath) -> None:
-        """Make the directories above `path` that are missing."""
+        """Make the directories above `path` that are missing, and bring them to the disk."""
         above = parent(path)
         if not await self.exists(above):
             await self.make_parents(above)
             await self.make_directory(above)
+            await self.fsync_directory(parent(above))
 
     async def make_directory(self, path: FarPath) -> None:
         """Make one directory, with our mode whatever the server's umask, if it lets us."""
