@@ -655,6 +655,16 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
 
 
 @pytest.mark.replicaset
+@pytest.mark.parametrize("kind", [None, "", 5])
+def test_what_an_entry_without_a_type_names_is_no_stray(ground: Ground, kind: object) -> None:
+    """Somebody has edited it by hand: the files may be the only ones of that run."""
+    littered(ground)
+    ground.insert({"type": kind, "location": str(ground.raw / "stray")}, number=6, name="edited")
+    assert {"stray", "other"} & stray(ground, "--delete").keys() == {"other"}
+    assert (ground.raw / "stray").exists()
+
+
+@pytest.mark.replicaset
 def test_stray_of_selected_runs(ground: Ground) -> None:
     """Their entries, and files named as they are: what else is there is neither shown nor gone."""
     littered(ground)
