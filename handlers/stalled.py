@@ -134,8 +134,11 @@ def _plan(job: Job) -> Plan:
     source = seen.source if seen.source in job.sites else None
     if seen.host != job.site.name and source not in (None, job.site.name):
         return Skip(f"{seen.source} put it there, and looks after it")
-    rules = job.sites.get(seen.host).stalled
-    return plan_stalled(seen, rules, job.now(), job.at, stays=_stays(job, seen))
+    there = job.sites.get(seen.host)
+    # A site that makes no such data any more looks after no job of it either.
+    made = there.processing_of(seen.type) is not None
+    stays = _stays(job, seen)
+    return plan_stalled(seen, there.stalled, job.now(), job.at, stays=stays, made=made)
 
 
 def _stays(job: Job, seen: Copy) -> bool:
@@ -183,18 +186,25 @@ def _begun(seen: Copy, now: datetime) -> datetime | None:
 
 
 def plan_stalled(
-    seen: Copy, rules: Stalled, now: datetime, at: datetime, *, stays: bool = False
+    seen: Copy,
+    rules: Stalled,
+    now: datetime,
+    at: datetime,
+    *,
+    stays: bool = False,
+    made: bool = True,
 ) -> Plan:
     """Decide by its age what happens to an unfinished copy. Pure.
 
     `at` is when this site first saw its status, UTC, used if the entry has no usable date. With
-    `stays` a failed copy is not given up, however old it is.
+    `stays` a failed copy is not given up, however old it is. `made`: the copy's site runs such
+    jobs.
     """
     if seen.type == UNTRIGGERED:
         return Skip("the DAQ's buffer is never touched")
     if seen.status not in (TRANSFERRING, VERIFYING, MOVING) and not seen.is_abandoned:
         return Skip(f"it is {seen.status}")
-    if seen.status == TRANSFERRING and seen.job is not None:
+    if seen.status == TRANSFERRING and seen.job is not None and made:
         return Skip("a job makes it, and may wait and run for days: it is looked after as a job")
     since = _begun(seen, now)
     if since is None and seen.status == TRANSFERRING:

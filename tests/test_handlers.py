@@ -20,8 +20,9 @@ from loguru import logger
 from trio.testing import MockClock
 
 from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metrics
-from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
+from caxev.config import DEFAULT_HANDLERS, Link, Processing, Site, Sites, load_handlers
 from caxev.config.links import TimeOfDay
+from caxev.config.reading import read
 from caxev.config.retention import Patrol
 from caxev.copies import lifecycle
 from caxev.copies.deletion import Proven
@@ -1561,6 +1562,19 @@ async def test_a_copy_that_was_pushed_is_its_pusher_s_to_give_up(pusher: str | N
     else:
         assert isinstance(result, RunUpdate)
         assert result.remove is not None
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_what_no_job_makes_any_more_is_given_up(*, made: bool) -> None:
+    """Its site makes no such data now: else what it is made of would be kept for it for ever."""
+    how = read(Processing, {"command": ["pax", "{output}"], "version": "v1", "inputs": []})
+    here = evolve(LNGS, processing=how if made else None)
+    old = {"status_since": NOW - timedelta(days=3), "owner": None, "job": {"name": "j"}}
+    there = entry("lngs", "transferring", type="processed", pax_version="v1", **old)
+    job = job_of(Yard(run_of(there)), CopyKey("processed", "lngs", "v1"), here)
+    job.sites = sites_of(here)
+    result = await stalled.stalled(job)
+    assert isinstance(result, Skip if made else RunUpdate)
 
 
 @pytest.mark.parametrize(
