@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve, frozen
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -324,6 +324,7 @@ NAMES = st.text(min_size=1, max_size=80)
 
 
 @given(one=st.tuples(NAMES, NAMES, NAMES), other=st.tuples(NAMES, NAMES, NAMES))
+@example(one=("1", "lngs", "v6.8"), other=("1", "lngs", "v6.8.0"))
 def test_names_tell_jobs_apart(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     """Two jobs have one name only if they are one; a name is plain, and begins as all of its."""
 
@@ -334,6 +335,8 @@ def test_names_tell_jobs_apart(one: tuple[str, ...], other: tuple[str, ...]) -> 
         return found
 
     assert (name(one) == name(other)) == (one == other)
+    key = CopyKey("processed", one[1], one[2])
+    assert name(other).startswith(derived.names_of(Run(one[0]), key)) == (one == other)
     assert len({name(one, claimed, attempt) for claimed in (1, 2) for attempt in (1, 2, 12)}) == 6
     assert set(name(one)) <= set(
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-"

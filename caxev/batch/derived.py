@@ -54,15 +54,12 @@ def attempt_at(run: Run, key: CopyKey, claimed: int, attempt: int) -> dict[str, 
 
 
 def names_of(run: Run, key: CopyKey) -> str:
-    """Return the prefix of the names of all jobs for this copy.
-
-    A digest is added if characters had to be replaced or cut, so that prefixes stay unique.
-    """
+    """Return the prefix of the names of all jobs for this copy, and of no others."""
     words = (key.host, str(run.id), key.type, key.version or "-")
     plain = [re.sub(r"[^A-Za-z0-9+_.-]", "_", word)[:60] for word in words]
-    if plain != list(words):
-        plain.append(blake2b(repr(words).encode(), digest_size=6).hexdigest())
-    return f"{'.'.join(plain)}."
+    # Characters may have been replaced or cut, and a version may begin as another one: v6 and v6.8.
+    digest = blake2b(repr(words).encode(), digest_size=6).hexdigest()
+    return f"{'.'.join(plain)}.{digest}."
 
 
 def name_of(run: Run, entry: Copy) -> str:
