@@ -24,7 +24,10 @@ from tests.engine import run_document
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
 
 NAME = "161111_1434"
-PUSHING = {"lngs": {"upload_options": ["depot"]}, "depot": {"listener": False}}
+PUSHING: dict[str, dict[str, Any]] = {
+    "lngs": {"upload_options": ["depot"]},
+    "depot": {"listener": False},
+}
 TWO: dict[str, dict[str, Any]] = {
     "lngs": {},
     "chicago": {"download_options": ["lngs"], "pax_processing_versions": ["v6.8.0"]},

@@ -475,11 +475,12 @@ def test_a_result_is_brought_in_though_it_was_killed_at_the_end(
 ) -> None:
     """What was made is removed file by file: what is left of it is no other copy."""
     made, final = tmp_path / "made", far / "final"
-    wanted, removed = make_tree(made), []
+    wanted, removed = make_tree(made), list[Path]()
 
     def dies(path: Confined) -> None:
         if os.path.lexists(path):
-            removed.append(next(Path(os.fsdecode(path)).glob("*/*")).unlink())
+            removed.append(next(Path(os.fsdecode(path)).glob("*/*")))
+            removed[0].unlink()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:

@@ -130,7 +130,7 @@ def withdraw(final: Confined, partial: Confined) -> None:
 
 
 def make_above(path: Confined) -> None:
-    """Make the missing directories above a path, on the disk. Raises `Retry`, `GiveUp` if it fails."""
+    """Make the missing directories above a path, and sync them. Raises `Retry`, or `GiveUp`."""
     missing, above = [], parent(path)
     while not os.path.isdir(above):
         missing.append(above)
