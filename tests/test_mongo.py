@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import re
@@ -19,6 +21,7 @@ from typing import Any
 import bson
 import pytest
 import trio
+import trio.testing
 from attrs import evolve
 from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
@@ -26,6 +29,7 @@ from bson.raw_bson import RawBSONDocument
 from bson.timestamp import Timestamp
 from pymongo import MongoClient
 from pymongo.collection import Collection
+from pymongo.errors import AutoReconnect
 from pymongo.synchronous.database import Database as MongoDatabase
 
 from caxev.asking.listeners import row_of
@@ -81,6 +85,7 @@ from caxev.database import (
 )
 from caxev.database.runs import GIVEN_UP_KEPT, snapshot_projection
 from caxev.database.snapshots import MANY_REACTIONS
+from caxev.database.stream import BATCH
 from caxev.files import Manifest
 from tests import engine
 from tests.conftest import Database as Named
@@ -1081,6 +1086,32 @@ async def test_a_batch_holds_each_run_once(database: Named, runs: Runs) -> None:
         assert first <= second
         assert abs(first - datetime.now(UTC)) < timedelta(minutes=1)
         await db.close_stream(stream)
+
+
+async def test_what_is_asked_for_ahead_may_fail_at_the_end(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """While a batch is worked on the next one is asked for. An error of that ends no process."""
+
+    async def read_one(db: Database) -> None:
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        more = stream._more
+
+        async def cut_off(wait: float) -> Any:
+            try:
+                return await more(wait)
+            except asyncio.CancelledError:
+                raise AutoReconnect("connection closed") from None
+
+        server.runs_new.insert_many([{"data": []} for _ in range(BATCH)])
+        stream._more = cut_off  # type: ignore[method-assign]
+        assert (await engine.until(partial(_full, db, stream, BATCH))).changes == BATCH
+        await db.close_stream(stream)
+
+    async with engine.opened(database) as db:
+        await read_one(db)
+        gc.collect()
+        await trio.testing.wait_all_tasks_blocked()
 
 
 async def _full(db: Database, stream: Stream, changes: int) -> Any:

@@ -211,7 +211,8 @@ class ChangeCursor:
         """Forget the cursor; the server ends it with its session."""
         if self._following is not None:
             self._following.cancel()
-            await asyncio.wait([self._following])
+            # It may have failed already: asyncio logs an error that nobody has retrieved.
+            await asyncio.gather(self._following, return_exceptions=True)
         if self._session is not None:
             await self._session.end_session()
             self._session = None
