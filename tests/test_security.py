@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -18,9 +19,10 @@ from urllib.parse import quote_plus
 
 import psutil
 import pytest
+import trio.testing
 from attrs import evolve
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure
+from pymongo.errors import AutoReconnect, OperationFailure
 
 from caxev import ELSEWHERE, GONE, HERE, CopyKey, Job, RunUpdate, aio, copy, tag
 from caxev.config import ConfigError, Settings
@@ -504,6 +506,25 @@ async def test_a_certificate_that_could_not_be_read_is_read_again(
         for expected in (1, 2, 2):
             await db.renew_credentials()
             assert tried == expected
+
+
+async def test_an_old_connection_that_cannot_be_closed_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_certificates(tmp_path)
+    query = f"tls=true&tlsCAFile={files.authority}&tlsCertificateKeyFile={files.client}"
+    uri = f"mongodb://localhost/?replicaSet=caxev&{query}"
+
+    async def fail() -> None:
+        raise AutoReconnect("connection closed")
+
+    async with aio.loop(), open_database(Settings.load(mongo_uri=uri, environ={})) as db:
+        monkeypatch.setattr(db._client, "close", fail)
+        os.utime(files.client, (0, 0))
+        await db.renew_credentials()
+        gc.collect()
+        await trio.testing.wait_all_tasks_blocked()
+        assert db._closing == set()
 
 
 def test_a_certificate_that_has_become_readable_is_another_one(tmp_path: Path) -> None:

@@ -229,7 +229,13 @@ class Connection:
         self._session = self._client.start_session() if had_session else None
         closing = asyncio.get_running_loop().create_task(old.close())
         self._closing.add(closing)
-        closing.add_done_callback(self._closing.discard)
+        closing.add_done_callback(self._closed)
+
+    def _closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing.discard(closing)
+        # An error that nobody has retrieved would end the loop.
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            logger.debug("an old connection could not be closed: {!r}", error)
 
     # -- the server -------------------------------------------------------------------------
 
@@ -261,7 +267,7 @@ class Connection:
             if self._session is not None:
                 await self._session.end_session()
             await self._client.close()
-            await asyncio.gather(*self._closing)
+            await asyncio.gather(*self._closing, return_exceptions=True)
             # A transport closes its socket one turn of the loop after its `close`.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
