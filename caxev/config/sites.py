@@ -245,7 +245,8 @@ class Site:
     of the newest. Low-priority runs can starve."""
     hard_links: Flag = False
     """Whether a copy by ``local`` may be hard links to its source, if both are on one file system.
-    Two links are one copy: what harms one harms both."""
+    Two links are one copy: what harms one harms both. Deletions count equal copies of two such
+    sites as one."""
     processing: Annotated[
         Processing | None, Kind('an object, as {"command": ["pax", "{input}"]}')
     ] = None
