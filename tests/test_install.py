@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ END
 cat >"$3/bin/caxev" <<'END'
 #!/bin/sh
 echo "caxev $*" >>"$CAXEV_HOME/log"
+echo "what caxev $* prints"
 ! grep -qF "$(basename "$(dirname "$(dirname "$0")")") $1" "$CAXEV_HOME/refused" 2>/dev/null
 END
 chmod +x "$3/bin/pip" "$3/bin/caxev"
@@ -43,7 +45,16 @@ if [ "$1" = list-units ]; then
     for unit; do grep -w "^$unit" "$CAXEV_HOME/units" 2>/dev/null; done
     exit 0
 fi
+if [ "$1" = restart ] && [ -e "$CAXEV_HOME/killing" ]; then  # the script: the parent of timeout
+    kill -KILL "$(cut -d ' ' -f 4 "/proc/$PPID/stat")"
+fi
 [ "$1" != restart ] || ! grep -qF "$version" "$CAXEV_HOME/unready" 2>/dev/null
+"""
+RUNUSER: Final = """\
+#!/bin/sh
+echo "runuser -u $2 in $PWD with $HOME" >>"$CAXEV_HOME/log"
+shift 3
+exec "$@"
 """
 
 
@@ -246,6 +257,7 @@ def test_a_version_that_refuses_the_site_is_not_switched_to(machine: Machine, wh
     ended = machine.install(str(machine.checkout), "lngs")
     assert (ended.returncode, machine.current, machine.restarts) == (1, first, [])
     assert "nothing was changed" in ended.stderr
+    assert f"what caxev {what}" in ended.stderr  # where the reason is
 
 
 def test_an_installation_that_broke_is_begun_anew(machine: Machine) -> None:
@@ -257,6 +269,71 @@ def test_an_installation_that_broke_is_begun_anew(machine: Machine) -> None:
     (machine.home / "no-packages").unlink()
     machine.installs(str(machine.checkout), "lngs")
     assert machine.current == version
+
+
+def test_an_update_that_was_killed_after_the_switch_is_done_again(machine: Machine) -> None:
+    """Listeners that still run the former version, or cannot start, are not taken for updated."""
+    first = machine.commit("a")
+    machine.installs(str(machine.checkout), "lngs")
+    second = machine.commit("b")
+    (machine.home / "killing").touch()
+    assert machine.install(str(machine.checkout), "lngs").returncode == -signal.SIGKILL
+    assert machine.current == second
+    (machine.home / "killing").unlink()
+    (machine.home / "unready").write_text(second)
+    ended = machine.install(str(machine.checkout), "lngs")
+    assert f"going back to {first}" in ended.stderr
+    assert (ended.returncode, machine.current) == (1, first)
+    (machine.home / "unready").unlink()
+    machine.installs(str(machine.checkout), "lngs")
+    assert (machine.current, machine.restarts) == (second, [second])
+    machine.installs("--back", "lngs")
+    assert machine.current == first
+
+
+def test_one_goes_back_from_an_update_that_was_killed(machine: Machine) -> None:
+    """To what ran before it, also from the first one of all."""
+    machine.commit("a")
+    (machine.home / "killing").touch()
+    machine.install(str(machine.checkout), "lngs")
+    assert "no version to go back to" in machine.install("--back", "lngs").stderr
+    (machine.home / "killing").unlink()
+    first = machine.commit("b")
+    machine.installs(str(machine.checkout), "lngs")
+    machine.commit("c")
+    (machine.home / "killing").touch()
+    machine.install(str(machine.checkout), "lngs")
+    (machine.home / "killing").unlink()
+    machine.installs("--back", "lngs")
+    assert (machine.current, machine.restarts) == (first, [first])
+
+
+def test_a_killed_git_is_in_no_update_s_way(machine: Machine) -> None:
+    """Its lock files and its half of a repository are left by a power cut, or by systemd."""
+    source, git = f"file://{machine.checkout}@stable", machine.home / "src" / ".git"
+    git.mkdir(parents=True)
+    first = machine.commit("a")
+    machine.installs(source, "lngs")
+    for name in ("index.lock", "shallow.lock"):
+        (git / name).touch()
+    second = machine.commit("b")
+    machine.installs(source, "lngs")
+    assert (first, machine.current) == (first, second)
+
+
+def test_the_checks_are_made_as_the_service_makes_them(machine: Machine) -> None:
+    """Not in a directory that may be closed to its user, and not with root's home."""
+    for name, text in (
+        ("id", '#!/bin/sh\n[ "$1" != -u ] || echo 0\n'),
+        ("getent", "#!/bin/sh\necho caxev:x:1:1::/var/lib/caxev:/bin/sh\n"),
+        ("runuser", RUNUSER),
+    ):
+        (machine.root / "bin" / name).write_text(text)
+        (machine.root / "bin" / name).chmod(0o755)
+    machine.commit("a")
+    machine.installs(str(machine.checkout), "lngs")
+    runs = [line for line in machine.log if line.startswith("runuser")]
+    assert runs == ["runuser -u caxev in / with /var/lib/caxev"] * 3
 
 
 def test_a_branch_is_followed(machine: Machine) -> None:
@@ -300,6 +377,22 @@ def test_old_versions_go_but_not_the_one_before(machine: Machine) -> None:
     kept = {path.name for path in (machine.home / "versions").iterdir()}
     assert len(kept) == 3
     assert {versions[-1], versions[-2]} <= kept
+
+
+def test_each_site_of_a_machine_gets_the_version(machine: Machine) -> None:
+    """Each has a timer of its own: the first one's update is not yet the second's."""
+    first = machine.commit("first")
+    machine.installs(str(machine.checkout), "lngs", "chicago")
+    for number in range(5):
+        version = machine.commit(str(number))
+        machine.installs(str(machine.checkout), "lngs")
+        os.utime(machine.home / "versions" / version, (number, number))
+    assert (machine.home / "versions" / first).exists()  # chicago's listener runs it
+    machine.installs(str(machine.checkout), "chicago")
+    restarts = [line for line in machine.log if line.startswith("systemctl restart")]
+    assert restarts == [f"systemctl restart caxev@chicago.service with {version}"]
+    machine.installs(str(machine.checkout), "chicago")
+    assert machine.log == []
 
 
 def test_changes_that_are_not_committed_are_no_version(machine: Machine) -> None:
