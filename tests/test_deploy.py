@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from caxev.cli.listen import listen
 from caxev.cli.work import work
 from caxev.config import Settings
+from caxev.config.permissions import read_permissions
 from caxev.core.clock import utcnow
 from caxev.engine import helping, lanes, options, session
 from tests import engine
@@ -144,6 +145,12 @@ def test_the_unit_lets_all_lanes_work_at_once() -> None:
     """Systemd's own limit of 1,024 descriptors is that of some hundred transfers."""
     (most,) = settings("LimitNOFILE")
     assert int(most) >= 32 * sum(lanes.LANES.values())
+
+
+def test_the_unit_lets_every_mode_be_set_that_sites_json_may_name() -> None:
+    """Systemd denies any chmod with the set-group-ID bit, also where a directory has it already."""
+    assert read_permissions({"mode": "2750"})["raw"].mode == 0o2750
+    assert not settings("RestrictSUIDSGID")
 
 
 def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:
