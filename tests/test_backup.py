@@ -20,6 +20,8 @@ from caxev.cli.backup import _documents
 from caxev.config import ConfigError
 from caxev.core.model import DELETING, TRANSFERRED
 from caxev.database.backup import LATER
+from caxev.database.schema import SCHEMA
+from caxev.files import process_lock
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_life import HOSTS, Lab, lab
@@ -163,6 +165,58 @@ def test_what_is_no_complete_backup_is_refused(damaged: bytes, tmp_path: Path) -
     file.write_bytes(damaged)
     with pytest.raises(ConfigError, match=r"caxev\.bak is no complete back-up"):
         list(_documents(file))
+
+
+def packed(*documents: dict[str, Any], **head: Any) -> bytes:
+    """A back-up with these documents of the ledger."""
+    rows = [row for one in documents for row in ({"collection": "ledger"}, one)]
+    end = {"end": {"ledger": len(documents)}}
+    return gzip.compress(b"".join(map(encode, [{"caxev": 1, **head}, *rows, end])))
+
+
+@pytest.mark.replicaset
+def test_a_backup_of_a_newer_schema_is_refused(database: Named, tmp_path: Path) -> None:
+    """Else this version would replace the ledger by one that it refuses itself."""
+    with MongoClient[dict[str, Any]](database.uri) as server:
+        server[database.name][OWN[0]].insert_one({"_id": "kept"})
+    before, file = content(database), tmp_path / "caxev.bak"
+    schema = {"_id": {"schema": "ledger"}, "kind": "schema", "number": SCHEMA + 1}
+    mine = {"database": database.name, "runs": "runs_new"}
+    file.write_bytes(packed({"_id": "other"}, schema, version="9.9", **mine))
+    said = command(database, "restore", str(file), "--force")
+    assert said.exit_code == 4
+    assert f"caxev.bak has schema {SCHEMA + 1}" in said.output
+    assert "9.9" in said.output
+    assert content(database) == before
+    file.write_bytes(packed({"_id": "other"}, {**schema, "number": SCHEMA}, **mine))
+    assert command(database, "restore", str(file), "--force").exit_code == 0
+    assert content(database) != before
+
+
+@pytest.mark.replicaset
+def test_a_backup_of_another_database_replaces_nothing(database: Named, tmp_path: Path) -> None:
+    """It goes into an empty ledger, as for a trial or after a renaming."""
+    file = tmp_path / "caxev.bak"
+    file.write_bytes(packed({"_id": "other"}, database="run", runs="runs_old"))
+    assert command(database, "restore", str(file)).exit_code == 0
+    before = content(database)
+    said = command(database, "restore", str(file), "--force")
+    assert said.exit_code == 3
+    assert "is of run.runs_old" in said.output
+    assert content(database) == before
+
+
+def test_of_two_backups_to_one_file_one_is_refused(tmp_path: Path) -> None:
+    """It would write what the other one renames; the file that is there stays."""
+    file = tmp_path / "caxev.bak"
+    file.write_bytes(b"old")
+    with process_lock(b"backup " + bytes(file.resolve()), "busy"):
+        (tmp_path / ".caxev.bak.part").write_bytes(b"half")
+        said = CliRunner().invoke(cli, ["backup", str(file)])
+    assert (said.exit_code, "another backup" in said.output) == (1, True)
+    assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"half", b"old"]
+    said = CliRunner().invoke(cli, ["backup", ""])
+    assert (said.exit_code, "FILE is empty" in said.output) == (2, True)
 
 
 # -- runs that are newer or older -----------------------------------------------------------------

@@ -6,7 +6,7 @@ import gzip
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -18,6 +18,7 @@ from caxev.cli.options import options
 from caxev.cli.output import Table, columns, show
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
+from caxev.files import process_lock
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -35,6 +36,16 @@ def backup(*, file: Path) -> None:
     readable for its owner only. It is replaced when the new one is complete. Back up the runs
     collection by MongoDB's own means.
     """
+    if not file.name:
+        raise click.UsageError("FILE is empty")
+    place = file.resolve()
+    with process_lock(b"backup " + os.fsencode(place), f"another backup is writing {file}"):
+        counts = _written(file)
+    show(Table(_COLUMNS, _rows(counts)))
+
+
+def _written(file: Path) -> Counter[str]:
+    """Write the file; return how many documents of each collection it has."""
     partial = file.with_name(f".{file.name}.part")
     counts: Counter[str] = Counter()
     try:
@@ -46,7 +57,7 @@ def backup(*, file: Path) -> None:
         raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    show(Table(_COLUMNS, _rows(counts)))
+    return counts
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -92,26 +103,58 @@ def restore(*, file: Path, force: bool) -> None:
     the back-up: reactions go by the runs as they are, so nothing is deleted for what the
     restored ledger remembers. Needs an administrator's login.
     """
-    for _ in _documents(file):  # all of it, before anything is written
-        pass
-    counts = options().with_database(_restore, file, force=force)
+    head = _checked(file)  # all of it, before anything is written
+    counts = options().with_database(_restore, file, head, force=force)
     show(Table(_COLUMNS, _rows(counts)))
 
 
-async def _restore(database: Database, file: Path, *, force: bool) -> dict[str, int]:
+def _checked(file: Path) -> dict[str, Any]:
+    """Read all of a back-up; return its head. Raises `WrongSchema` if it is of a newer caxev."""
+    from caxev.database.client import WrongSchema
+    from caxev.database.schema import KEY, SCHEMA
+
+    head: dict[str, Any] = {}
+    for name, document in _documents(file, head):
+        number = document.get("number")
+        is_schema = name == "ledger" and document.get("_id") == KEY
+        if is_schema and not (isinstance(number, int) and number <= SCHEMA):
+            raise WrongSchema(
+                f"{file} has schema {number!r}, and this caxev knows {SCHEMA}: restore it with the "
+                f"version that wrote it, {head.get('version')}"
+            )
+    return head
+
+
+async def _restore(
+    database: Database, file: Path, head: Mapping[str, Any], *, force: bool
+) -> dict[str, int]:
+    settings = database.settings
+    source = f"{head.get('database')}.{head.get('runs')}"
+    here = f"{settings.database}.{settings.collection}"
+    # What it replaced would be reactions to other runs.
+    if force and source != here:
+        raise ConfigError(
+            f"{file} is of {source}, and would replace the ledger of {here}: choose another by "
+            f"--database and --collection, or drop the collections {settings.prefix}* first"
+        )
     return await database.restore(_documents(file), force=force)
 
 
-def _documents(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return a back-up's documents with their collections. Raises `ConfigError` if it is none."""
+def _documents(
+    file: Path, head: dict[str, Any] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return a back-up's documents with their collections; `head` gets what stands before them.
+
+    Raises `ConfigError` if it is none.
+    """
     try:
         with gzip.open(file) as data:
-            yield from _read(data)
+            yield from _read(data, {} if head is None else head)
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise ConfigError(f"{file} is no complete back-up of caxev: {error}") from error
 
 
-def _read(data: gzip.GzipFile) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(data: gzip.GzipFile, head: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     from bson import CodecOptions, decode
     from bson.errors import BSONError
 
@@ -121,7 +164,7 @@ def _read(data: gzip.GzipFile) -> Iterator[tuple[str, dict[str, Any]]]:
     aware: CodecOptions[dict[str, Any]] = CodecOptions(tz_aware=True)
     try:
         rows = (decode(one, aware) for one in split(data.read))
-        head = next(rows, {})
+        head.update(next(rows, {}))
         if head.get("caxev") != FORMAT:
             raise ValueError(f"its format is {head.get('caxev')}, and this version reads {FORMAT}")
         counts: Counter[str] = Counter()
