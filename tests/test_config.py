@@ -222,6 +222,20 @@ def test_paths_beside_the_file(tmp_path: Path) -> None:
     assert site.known_hosts == str(Path.home() / "kh")
 
 
+def test_an_unknown_user_s_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is that of all sites, and an account of one need not be at another."""
+    entry = {"name": "a", "identity": "~no-such-user/key", "rucio": {"home": "~no-such-user"}}
+    assert sites_of(tmp_path, entry).get("a").identity == str(tmp_path / "~no-such-user" / "key")
+    monkeypatch.chdir(tmp_path)
+    for act in (
+        lambda: load_sites(find_sites("~no-such-user/sites.json")),
+        lambda: secret("A", {"A_FILE": "~no-such-user/a"}),
+        lambda: load_file("~no-such-user/handlers.py"),
+    ):
+        with pytest.raises(ConfigError, match="~no-such-user/"):
+            act()
+
+
 @pytest.mark.parametrize(
     ("text", "rate"),
     [
@@ -450,11 +464,18 @@ def test_no_such_site(tmp_path: Path) -> None:
         ('[{"name": "a"}, {"name": "a"}]', "site 'a': stands 2 times"),
         ('[{"name": "a", "purg": 5}]', r"unknown key 'purg' \(did you mean 'purge'\?"),
         ('[{"name": "a", "qqq": 5}]', r"unknown key 'qqq' \(take it out"),
-        ('[{"name": "a", "purge": "five"}]', 'purge must be a number of days, not "five"'),
-        ('[{"name": "a", "purge": true}]', "purge must be a number of days, not true"),
-        ('[{"name": "a", "purge": -1}]', "purge must be a number of days, not -1"),
-        ('[{"name": "a", "purge": NaN}]', "purge must be a number of days, not NaN"),
+        (
+            '[{"name": "a", "purge": "five"}]',
+            'purge must be a number of days, up to 36525, not "five"',
+        ),
+        ('[{"name": "a", "purge": true}]', "purge must be a number of days, up to 36525, not true"),
+        ('[{"name": "a", "purge": -1}]', "purge must be a number of days, up to 36525, not -1"),
+        ('[{"name": "a", "purge": NaN}]', "purge must be a number of days, up to 36525, not NaN"),
         ('[{"name": "a", "purge": Infinity}]', "purge must be a number of days"),
+        # Now and so much would be out of the range of dates.
+        ('[{"name": "a", "purge": 1e9}]', "purge must be a number of days"),
+        ('[{"name": "a", "stalled": {"retry": 2e7}}]', "retry must be a number of hours"),
+        ('[{"name": "a", "patrol": {"days": 4e6}}]', "days must be a number of days above 0"),
         ('[{"name": "a", "method": "stfp"}]', r'not "stfp" \(did you mean \'sftp\'\?\)'),
         ('[{"name": "a", "method": ["scp"]}]', r'method must be one of .*, not \["scp"\]'),
         ('[{"name": "a", "data_type": "raw"}]', 'data_type must be a list of names, not "'),
@@ -547,6 +568,9 @@ def test_finding_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"CAXEV_SITES": "/from/environment.json"}
     assert find_sites("/given.json", environ) == Path("/given.json")
     assert find_sites(None, environ) == Path("/from/environment.json")
+    assert find_sites(None, {}) == Path("sites.json")
+    # What cannot be looked at, as in a closed directory, is not there.
+    monkeypatch.setattr("caxev.config.loading.PLACES", ("x" * 300, "sites.json"))
     assert find_sites(None, {}) == Path("sites.json")
 
 
@@ -841,13 +865,25 @@ def test_how_copies_are_looked_after(tmp_path: Path) -> None:
     [
         ("patrol", 90, 'patrol must be an object, as {"days": 90'),
         ("patrol", {}, "patrol: days is missing"),
-        ("patrol", {"days": 0}, "patrol: days must be a number of days above 0, not 0"),
+        (
+            "patrol",
+            {"days": 0},
+            "patrol: days must be a number of days above 0, up to 36525, not 0",
+        ),
         ("patrol", {"days": 9, "rate": 1}, "patrol: unknown key 'rate' (did you mean 'max_rate'?"),
         ("deletion", {"copies": 0}, "deletion: copies must be a whole number, 1 or more, not 0"),
         ("deletion", {"protect": "keep"}, "deletion: protect must be a list of tags"),
-        ("deletion", {"proof_days": -1}, "deletion: proof_days must be a number of days, not -1"),
+        (
+            "deletion",
+            {"proof_days": -1},
+            "deletion: proof_days must be a number of days, up to 36525, not -1",
+        ),
         ("deletion", {"when_full": 1}, "deletion: when_full must be true or false, not 1"),
-        ("stalled", {"warn": "2h"}, 'stalled: warn must be a number of hours, not "2h"'),
+        (
+            "stalled",
+            {"warn": "2h"},
+            'stalled: warn must be a number of hours, up to 876600, not "2h"',
+        ),
     ],
 )
 def test_mistakes_in_how_copies_are_looked_after(

@@ -19,6 +19,7 @@ from typing import Final
 from zlib import crc32
 
 from caxev.config.errors import hint
+from caxev.config.home import expanded
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
 from caxev.core.registry import OF_FILES, Handler, recorded
@@ -76,7 +77,7 @@ def load_file(path: str | Path) -> ModuleType:
     Raises `ConfigError` if there is no such file, if it fails, or if another file of that name is
     loaded already.
     """
-    file = Path(path).expanduser().resolve()
+    file = expanded(path).resolve()
     if not file.is_file():
         raise ConfigError(f"--handlers {path}: {_no_file(file)}")
     try:

@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 from caxev.config.data_types import PROCESSED, DataType
 from caxev.config.directories import directory_warnings
 from caxev.config.errors import Problems, failed, hint, known_names, shown
+from caxev.config.home import expanded
 from caxev.config.json_file import as_list, read_json, repeats
 from caxev.config.own_types import site_class, types_of
 from caxev.config.reading import read
@@ -40,9 +41,10 @@ def find_sites(config: str | None = None, environ: Mapping[str, str] | None = No
     """
     named = config or (os.environ if environ is None else environ).get("CAXEV_SITES")
     if named:
-        return Path(named).expanduser()
+        return expanded(named)
     for place in PLACES:
-        if Path(place).exists():
+        # Not Path.exists, which raises in a directory that is closed to the user.
+        if os.path.exists(place):  # noqa: PTH110
             return Path(place)
     places = " nor ".join(PLACES)
     raise ConfigError(

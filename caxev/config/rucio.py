@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 from attrs import Factory, evolve, field, frozen
 
+from caxev.config.home import expanded
 from caxev.config.values import Kind, check, mapped, match, matching, one_of, printable, whole
 
 DETECTORS: Final[Mapping[str, str]] = {"muon_veto": "mv"}
@@ -123,4 +124,4 @@ class Catalogue:
 
 def at(base: Path, path: str | None) -> str | None:
     """Return a path of sites.json as seen from the directory of that file."""
-    return None if path is None else str(base / Path(path).expanduser())
+    return None if path is None else str(base / expanded(path))

@@ -15,6 +15,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from attrs import evolve, field, frozen
 
+from caxev.config.home import expanded
 from caxev.core.errors import ConfigError
 from caxev.limited import SECRET, read_limited
 
@@ -46,7 +47,7 @@ def secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
     if environ.get(name):
         return environ[name]
     if environ.get(f"{name}_FILE"):
-        return _read(Path(environ[f"{name}_FILE"]).expanduser(), f"{name}_FILE")
+        return _read(expanded(environ[f"{name}_FILE"]), f"{name}_FILE")
     if environ.get("CREDENTIALS_DIRECTORY"):
         # systemd's names of credentials are lower case by custom; the directory may hold others.
         credential = Path(environ["CREDENTIALS_DIRECTORY"]) / name.lower()

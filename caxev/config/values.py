@@ -24,6 +24,8 @@ _UNITS: Final = {
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGTP", 1)},
 }
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3600}
+CENTURY: Final = 36525
+"""The most days: more, before now or after it, would leave the range of dates."""
 
 
 class Kind(NamedTuple):
@@ -166,9 +168,11 @@ Names = Annotated[tuple[str, ...], Kind("a list of names", listed(read_name))]
 Flag = Annotated[bool, Kind("true or false", flag)]
 Count = Annotated[int, Kind("a whole number, 1 or more", whole())]
 Port = Annotated[int, Kind("a port, 1 to 65535", whole(1, 65535))]
-Days = Annotated[float, Kind("a number of days", number())]
-SomeDays = Annotated[float, Kind("a number of days above 0", number(above=0))]
-Hours = Annotated[float, Kind("a number of hours", number())]
+Days = Annotated[float, Kind("a number of days, up to 36525", number(high=CENTURY))]
+SomeDays = Annotated[
+    float, Kind("a number of days above 0, up to 36525", number(high=CENTURY, above=0))
+]
+Hours = Annotated[float, Kind("a number of hours, up to 876600", number(high=24 * CENTURY))]
 Amount = Annotated[int, Kind('an amount, as "500GB"', read_amount)]
 Rate = Annotated[float, Kind('a rate, as "200MB/s"', read_rate)]
 Duration = Annotated[float, Kind('a length of time, as "6h" (s, min, h)', _duration)]
