@@ -18,10 +18,12 @@ from urllib.request import urlopen
 import pytest
 import trio
 from attrs import evolve
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunUpdate, Skip, limited
+from caxev.cli import cli
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
@@ -272,6 +274,14 @@ def test_what_is_no_rule_file(tmp_path: Path, text: str) -> None:
         load_rules(tmp_path / "rules.json")
     with pytest.raises(ConfigError, match="does not exist"):
         load_rules(tmp_path / "none.json")
+
+
+def test_a_rule_file_is_checked_in_json_too(tmp_path: Path) -> None:
+    """One document, and no line beside it."""
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps([SIMPLE]))
+    said = CliRunner().invoke(cli, ["rucio", "rules", "--check", str(file), "--json"])
+    assert json.loads(said.output) == [{"file": str(file), "rules": 1}]
 
 
 # -- what is to be done ---------------------------------------------------------------------------

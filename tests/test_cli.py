@@ -9,7 +9,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,15 +25,19 @@ from pymongo import MongoClient
 from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import report_errors
+from caxev.cli.options import GlobalOptions
 from caxev.cli.output import (
     Column,
     Table,
     cell,
+    columns,
     event_parts,
     run_parts,
     show,
     show_json,
+    show_rows,
 )
+from caxev.cli.plans import showing_steps
 from caxev.cli.reaction_rows import progress_cells
 from caxev.config import Settings
 from caxev.core.amounts import ReportedProgress, lasting, size
@@ -594,6 +598,44 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     """Control characters and bytes that are no text are shown escaped."""
     assert escaped("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"
     assert cell(["a\x07", "b"]) == r"a\x07, b"
+
+
+@pytest.mark.parametrize("number", [2, 200], ids=["few", "many"])
+@pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
+async def test_what_was_done_before_ctrl_c_is_printed(
+    capsys: pytest.CaptureFixture[str], number: int, as_json: bool
+) -> None:
+    """As of files that `caxev stray --delete` has deleted; of few rows none was printed so far."""
+
+    async def rows() -> AsyncIterator[dict[str, Any]]:
+        for one in range(number):
+            yield {"a": one}
+        raise KeyboardInterrupt
+
+    with (
+        click.Context(cli, obj=GlobalOptions(as_json=as_json)).scope(),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        await show_rows(columns("a"), rows())
+    out = capsys.readouterr().out
+    found = [row["a"] for row in json.loads(out)] if as_json else [*map(int, out.split()[1:])]
+    assert found == [*range(number)]
+
+
+def test_what_was_fetched_before_ctrl_c_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether or not it went well; the interruption is what the command ends with."""
+    row = {"run": run_parts("id", 1), "what": "raw", "state": "no space", "ok": False}
+
+    def fetch(end: BaseException | None) -> None:
+        with showing_steps() as rows:
+            rows.append(row)
+            if end is not None:
+                raise end
+
+    for end, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (None, click.exceptions.Exit)):
+        with pytest.raises(raised):
+            fetch(end)
+        assert "no space" in capsys.readouterr().out
 
 
 def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +26,10 @@ from pymongo import MongoClient
 
 from caxev import GiveUp, Job, copy_field
 from caxev.cli import mv as mv_module
-from caxev.cli.inventory import ClaimedPlace, Inventory, measured, places
+from caxev.cli.inventory import ClaimedPlace, Find, Inventory, Kind, measured, places
 from caxev.cli.mv import Move, bring, plan_move
 from caxev.cli.site_paths import key_of
+from caxev.cli.verify import compare
 from caxev.config import Site
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.files import MARKER_PREFIX, digest_tree, process_lock
@@ -564,6 +568,8 @@ def test_status_of_copies_and_totals(ground: Ground) -> None:
     ground.insert({"location": "/b"}, processed, {**processed, "pax_version": "v2"}, number=2)
     odd = {"type": None, "host": 3}
     ground.insert(odd, {"status": "error"}, number=3, raw_size_byte=5)
+    for number, size in enumerate((nan, inf, -1.0, "7", None), 4):
+        ground.insert({"host": "chicago", "size": size}, number=number, raw_size_byte=size)
     found = rows(ground.caxev("status", "--host", "lngs", "--status", "transferred", "--json"))
     assert [(row["run"]["number"], row["type"], row["bytes"]) for row in found] == [
         (1, "raw", 100),
@@ -574,6 +580,7 @@ def test_status_of_copies_and_totals(ground: Ground) -> None:
     totals = rows(ground.caxev("status", "--totals", "--json"))
     assert [tuple(row.values()) for row in totals] == [
         ("chicago", "raw", "error", 1, 0, 0),
+        ("chicago", "raw", "transferred", 5, 0, 0),
         ("lngs", "processed", "transferred", 2, 2, 14),
         ("lngs", "raw", "error", 1, 0, 0),
         ("lngs", "raw", "transferred", 2, 1, 100),
@@ -583,6 +590,62 @@ def test_status_of_copies_and_totals(ground: Ground) -> None:
     assert "transferred  2       100 B" in ground.caxev("status", "--totals").out
     assert "there are no such copies" in ground.caxev("status", "--host", "none").out
     assert ground.caxev("status", "--totals", "--site", "lngs").code == 2
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------
+
+
+async def interrupted(work: Callable[..., object], *args: object) -> None:
+    """Wait for work in a thread, in which somebody presses Ctrl-C."""
+
+    async def wait() -> None:
+        await trio.to_thread.run_sync(partial(work, *args))
+        await trio.lowlevel.checkpoint()  # else it would hit another test
+
+    with pytest.raises(KeyboardInterrupt):
+        await wait()
+
+
+async def test_ctrl_c_ends_the_reading_of_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not read to its end first, which may take an hour."""
+    counts: list[int] = []
+
+    def slow(_root: object, *, sha512: bool, report: Callable[[int, int], object]) -> None:
+        assert sha512
+        signal.raise_signal(signal.SIGINT)
+        for number in range(1000):
+            counts.append(number)
+            report(number, 1000)
+            time.sleep(0.01)
+
+    monkeypatch.setattr("caxev.cli.verify.digest_tree", slow)
+    path = write_run(tmp_path / NAME)
+    copy = Copy(CopyKey("raw", "lngs"), "transferred", {"location": str(path)})
+    await interrupted(compare, copy, Site("lngs", dir_raw=str(tmp_path)), None, True)
+    assert len(counts) < 1000
+
+
+async def test_ctrl_c_ends_the_walk_through_a_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only once all files are seen, of which there may be millions."""
+    for number in range(1000):
+        (tmp_path / str(number)).touch()
+    seen: list[bytes] = []
+
+    def slow(path: bytes, kind: Kind) -> Find:
+        if not seen:
+            signal.raise_signal(signal.SIGINT)
+        seen.append(path)
+        time.sleep(0.01)
+        return Find(path, kind, 1, 0, 0.0)
+
+    monkeypatch.setattr("caxev.cli.inventory.measured", slow)
+    with Inventory() as inventory:
+        await interrupted(inventory.walk, Site("lngs", dir_raw=str(tmp_path)))
+    assert len(seen) < 1000
 
 
 # -- stray ----------------------------------------------------------------------------------------

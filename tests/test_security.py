@@ -416,6 +416,17 @@ def test_without_apply_the_grants_are_only_shown(caxev: Caxev, secured: Secured)
     assert caxev("db", "grants", "--site", "nowhere", *uri).code == 3
 
 
+def test_what_was_granted_is_json_if_wanted(
+    caxev: Caxev, secured: Secured, named: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One list, as without --apply, and no line beside it."""
+    granted(caxev, secured, named, monkeypatch)
+    (row,) = json.loads(caxev("db", "grants", "--site", "lngs", "--apply", "--json").out)
+    assert (row["user"], row["rights"]) == ("caxev_lngs", "lngs's listener")
+    assert "@" in row["database"]
+    assert secured.server.password not in row["database"]
+
+
 # -- TLS --------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from caxev.cli.command import command, together
 from caxev.cli.options import CommandGroup, as_json, example, options
-from caxev.cli.output import Column, Table, columns, print_line, show, show_json
+from caxev.cli.output import Column, Table, columns, show, show_json, show_lines
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Settings, secret
 
@@ -158,7 +158,8 @@ def db_grants(*, grantee: Grantee, x509: str | None, apply_: bool) -> None:
         await database.grant(user, password, role, x509=x509 is not None)
 
     options().with_database(grant)
-    print_line(f"{user} has the rights of {grantee.rights} at {settings.safe_uri}")
+    row = {"user": user, "rights": grantee.rights, "database": settings.safe_uri}
+    show_lines([row], "{user} has the rights of {rights} at {database}".format_map)
 
 
 def _show_grants(role: Role, user: str, *, x509: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple, Self
 from attrs import define, field, frozen
 
 from caxev import files
+from caxev.cli.interrupts import stop_if_interrupted
 from caxev.config import Site
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE, RESERVED
 
@@ -126,6 +127,7 @@ class Inventory:
         after = b""
         while page := self._unseen(after):
             for claim in page:
+                stop_if_interrupted()
                 after = claim.path
                 if os.path.lexists(claim.path):
                     self._db.execute("UPDATE claims SET seen=1 WHERE path=?", (claim.path,))
@@ -193,6 +195,7 @@ class _Walk:
     def _below(self, directory: bytes, *, versioned: bool = False) -> Iterator[Find]:
         with os.scandir(directory) as entries:
             for entry in entries:
+                stop_if_interrupted()
                 if entry.name.startswith(_OURS):
                     yield from self._of_ours(entry)
                 elif self.inventory.see(entry.path):
@@ -270,6 +273,7 @@ def measured(path: bytes, kind: Kind) -> Find:
             files = size = 0
             open_.append(os.scandir(path))
         while open_:
+            stop_if_interrupted()
             entry = next(open_[-1], None)
             if entry is None:
                 open_.pop().close()  # type: ignore[attr-defined]  # what scandir returns

@@ -26,6 +26,7 @@ from attrs import evolve, frozen
 
 from caxev.asking.base import DataChoice
 from caxev.cli.command import command
+from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import as_json, options
 from caxev.cli.output import print_line, show_lines
 from caxev.cli.runs import copy_cells
@@ -58,7 +59,6 @@ from caxev.files import (
     rename_new,
     safe_name,
     scan,
-    to_nobody,
 )
 from caxev.files.resolved import remove, sync
 
@@ -355,11 +355,11 @@ def _copied(old: Confined, new: Confined, site: Site, expected: Manifest | None)
     # No hard links: the comparison below would compare the files with themselves.
     own = evolve(site, hard_links=False)
     route = Route(own, own, os.fsdecode(new), os.fsdecode(old), expected, min_free=site.min_free)
-    Local().pull(route, report=to_nobody)
+    Local().pull(route, report=stop_if_interrupted)
     point("mv.written")
     # Read both from the disk: without a manifest, only the old files can prove the new ones.
-    wanted = expected or digest_tree(old, sha512=False, report=to_nobody)
-    found = digest_tree(new, sha512=False, report=to_nobody)
+    wanted = expected or digest_tree(old, sha512=False, report=stop_if_interrupted)
+    found = digest_tree(new, sha512=False, report=stop_if_interrupted)
     if wanted.digest != found.digest:
         differ = wanted.differences(found)
         _remove(new)

@@ -202,13 +202,20 @@ async def show_rows(
     """
     first: list[Row] = []
     printer: _Printer | None = None
-    async for row in rows:
-        first.append(row)
-        if len(first) > _FEW and printer is None:
-            printer = _JsonPrinter() if options().as_json else _LinePrinter.of(columns, first)
+    try:
+        async for row in rows:
+            first.append(row)
+            if len(first) > _FEW and printer is None:
+                printer = _JsonPrinter() if options().as_json else _LinePrinter.of(columns, first)
+            if printer is not None:
+                printer.add(first)
+                first = []
+    except BaseException:  # also of Ctrl-C: what was done before shows
         if printer is not None:
-            printer.add(first)
-            first = []
+            printer.end()
+        elif first:
+            show(Table(columns, first))
+        raise
     if printer is None:
         show(Table(columns, first), empty=empty)
     else:

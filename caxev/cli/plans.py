@@ -7,8 +7,8 @@ asked of several runs is one request: see `caxev.cli.requests`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -221,6 +221,19 @@ def show_steps(rows: Sequence[Mapping[str, Any]], *, failed: bool | None = None)
     if failed is None:
         failed = any(row["ok"] is False for row in rows)
     show(Table(_STEPS, rows), empty="nothing to do", failed=failed)
+
+
+@contextmanager
+def showing_steps() -> Iterator[Rows]:
+    """Print the rows that the block adds, as `show_steps` does; also if Ctrl-C ends it."""
+    rows: Rows = []
+    try:
+        yield rows
+    except BaseException:
+        if rows:
+            show_steps(rows, failed=False)
+        raise
+    show_steps(rows)
 
 
 def with_hint(line: str, row: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from caxev.asking.base import ActContext, ActPlan, pages
 from caxev.asking.readings import ReadCopies, reading
 from caxev.asking.requests import keep, writing
 from caxev.cli.command import command
+from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import options
 from caxev.cli.output import Column, columns, fail_if, print_line, stream
 from caxev.cli.plans import asks, confirm_plan
@@ -35,7 +36,7 @@ from caxev.config import Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry, RootAway
 from caxev.core.model import TRANSFERRED, Copy, Run, RunId
-from caxev.files import Manifest, confine, digest_tree, scan, steady, to_nobody
+from caxev.files import Manifest, confine, digest_tree, scan, steady
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
@@ -270,7 +271,7 @@ def compare(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> Verdi
             if not deep:
                 return _compared(known and known.shape(), scan(path))
             sha512 = known is None  # without a manifest there is only cax's checksum, a SHA-512
-            found = digest_tree(path, sha512=sha512, report=to_nobody)
+            found = digest_tree(path, sha512=sha512, report=stop_if_interrupted)
     except RootAway:
         raise  # it concerns every copy on that disk, not only this one
     except GiveUp as error:

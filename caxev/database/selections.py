@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from math import inf
 from typing import Any, Final
 
 from attrs import Factory, evolve, frozen
@@ -298,7 +299,7 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
     entry = {f"data.{name}": condition for name, condition in conditions}
     names = {f"_id.{name}": {"$type": "string"} for name in ("host", "type")}
     which = {"host": "$data.host", "type": "$data.type", "status": "$data.status"}
-    sizes = {"own": {"$isNumber": "$data.size"}, "whole": {"$isNumber": "$raw_size_byte"}}
+    sizes = {"own": _is_amount("$data.size"), "whole": _is_amount("$raw_size_byte")}
     amounts = {"own": {"$sum": "$data.size"}, "whole": {"$sum": "$raw_size_byte"}}
     return [
         {"$match": query_of(selection, now)},
@@ -318,6 +319,13 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
         },
         {"$sort": {"_id.host": 1, "_id.type": 1, "_id.status": 1}},
     ]
+
+
+def _is_amount(path: str) -> Document:
+    """Return an expression: a field is a finite number of at least 0."""
+    # NaN comes before all numbers, and what is no number after them, or before NaN. A sum with one
+    # such size would be NaN itself.
+    return {"$and": [{"$gte": [path, 0]}, {"$lt": [path, inf]}]}
 
 
 def _of_known(own: str, whole: str) -> Document:

@@ -10,15 +10,16 @@ from attrs import evolve, frozen
 
 from caxev.asking.catalogues import CopyCatalogued
 from caxev.cli.command import command
+from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import options
-from caxev.cli.plans import Ask, acts, show_steps
+from caxev.cli.plans import Ask, Rows, acts, showing_steps
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.cli.values import PLACE, SITE
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import Copy, Run
-from caxev.files import Manifest, confine, digest_tree, to_nobody
+from caxev.files import Manifest, confine, digest_tree
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -66,7 +67,8 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, ask: Ask) -> N
     if "/" not in target:
         options().sites().get(target)  # raises an error that names the nearest site
     fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, ask.dry_run)
-    show_steps(options().with_database(fetching.fetch_all))
+    with showing_steps() as rows:
+        options().with_database(fetching.fetch_all, rows)
 
 
 @frozen
@@ -78,9 +80,10 @@ class DirectoryFetch:
     rse: str | None
     dry_run: bool
 
-    async def fetch_all(self, database: Database) -> list[dict[str, Any]]:
-        """Fetch the selected runs, and return a row for each. Raises `NoSuchRun`."""
-        return [await self._fetch(database, run) for run in await self.chosen.runs(database)]
+    async def fetch_all(self, database: Database, rows: Rows) -> None:
+        """Fetch the selected runs, and add a row for each. Raises `NoSuchRun`."""
+        for run in await self.chosen.runs(database):
+            rows.append(await self._fetch(database, run))
 
     async def _fetch(self, database: Database, run: Run) -> dict[str, Any]:
         import trio
@@ -123,9 +126,9 @@ def _fetch_here(order: Any, manifest: str | None) -> None:
     from caxev.rucio import client
 
     # Rucio compares its own checksums (ADLER32 or MD5) only; the manifest is that of the original.
-    client.download(order, report=to_nobody)
+    client.download(order, report=stop_if_interrupted)
     if manifest is not None:
         path = confine(order.location, order.here.roots)
-        found = digest_tree(path, sha512=False, report=to_nobody).digest
+        found = digest_tree(path, sha512=False, report=stop_if_interrupted).digest
         if found != manifest:
             raise GiveUp(f"{order.location} has the digest {found}, and should have {manifest}")

@@ -9,7 +9,7 @@ import click
 
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Column, Table, columns, print_line, show
+from caxev.cli.output import Column, Table, columns, show, show_lines
 from caxev.cli.rucio.chosen import CatalogueChoice, apply_rules, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.core.clock import utcnow
@@ -41,7 +41,9 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
 
     if file is not None and not (dry_run or applying):
         loaded = load_rules(file)
-        print_line(f"{file}: {len(loaded)} rules, all valid")
+        show_lines(
+            [{"file": file, "rules": len(loaded)}], "{file}: {rules} rules, all valid".format_map
+        )
         return
     if dry_run == applying:
         raise click.UsageError("give one of --check FILE, --dry-run and --apply")
@@ -49,7 +51,10 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
     path = file or chosen.there.rucio.rules
     loaded = load_rules(path) if path else ()
     if applying:
-        print_line(options().with_asker(_apply, chosen))
+        row = options().with_asker(_apply, chosen)
+        show_lines(
+            [row], lambda row: f"{row['runs']} runs: requested from {', '.join(row['sites'])}"
+        )
         return
     rows = options().with_database(_explain, chosen, loaded)
     show(Table(_RULES, rows), empty="no run is in the catalogue")
@@ -103,11 +108,11 @@ def explained(
     }
 
 
-async def _apply(asker: Asker, chosen: CatalogueChoice) -> str:
+async def _apply(asker: Asker, chosen: CatalogueChoice) -> dict[str, Any]:
     runs = [run for run in await chosen.runs(asker.database) if chosen.entry(run)]
     if not runs:
         raise NothingToDo("no run is in the catalogue")
     asked = await apply_rules(asker, chosen, runs)
     if not asked:
         raise NothingToDo("no site uploads to the catalogue")
-    return f"{len(runs)} runs: requested from {', '.join(asked)}"
+    return {"runs": len(runs), "sites": asked}

@@ -12,7 +12,7 @@ from caxev.asking.base import Act, DataChoice
 from caxev.asking.forgetting import ForgetCopies
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.plans import WHY, Ask, acts, show_steps
+from caxev.cli.plans import WHY, Ask, acts, show_steps, showing_steps
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
@@ -84,10 +84,9 @@ def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, ask: 
         raise ConfigError(f"{place} is not a directory: make it first")
     wanted = runs.of_status(type="raw")
     found, known = options().with_database(_with_manifests, wanted, reach)
-    rows = [
-        restore(run, copy, rows, known, place, dry_run=ask.dry_run) for run, copy, rows in found
-    ]
-    show_steps(rows)
+    with showing_steps() as rows:
+        for run, copy, manifest in found:
+            rows.append(restore(run, copy, manifest, known, place, dry_run=ask.dry_run))
 
 
 async def _with_manifests(
