@@ -33,7 +33,11 @@ class SmallServer(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         self._since: dict[Any, float] = {}
         self._guard = Lock()
-        super().__init__(address, handler)
+        try:
+            super().__init__(address, handler)
+        except OSError as error:
+            error.filename = f"{address[0]} port {address[1]}"  # what messages begin with
+            raise
 
     def begin(self) -> None:
         """Start to serve."""

@@ -20,6 +20,7 @@ import trio
 import trio.testing
 from attrs import frozen
 from cattrs.errors import BaseValidationError
+from click.exceptions import Exit
 from click.testing import CliRunner
 from prometheus_client import generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
@@ -27,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families as families
 
 from caxev import Denied, GiveUp, Job, Retry, RootAway, copy
 from caxev.cli import cli
+from caxev.cli.errors import report_errors
 from caxev.config import ConfigError
 from caxev.core.ledger import Done, Failed, Hindered, Interrupted, Postponed, Surprise
 from caxev.core.reasons import REASONS, is_failure, reason
@@ -82,6 +84,15 @@ def test_a_token_or_a_password_is_asked_for() -> None:
             assert refused(url, Authorization=header) == 401
         for header in ("Bearer of a scrape", basic):
             assert "# HELP caxev_leading" in scrape(url, Authorization=header)
+
+
+def test_an_address_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the addresses that a listener serves, the one whose port must change."""
+    with served(MetricsServer(MetricsAddress(0), {})) as url:
+        port = int(url.rpartition(":")[2])
+        with pytest.raises(Exit), report_errors(debug=lambda: False):
+            MetricsServer(MetricsAddress(port), {})
+    assert f"127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
 
 
 def test_a_renewed_token_counts_at_once(tmp_path: Path) -> None:

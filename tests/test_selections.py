@@ -166,6 +166,7 @@ def test_how_conditions_are_written(name: str, text: str, field: str, value: Any
         ("since", "yesterday", "'yesterday' is no time: write 2016-11-11"),
         ("since", "0d", "is no length of time"),
         ("unverified-for", "99999999d", "is no length of time"),
+        ("since", "9999999999w", "is no length of time"),
         ("unverified-for", "90", "'90' is no length of time: write 30min"),
         ("has", "", "names no copy: write raw@lngs"),
         ("has", "raw@", "names no copy"),

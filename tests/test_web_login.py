@@ -148,6 +148,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         (["--trust", "127.0.0.1"], "of no use"),
         (["--auth", "oidc", "--issuer", "https://iam.example.org"], "--client-id"),
         (["--address", "caxev.example.org"], "https://"),
+        (["--address", "https://[caxev"], "https://"),
         (["--operator"], "--operator-group"),
         (["--auth", "link"], "--operator"),
         (["--auth", "link", "--operator", "--host", "0.0.0.0"], "loopback"),

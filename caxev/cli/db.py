@@ -77,6 +77,8 @@ class Grantee:
         names = [one for one in (site, reader, operator) if one is not None]
         if len(names) + for_init != 1:
             raise click.UsageError("give one of --site, --reader, --operator and --init")
+        if "" in names:  # as of a shell's variable that is not set
+            raise click.UsageError("the name is empty")
         found = cls(site, reader, operator, for_init)
         taken = {"init"}
         with suppress(ConfigError):  # it is not needed for anything else

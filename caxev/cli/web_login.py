@@ -123,8 +123,12 @@ def public_address(
     """Return an address as browsers name it in `Origin`. Raises click's error."""
     if value is None:
         return None
-    parts = urlsplit(value.lower())
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+    try:
+        parts = urlsplit(value.lower())
+        fits = parts.scheme in {"http", "https"} and parts.hostname and parts.path in {"", "/"}
+    except ValueError:
+        fits = False
+    if not fits:
         raise click.BadParameter("it should look like https://caxev.example.org")
     return f"{parts.scheme}://{parts.netloc}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
@@ -26,7 +27,10 @@ _MOST: Final = timedelta(days=36525)
 def read_length(text: str) -> timedelta:
     """Return a length of time such as ``90d``, ``1.5h`` or ``30min``. Raises ValueError."""
     match = _LENGTH.fullmatch(text.strip())
-    length = timedelta() if match is None else float(match[1]) * _UNITS[match[2]]
+    length = timedelta()
+    if match is not None:
+        with suppress(OverflowError):
+            length = float(match[1]) * _UNITS[match[2]]
     if not timedelta() < length <= _MOST:
         raise ValueError(f"{text!r} is no length of time: write 30min, 12h, 90d or 2w")
     return length
