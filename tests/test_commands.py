@@ -627,6 +627,32 @@ async def test_ctrl_c_ends_the_reading_of_a_copy(
     assert len(counts) < 1000
 
 
+@pytest.mark.replicaset
+def test_ctrl_c_ends_a_move_to_another_disk(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are copied, which takes long, and stay where they were: the entry counts again."""
+    if not elsewhere():
+        pytest.skip("there is one file system only")
+    old = write_run(ground.raw / NAME)
+    ground.insert({"location": str(old)})
+    counts: list[int] = []
+
+    def slow(_mover: object, _route: object, *, report: Callable[[int, int], object]) -> None:
+        signal.raise_signal(signal.SIGINT)
+        for number in range(1000):
+            counts.append(number)
+            report(number, 1000)
+            time.sleep(0.01)
+
+    monkeypatch.setattr("caxev.transfer.local.Local.pull", slow)
+    assert move_to(ground, ground.far / "2016").code == 130
+    assert len(counts) < 1000
+    entry = ground.entry()
+    assert (entry["status"], entry["location"]) == ("transferred", str(old))
+    assert (entry["moving_to"], old.exists()) == (None, True)
+
+
 async def test_ctrl_c_ends_the_walk_through_a_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
