@@ -369,6 +369,16 @@ def test_a_reader_may_look_and_an_operator_ask(caxev: Caxev, people: dict[str, s
         assert answer.code == 0, (args, answer)
 
 
+async def test_of_an_upsert_the_right_that_is_missing_is_named(
+    people: dict[str, str], named: Named
+) -> None:
+    """`caxev register --create` needs to insert runs; an operator, or a site, may update them."""
+    operator = Settings(mongo_uri=people["operator"], database=named.name)
+    async with aio.loop(), open_database(operator) as db:
+        with pytest.raises(NotAuthorized, match=r"lacks the right 'insert' on .*runs_new"):
+            await db.new_run("161111_1434", "tpc", {})
+
+
 @pytest.mark.parametrize("deed", FORBIDDEN)
 def test_what_no_person_may_do(
     people: dict[str, str], named: Named, deed: Callable[[Any], object]

@@ -392,6 +392,8 @@ def _lacking(error: OperationFailure) -> str:
         return _first_line(error)
     database, command, collection = found.groups()
     right = "changeStream" if "$changeStream" in text else _RIGHTS.get(command, command)
+    # Such an update needs both rights; a site's user has the other one.
+    right = "insert" if right == "update" and "upsert: true" in text else right
     place = f"{database}.{collection}" if collection else f"the database {database}"
     return f"this user lacks the right {right!r} on {place}"
 
