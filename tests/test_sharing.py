@@ -8,7 +8,7 @@ import pytest
 
 from caxev.config import Site, Sites
 from caxev.copies.retention import DeletionWish, plan
-from caxev.copies.sharing import neighbours, sharing_here
+from caxev.copies.sharing import Neighbours, neighbours, sharing_here
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.core.paths import plain
@@ -91,6 +91,22 @@ def test_a_run_s_own_second_name_is_seen_without_the_disk(root: Path, spelling: 
     assert mine is not None
     found = plan(run, DeletionWish(mine, "test", "asked", 0), known.get("lngs"), known, utcnow())
     assert "another entry is at" in str(found)
+
+
+@pytest.mark.parametrize("kind", [None, "", 5])
+async def test_files_of_an_entry_without_a_type_are_shared(root: Path, kind: object) -> None:
+    """Somebody has edited it by hand: of the same run, or of another one."""
+    mine, other = entry(f"{root}/run", pax_version="v1"), entry(f"{root}/run/sub", type=kind)
+    known, here = sites(root), sites(root).get("lngs")
+    run = Run.from_document({"_id": 1, "data": [mine, other]})
+    copy = run.copies[0]
+    found = plan(run, DeletionWish(copy, "test", "asked", 0), here, known, utcnow())
+    assert "another entry is at" in str(found)
+
+    async def find(_wanted: Neighbours) -> list[Run]:
+        return [Run.from_document({"_id": 2, "data": [other]})]
+
+    assert await sharing_here(find, run, copy, here, known) == ["unknown at lngs of run 2"]
 
 
 def test_two_names_of_a_shared_directory_are_not_two_copies(root: Path) -> None:

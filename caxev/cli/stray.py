@@ -40,7 +40,7 @@ from caxev.config import Site, Sites
 from caxev.copies.storage import sites_sharing_storage
 from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, NoSuchRun, NothingToDo, Retry
-from caxev.core.model import DELETING, MOVING, TRANSFERRED, UNKNOWN, Copy, CopyKey, Run
+from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
 from caxev.core.selection import at_host
 from caxev.files import confine_entry, erase, identity, quarantine_of, to_nobody
 from caxev.files.roots import check_root
@@ -279,7 +279,7 @@ async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
 
 def claims_of(run: Run, site: Site) -> Iterator[ClaimedPlace]:
     """Return the places at that site that a run's entries name, with links resolved."""
-    for copy in _entries(run, site.name):
+    for copy in run.at([site.name]):
         # The first place is the location itself; the second, if it is a link, what it leads to.
         # Only the first must exist: a dangling link is for `caxev verify`.
         for number, path in enumerate(places(copy.location)):
@@ -289,14 +289,6 @@ def claims_of(run: Run, site: Site) -> Iterator[ClaimedPlace]:
         for moved in (copy.moving_to, copy.moved_from):
             yield from map(ClaimedPlace, places(moved))
         yield from map(ClaimedPlace, _hidden(copy, site))
-
-
-def _entries(run: Run, host: str) -> Iterator[Copy]:
-    """Return a run's entries at a host, also one without a type, which is no copy to others."""
-    data = run.document.get("data")
-    for row in data if isinstance(data, list) else ():
-        if isinstance(row, Mapping) and row.get("host") == host:
-            yield Copy.from_entry(row) or Copy(CopyKey(UNKNOWN, host), UNKNOWN, row)
 
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:

@@ -208,7 +208,7 @@ def _overlap(one: str, other: str) -> bool:
 
 def _shares(run: Run, copy: Copy) -> bool:
     """Return whether another copy at this host has its files at, below or above this one's."""
-    others = [one for one in run.copies if one.host == copy.host and one is not copy]
+    others = [one for one in run.at([copy.host]) if one.fields is not copy.fields]
     return any(
         _overlap(one.location, copy.location) for one in others if one.location and copy.location
     )

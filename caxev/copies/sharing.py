@@ -69,8 +69,8 @@ def located(
     return [
         (f"{other.key} of {one}", other.location)
         for one in runs
-        for other in one.copies
-        if other.host in hosts and other.location and (one.id, other.key, other.location) != itself
+        for other in one.at(hosts)
+        if other.location and (one.id, other.key, other.location) != itself
     ]
 
 

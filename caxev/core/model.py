@@ -10,7 +10,7 @@ never by its place, and every field that we do not know is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import blake2b
@@ -26,6 +26,7 @@ from caxev.core.entry import (
     Record,
     as_utc,
     count,
+    mapping,
     rows,
     sha512,
     text,
@@ -321,6 +322,17 @@ class Run:
         # Old programs can leave two entries for one copy. MongoDB's positional operator changes
         # the first that matches, so the first is the copy.
         return {copy.key: copy for copy in reversed(self.copies)}
+
+    def at(self, hosts: Collection[str]) -> Iterator[Copy]:
+        """Yield the entries at these hosts, also those without a type, as of an ``unknown`` one.
+
+        For those who erase or move files: such an entry is no copy, but its files may be the only
+        ones of that run.
+        """
+        for row in filter(None, map(mapping, rows(self.document.get("data")))):
+            if (host := text(row.get("host"))) in hosts:
+                status = text(row.get("status")) or UNKNOWN
+                yield Copy.from_entry(row) or Copy(CopyKey(UNKNOWN, host), status, row)
 
     @property
     def raw_size(self) -> int | None:
