@@ -90,6 +90,10 @@ LOOK_AGAIN = 15 * 60.0
 """Seconds between two checks of a disk that is too full for an incoming copy."""
 
 
+BEGINNING: Final = ("purge", "purge_processed", "make_room", "BufferPurger", "PurgeProcessed")
+"""What begins deletions: a ``task_list`` with any of these names enables what finishes them, too.
+Else a marked copy would stay ``deleting``, and count for nothing."""
+
 NOT_GOING: Final = Skip("nothing of it is to go by us")
 
 # -- intent: a rule wants a copy gone -------------------------------------------------------------
@@ -190,8 +194,7 @@ def _may_prove(job: Job, mine: Copy | None) -> bool:
 @on(
     copy((ERROR, DELETING, GONE)),
     copy_field("check_answered"),
-    # A site that enables deletions by cax's names must also be able to finish them.
-    aliases=("BufferPurger", "PurgeProcessed"),
+    aliases=BEGINNING,
     decide=lambda job: None if _going(job) else NOT_GOING,
 )
 async def prove(job: Job) -> Result:
@@ -255,7 +258,7 @@ def _weighed(job: Job, key: CopyKey) -> Ask | Step:
     lane="deletion",
     timeout=None,
     exclusive=True,
-    aliases=("BufferPurger", "PurgeProcessed"),
+    aliases=BEGINNING,
     decide=lambda job: plan_erase(job.copy),
 )
 async def erase(job: Job) -> Result:

@@ -1391,9 +1391,11 @@ async def test_bad_files_are_named_but_not_all() -> None:
     assert "its checksum differs" in fields["error"]
 
 
-@pytest.mark.parametrize("task", ["BufferPurger", "PurgeProcessed"])
+@pytest.mark.parametrize(
+    "task", ["BufferPurger", "PurgeProcessed", "purge", "purge_processed", "make_room"]
+)
 def test_what_begins_a_deletion_can_end_it(task: str) -> None:
-    """With cax's names alone a copy that is to go is proven and erased, and not left for ever."""
+    """With such a name alone a copy that is to go is proven and erased, and not left for ever."""
     load_handlers(default=DEFAULT_HANDLERS)
     enabled = {one.name for one in recorded if evolve(LNGS, task_list=(task,)).wants(one)}
     assert enabled >= {"prove", "erase"}

@@ -143,7 +143,7 @@ def test_a_dry_run_writes_nothing(asking: Caxev, database: Named) -> None:
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        ({"task_list": ["CopyPush", "purge"]}, "no handler that lngs enables deletes such a copy"),
+        ({"task_list": ["CopyPush", "prove"]}, "no handler that lngs enables deletes such a copy"),
         ({"dataset_list": ["170202_1710"]}, "dataset_list of lngs leaves run 1 out"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
