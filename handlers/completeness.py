@@ -106,7 +106,7 @@ def plan_size(run: Run, site: Site) -> SizePlan | Skip:
     if field_of(run.document, "end") is None:
         return Unmet("the run has no end yet")
     events = count(field_of(run.document, "trigger.events_built"))
-    if not events:
+    if events is None:
         return Unmet("the run has no events_built")
     raw = run.copy(CopyKey("raw", site.name))
     if raw is None:

@@ -95,7 +95,7 @@ async def test_raw_data_with_other_files_than_its_events_fill_is_told(count: int
 @pytest.mark.parametrize(
     ("events", "per_file", "files"),
     [
-        *[(1, None, 1), (1000, None, 1), (1001, None, 2), (1001, 500, 3), (10, 0, 1), (10, "x", 1)],
+        *[(0, None, 0), (1, None, 1), (1000, None, 1), (1001, None, 2), (1001, 500, 3), (10, 0, 1), (10, "x", 1)],
         *[(1001.0, 500.0, 3), (1001.0, 0.5, 2), (10, math.nan, 1)],
     ],
 )
@@ -113,7 +113,6 @@ def test_files_follow_from_events(events: float, per_file: Any, files: int) -> N
         (run_of(raw_size_byte=5), "has raw_size_byte"),
         (run_of(end=None), "no end"),
         (run_of(events=None), "no events_built"),
-        (run_of(events=0), "no events_built"),
         (run_of(events=0.5), "no events_built"),
         (run_of(events=math.inf), "no events_built"),
         (run_of("verifying"), "is verifying"),
