@@ -346,6 +346,20 @@ def test_a_move_keeps_the_name(tmp_path: Path) -> None:
         assert plan_move(run, RAW, site, to).new == f"{tmp_path}/x/r"
 
 
+def test_a_move_that_continues_syncs_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before it did, and after a power cut the files would not be where the entry says."""
+    site = Site(name="lngs", dir_raw=str(tmp_path))
+    (tmp_path / "x" / "r").mkdir(parents=True)
+    synced: list[str] = []
+    monkeypatch.setattr("caxev.cli.mv.sync", lambda path: synced.append(os.fsdecode(path)))
+    entry = {"location": f"{tmp_path}/r"}
+    move = Move(Copy(RAW, "moving", entry), f"{tmp_path}/r", f"{tmp_path}/x/r")
+    assert bring(move, site, None) is None
+    assert sorted(synced) == [str(tmp_path), f"{tmp_path}/x"]
+
+
 # -- register -------------------------------------------------------------------------------------
 
 

@@ -313,6 +313,8 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
         if not there:
             raise GiveUp(f"there is nothing at {escaped(move.old)} or {escaped(move.new)}")
         _sure_shape(new, expected)
+        with local(new, "sync"):
+            _synced(old, new)  # the earlier call may have been killed before it did
         return move.aside if os.path.lexists(move.aside) else None
     _sure_shape(old, expected)
     if not there:
