@@ -704,6 +704,18 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
         stock(tmp_path, spec)
 
 
+def test_no_job_starts_whose_result_has_no_place(tmp_path: Path) -> None:
+    """Else an older file there would be taken for its result if it ends well without any."""
+    make_input(tmp_path)
+    final = tmp_path / "made" / "final"
+    spec = spec_in(tmp_path, argv=("true",), final=str(final))
+    final.write_text("another")
+    with pytest.raises(GiveUp, match="something else stands"):
+        run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    final.unlink()
+    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+
+
 def test_withdrawn_jobs_leave_nothing(tmp_path: Path) -> None:
     """All jobs that begin so are closed, and what they had written is gone; no others."""
     specs = [spec_in(tmp_path, name) for name in ("a.1", "a.2", "b.1")]

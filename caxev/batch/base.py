@@ -35,8 +35,8 @@ class JobSpec:
 
     `name` consists of letters, digits and ``+._-`` and is never used again. `memory` is in bytes
     for the whole job, `walltime` in seconds. `input` is inside one of `roots`. The command finds it
-    at `view` and writes `output`; both are in the job's own private directory. The job's end is
-    reported in the entry `key` of `run`.
+    at `view` and writes `output`; both are in the job's own private directory. The result gets the
+    path `final`. The job's end is reported in the entry `key` of `run`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class JobSpec:
     options: tuple[str, ...] = ()
     setup: str | None = None
     environment: Mapping[str, str] = {}
+    final: str | None = None
 
     @property
     def seconds(self) -> float:

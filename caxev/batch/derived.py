@@ -124,6 +124,7 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
         view=view,
         output=output,
         roots=site.roots,
+        final=entry.location,
         cores=job.cores or 1,
         memory=job.memory,
         walltime=job.walltime,

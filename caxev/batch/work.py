@@ -63,11 +63,16 @@ class Product:
 
 
 def check(spec: JobSpec, *, report: Report | None = None) -> None:
-    """Check that a job's input exists and is inside the roots.
+    """Check before a job starts that its input exists, and nothing has the path of its result.
 
-    Raises `GiveUp` if it is outside, `Retry` if it is missing.
+    Raises `GiveUp` if there is something, or a path is outside of the roots; `Retry` if the input
+    is missing.
     """
     del report
+    # Not only when it has ended: what is there then counts as its result, since `take_stock` may
+    # have been killed just after it had published that.
+    if spec.final is not None and os.path.lexists(confine(spec.final, spec.roots)):
+        raise GiveUp(f"something else stands at {shown(spec.final)}: take it away")
     real = confine(spec.input, spec.roots)
     if not os.path.lexists(real):
         raise Retry(f"{shown(spec.input)} is not there")
