@@ -95,7 +95,15 @@ async def test_raw_data_with_other_files_than_its_events_fill_is_told(count: int
 @pytest.mark.parametrize(
     ("events", "per_file", "files"),
     [
-        *[(0, None, 0), (1, None, 1), (1000, None, 1), (1001, None, 2), (1001, 500, 3), (10, 0, 1), (10, "x", 1)],
+        *[
+            (0, None, 0),
+            (1, None, 1),
+            (1000, None, 1),
+            (1001, None, 2),
+            (1001, 500, 3),
+            (10, 0, 1),
+            (10, "x", 1),
+        ],
         *[(1001.0, 500.0, 3), (1001.0, 0.5, 2), (10, math.nan, 1)],
     ],
 )
