@@ -64,6 +64,8 @@ STALLED = 15 * 60.0
 """Seconds without a byte after which reading is stopped and retried."""
 NAMED = 5
 """Maximum number of bad files that an entry's ``error`` names."""
+LASTING = timedelta(days=30)
+"""Time for which a repaired copy must be good, so that its former repairs do not count any more."""
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -290,7 +292,10 @@ def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
 
 def _unreadable(job: Job, seen: Copy) -> RunUpdate:
     """Return the update for an unreadable copy: no deletion may count on it any more."""
-    why = "it cannot be read (caxev reactions --failed shows why); once it can: caxev retry"
+    why = (
+        "it cannot be read (caxev reactions --failed shows why); once it can: caxev retry; if it "
+        "never will, as on a bad disk: caxev rm --by-entries, then caxev copy"
+    )
     return broken_off(job.run, seen, error=why)
 
 
@@ -335,6 +340,9 @@ def _bad(
 ) -> RunUpdate:
     ours = manifest.cax_checksum()
     fields |= {"manifest": manifest.digest, "checksum": ours, "verified_at": began}
+    # Its repairs are counted against a disk that spoils them at once, not against one fault a year.
+    if seen.status == TRANSFERRED and seen.since is not None and began - seen.since > LASTING:
+        fields["repairs"] = None
     return _answered(job, seen, found_bad(job.run, seen, why, **fields))
 
 

@@ -52,7 +52,7 @@ from caxev import (
 )
 from caxev.config import Stalled
 from caxev.config.data_types import UNTRIGGERED
-from caxev.copies.lifecycle import write
+from caxev.copies.lifecycle import in_commands, write
 from caxev.copies.quorum import agree, is_disputed, same_data
 from caxev.core.job import Wait
 from caxev.core.model import STATUSES, new_id
@@ -157,10 +157,8 @@ def _summary(job: Job, seen: Copy, hours: float) -> str:
 
 def todo(job: Job, seen: Copy) -> dict[str, str]:
     """Return what a person can do about a copy that is not given up automatically."""
-    run, host = job.run, seen.host
-    named = f"--run {run.number}" if run.number else f"--name {run.name} --detector {run.detector}"
-    which = f"{named} --type {seen.type}" + (f" --version {seen.version}" if seen.version else "")
-    good = (one for one in run.copies if one.status == TRANSFERRED and same_data(one, seen.key))
+    host, (named, which) = seen.host, in_commands(job.run, seen)
+    good = (one for one in job.run.copies if one.status == TRANSFERRED and same_data(one, seen.key))
     steps = {
         MOVING: f"at {host}: caxev mv {which} --site {host} --to {seen.moving_to}",
         VERIFYING: f"caxev explain {named} --site {host} shows what it waits for",

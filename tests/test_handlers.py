@@ -1283,6 +1283,15 @@ async def test_a_copy_that_is_not_what_it_was_is_bad() -> None:
     assert fields["check_answered"] == ["x"]
 
 
+@pytest.mark.parametrize(("days", "forgotten"), [(1, False), (31, True)])
+async def test_repairs_of_long_ago_do_not_count(days: int, forgotten: bool) -> None:
+    """A fault in years needs no person; a disk that spoils what was just repaired does."""
+    since = NOW - timedelta(days=days)
+    known: dict[str, Any] = {"manifest": GOOD.digest, "status_since": since, "repairs": 3}
+    fields = await reread(manifest_of(a="1", b="2!"), **known)
+    assert (fields.get("repairs", 3) is None) == forgotten
+
+
 def test_who_keeps_its_word() -> None:
     """A copy disputes another's word only where its own and its source's were the same."""
     kept = verify.keeps_its_word

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from caxev.config import DEFAULT_HANDLERS, Processing, Site, Sites, load_handlers
+from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 from caxev.core.diff import diff
 from caxev.core.entry import NOTED
 from caxev.core.job import Job
-from caxev.core.model import REQUESTED, Run
+from caxev.core.model import REQUESTED, CopyField, CopyKey, Event, Run
 from caxev.core.recording import Maker
 from caxev.core.registry import Registry, recorded
+from caxev.handlers import alarms
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -309,3 +311,56 @@ async def test_an_alarm_about_a_bad_copy_ends_when_the_mark_is_removed() -> None
     job = Job(after, event, LNGS, sites, ports=cast("Any", Alarms()))
     with pytest.raises(Cleared, match="bad copy"):
         await bad_copy.function(job)
+
+
+@frozen
+class Noted:
+    """The ports of a job that may raise and end alarms: those that stand."""
+
+    standing: dict[str, Alarm] = field(factory=dict)
+
+    async def alarm(self, alarm: Alarm) -> None:
+        self.standing[alarm.key] = alarm
+
+    async def all_clear(self, key: str) -> None:
+        self.standing.pop(key, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "raises"), [(None, True), ("away", True), ("lngs", True), ("chicago", False)]
+)
+async def test_a_bad_copy_that_nobody_has_put_there_is_everybodys(
+    source: str | None, raises: bool
+) -> None:
+    """Where no listener is; and the alarm names what to do."""
+    sites = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, *OTHERS)})
+    bad = entry("depot", "error", source=source, checksumproblem=True)
+    run = Run.from_document(document(bad))
+    event = Event(1, CopyField("raw", "depot", None, "checksumproblem"), None, "x")
+    noted = Noted()
+    await alarms.bad_copy(Job(run, event, LNGS, sites, ports=cast("Any", noted)))
+    assert len(noted.standing) == raises
+    for one in noted.standing.values():
+        assert "caxev rm --run 1 --type raw --site depot" in one.details["todo"]
+
+
+async def test_a_request_whose_source_is_lost_is_an_alarm_until_it_has_one() -> None:
+    """Not while a bad source can be repaired, or the copy is only on its way."""
+    sites = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, *OTHERS)})
+    asked = entry("lngs", REQUESTED, source="chicago", location=None)
+    noted = Noted()
+
+    async def after(*entries: dict[str, Any], of: str = "chicago") -> int:
+        run = Run.from_document(document(*entries))
+        event = Event(1, CopyKey("raw", of), None, "x")
+        job = Job(run, event, LNGS, sites, ports=cast("Any", noted))
+        await alarms.no_source(job)
+        return len(noted.standing)
+
+    assert await after(asked, entry("chicago")) == 0
+    assert await after(asked, entry("chicago", "error")) == 1
+    assert await after(asked, entry("chicago", "error"), entry("depot")) == 0
+    assert await after(asked, entry("depot")) == 1
+    assert await after(asked, entry("chicago", "transferring")) == 0
+    assert await after(asked) == 1
+    assert await after(of="lngs") == 0

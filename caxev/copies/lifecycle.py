@@ -63,6 +63,13 @@ def key_of(job: Job) -> CopyKey:
     return aspect
 
 
+def in_commands(run: Run, copy: Copy) -> tuple[str, str]:
+    """Return the options that name a run in commands, and those that name this copy's data."""
+    named = f"--run {run.number}" if run.number else f"--name {run.name} --detector {run.detector}"
+    version = f" --version {copy.version}" if copy.version else ""
+    return named, f"{named} --type {copy.type}{version}"
+
+
 def unfit(source: Copy | None, key: CopyKey | None = None) -> str | None:
     """Return why a copy cannot be the source of another one, or None if it can.
 

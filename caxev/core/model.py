@@ -330,7 +330,8 @@ class Run:
         ones of that run.
         """
         for row in filter(None, map(mapping, rows(self.document.get("data")))):
-            if (host := text(row.get("host"))) in hosts:
+            host = text(row.get("host"))
+            if host is not None and host in hosts:
                 status = text(row.get("status")) or UNKNOWN
                 yield Copy.from_entry(row) or Copy(CopyKey(UNKNOWN, host), status, row)
 
