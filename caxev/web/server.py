@@ -17,7 +17,8 @@ from hypercorn.trio import serve as hypercorn_serve
 from loguru import logger
 
 from caxev import aio
-from caxev.config import ConfigError, Settings, Sites
+from caxev.config import Settings, Sites
+from caxev.core.errors import GiveUp
 from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.process import tune_collector
@@ -77,7 +78,7 @@ class PageOptions:
 
 
 async def serve(options: PageOptions) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises `ConfigError` if the address cannot be had.
+    """Serve until SIGTERM or Ctrl-C. Raises `GiveUp` if the address cannot be had.
 
     Raises `DatabaseError` if the database cannot be used at the start; afterwards trouble with it
     is shown and waited out.
@@ -181,12 +182,14 @@ class _HypercornConfig(Config):
         return None if self.served is None else self.served.context
 
 
-def _unusable(options: PageOptions, group: BaseExceptionGroup[OSError]) -> ConfigError:
+def _unusable(options: PageOptions, group: BaseExceptionGroup[OSError]) -> GiveUp:
+    # No ConfigError, after which systemd would not start it again: a port may be free later, and at
+    # boot an address may not be there yet.
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     why = getattr(error, "strerror", None) or error
-    return ConfigError(
+    return GiveUp(
         f"cannot listen on {options.host} port {options.port}: {why}; name another by --port"
     )
 
