@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -217,6 +218,19 @@ def test_of_two_backups_to_one_file_one_is_refused(tmp_path: Path) -> None:
     assert sorted(path.read_bytes() for path in tmp_path.iterdir()) == [b"half", b"old"]
     said = CliRunner().invoke(cli, ["backup", ""])
     assert (said.exit_code, "FILE is empty" in said.output) == (2, True)
+
+
+@pytest.mark.replicaset
+def test_a_backup_takes_the_place_of_a_file_only(database: Named, tmp_path: Path) -> None:
+    """Not of a device, such as /dev/null, and not of a link: the file is where that leads."""
+    fifo, link, file = (tmp_path / name for name in ("fifo", "link", "file"))
+    os.mkfifo(fifo)
+    link.symlink_to(file)
+    said = command(database, "backup", str(fifo))
+    assert (said.exit_code, "is no regular file" in said.output) == (2, True)
+    assert fifo.is_fifo()
+    assert command(database, "backup", str(link)).exit_code == 0
+    assert (link.is_symlink(), [*_documents(file)]) == (True, [])
 
 
 # -- runs that are newer or older -----------------------------------------------------------------

@@ -39,8 +39,10 @@ def backup(*, file: Path) -> None:
     if not file.name:
         raise click.UsageError("FILE is empty")
     place = file.resolve()
+    if place.exists() and not place.is_file():  # the new file would take the place of /dev/null
+        raise click.UsageError(f"{file} is no regular file")
     with process_lock(b"backup " + os.fsencode(place), f"another backup is writing {file}"):
-        counts = _written(file)
+        counts = _written(place)
     show(Table(_COLUMNS, _rows(counts)))
 
 
