@@ -426,6 +426,25 @@ def test_what_is_not_there_is_said(page: Page) -> None:
     assert "Traceback" not in page.log.read_text()
 
 
+def test_a_view_with_a_long_name_is_followed(page: Page) -> None:
+    """As failures of a reason of many words are; another view would take their place."""
+    query = urlencode({"reason": "no route to " * 30 + "lngs"})
+    (view,) = re.findall('data-view="([^"]*)"', page.get(f"/failures?{query}").text)
+    assert unescape(view) == f"failures:{query}"
+
+
+def test_a_run_without_number_and_name_has_no_acts(page: Page, server: Server) -> None:
+    """No condition selects it, and without one all runs would be meant."""
+    made = run_document(4, ("raw", "lngs", "transferred"))
+    for number, name in ((None, ""), (None, "a name"), (4, "")):
+        fields = {"_id": ObjectId(), "number": number, "name": name}
+        server.runs_new.insert_one({**made, **fields})
+        text = page.get(f"/runs/{fields['_id']}").text
+        addresses = re.findall(r'"/acts/[^?]*\?([^"]*)"', text)
+        assert bool(addresses) == bool(number or name)
+        assert all("run=4" in one or "name=a+name" in one for one in addresses)
+
+
 class Inside(HTMLParser):
     """The elements and attributes of a page."""
 
@@ -500,6 +519,7 @@ def test_the_database_is_away_and_comes_back(tmp_path: Path) -> None:
             next(events)
             cluster.kill(0)
             page.until(lambda: page.get("/healthz").status == 503)
+            assert page.get("/healthz").text == "the database cannot be read\n"
             assert page.get(f"/events?view=run:{'0' * 24}").status == 503
             text = page.get("/").text
             assert "No answer since" in text
@@ -628,6 +648,34 @@ async def test_who_joins_while_a_view_is_rendered_sees_what_changes_meanwhile() 
         hub.wake("run")
         await trio.testing.wait_all_tasks_blocked()
         assert b"newest" in last_of(ends[1][1])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_view_may_end_while_another_is_rendered() -> None:
+    """Its last viewer has gone when it is its turn: the page goes on."""
+    number, go_on = "old", trio.Event()
+    go_on.set()
+
+    async def render() -> dict[str, str]:
+        await go_on.wait()
+        return {"a": number}
+
+    hub, names = Hub(), ("one", "two")
+    ends = {name: trio.open_memory_channel[bytes](BEHIND) for name in names}
+    viewers = {name: Viewer(send, trio.CancelScope()) for name, (send, _) in ends.items()}
+    for name in names:
+        await hub.join(name, render, viewers[name], None)
+    async with trio.open_nursery() as nursery:
+        number, go_on = "new", trio.Event()
+        hub.wake(*names)
+        nursery.start_soon(hub.run)
+        await trio.testing.wait_all_tasks_blocked()
+        (first,) = (name for name in names if hub.topics[name]._rendering.locked())
+        (other,) = {*names} - {first}
+        hub.leave(other, viewers[other])
+        go_on.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert b"new" in last_of(ends[first][1])
         nursery.cancel_scope.cancel()
 
 

@@ -29,12 +29,15 @@ from caxev.cli.options import GlobalOptions
 from caxev.cli.selection import RunChoice
 from caxev.core.errors import GiveUp
 from caxev.core.job import Job, Result
+from caxev.core.model import Run
 from caxev.core.registry import tag
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.web.acts.command_line import typed
 from caxev.web.acts.doing import Wish
+from caxev.web.acts.links import naming
 from caxev.web.acts.offers import OFFERS, without_copy
+from caxev.web.listing import BadFilter
 from tests import engine
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -368,6 +371,15 @@ def test_all_that_failed_for_one_reason_are_selected(anna: Operator, server: Any
         going = anna.get(f"/failures/retry?{query}")
         assert Form(anna.get(str(going.headers["location"])).text).command == f"caxev retry {line}"
     assert any(link == "/failures/retry?" for link in links)
+
+
+def test_runs_that_cannot_be_named_are_not_all_runs() -> None:
+    """A run may be gone, or have neither number nor name."""
+    one, nameless = Run(id=1, number=1, name="a"), Run(id=2, detector="tpc")
+    assert str(naming([one])) == "--run 1"
+    for runs in ([], [nameless], [one, nameless], [Run(id=3, number=3), Run(id=4, name="d")]):
+        with pytest.raises(BadFilter, match="cannot be named"):
+            naming(runs)
 
 
 def links_of(text: str) -> list[str]:

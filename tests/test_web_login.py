@@ -79,8 +79,11 @@ class Visitor:
 def proxied(mongod: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """The page behind a proxy on this machine."""
     trusted = (*PROXY, *GROUPS, "--trust", "127.0.0.1/32")
-    environ = {"CAXEV_MONGO_OPERATOR_URI": mongod.uri}
     directory = tmp_path_factory.mktemp("proxied")
+    environ = {
+        "CAXEV_MONGO_OPERATOR_URI": mongod.uri,
+        "CAXEV_METRICS_TOKEN_FILE": str(directory / "token"),
+    }
     with serving(directory, mongod.uri, EMPTY, *trusted, environ=environ) as page:
         yield page
 
@@ -110,6 +113,26 @@ def test_nobody_else_names_people(mongod: Cluster, tmp_path: Path) -> None:
                 path, x_user="anna", x_groups="xenon/operators", x_forwarded_for="127.0.0.2"
             )
             assert (answer.status, "anna" in answer.text) == (403, False), path
+
+
+def test_who_is_not_let_in_sees_nothing_of_the_page(proxied: Page) -> None:
+    """What is wrong with an address that needs no log-in is no page with the database's."""
+    for path in ("/static/no", "/static/no/no", "/login", "/login/callback"):
+        answer = proxied.get(path)
+        assert (answer.status, "mongodb" in answer.text) == (404, False), path
+    assert "mongodb" in proxied.get("/no", x_user="anna", x_groups="xenon").text
+
+
+def test_metrics_need_a_log_in_while_their_secret_cannot_be_read(proxied: Page) -> None:
+    """Its file is missing, as while it is renewed."""
+    assert proxied.get("/metrics", authorization="Bearer x").status == 401
+    assert proxied.get("/metrics", x_user="anna", x_groups="xenon").status == 200
+    token = proxied.log.with_name("token")
+    token.write_text("x")
+    try:
+        assert proxied.get("/metrics", authorization="Bearer x").status == 200
+    finally:
+        token.unlink()
 
 
 def test_a_session_is_bound_to_who_the_proxy_names(proxied: Page) -> None:
@@ -292,6 +315,7 @@ def lies() -> Mapping[str, Mapping[str, Any]]:
     return {
         "another issuer": {"claims": {"iss": "http://127.0.0.1:1"}},
         "for another client": {"claims": {"aud": "other"}},
+        "passed on to us": {"claims": {"aud": "other", "azp": CLIENT}},
         "another log-in": {"claims": {"nonce": "x"}},
         "too old": {"claims": {"exp": 1}},
         "another key": {"key": RSAKey.generate_key(2048, {"kid": "one"})},

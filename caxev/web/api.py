@@ -200,7 +200,8 @@ class Api:
         del request
         health, status, words = self.scene.state.health, 200, "ok"
         if health.trouble is not None:
-            status, words = 503, f"the database cannot be read: {health.trouble[1]}"
+            # Without its address and its words: nobody has to log in for this.
+            status, words = 503, "the database cannot be read"
         elif health.pass_done is not None:
             status, words = 503, f"reading the runs: {health.pass_done} of {health.pass_total}"
         elif health.fed is None or (self.scene.now - health.fed).total_seconds() > FRESH:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from caxev.web.assets import assets_version
-from caxev.web.auth.sessions import LOGOUT_KEY, session_of
+from caxev.web.auth.sessions import LOGOUT_KEY, OUTSIDE_KEY, session_of
 from caxev.web.hub import digest
 from caxev.web.rendering import render
 from caxev.web.scene import Number, Scene, numbers
@@ -60,8 +60,9 @@ class Frame:
         return Response(html, status, {"cache-control": "no-store"}, "text/html")
 
     def problem(self, request: Request, status: int, heading: str, words: str) -> Response:
-        """Return what is wrong, to a program as plain text."""
-        if request.url.path.startswith(("/api/", "/events")):
+        """Return what is wrong; to a program, and to who is not let in, as plain text."""
+        is_outside = OUTSIDE_KEY in request.scope  # the frame has the database and what is wrong
+        if is_outside or request.url.path.startswith(("/api/", "/events")):
             return PlainTextResponse(f"{words}\n", status)
         return self.page(
             request, heading, "problem.html", status=status, heading=heading, words=words

@@ -132,10 +132,12 @@ class Hub:
             await self._woken.wait()
             self._woken = trio.Event()
             names, self._dirty = self._dirty, set()
-            for name in names & self.topics.keys():
-                await self.topics[name].refresh()
-                # Most views render without waiting: let requests be answered in between.
-                await trio.lowlevel.checkpoint()
+            for name in names:
+                # Looked up only now: its last viewer may have left while another was rendered.
+                if (topic := self.topics.get(name)) is not None:
+                    await topic.refresh()
+                    # Most views render without waiting: let requests be answered in between.
+                    await trio.lowlevel.checkpoint()
 
     async def join(self, name: str, render: Render, viewer: Viewer, seen: str | None) -> None:
         """Add a viewer that has seen the parts with this digest; None: those of no page."""

@@ -15,7 +15,7 @@ from caxev.core.model import Run, RunId
 from caxev.core.selection import source_of
 from caxev.database import Database, HistorySearch
 from caxev.web import listing
-from caxev.web.acts.links import links, naming
+from caxev.web.acts.links import links_of
 from caxev.web.documents import label_of
 from caxev.web.jobs import job_rows
 from caxev.web.listing import BadFilter
@@ -66,7 +66,7 @@ class RunView:
             "run_part.html",
             run=run,
             source=source_of(run),
-            acts=links(naming([run]), one=True),
+            acts=links_of(run),
             copies=sorted(run.copies, key=lambda one: self.scene.sites.types.order(one.type)),
             open=open_,
             history=rows,

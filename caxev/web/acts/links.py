@@ -37,14 +37,29 @@ def links(selection: Selection, *, one: bool = False) -> list[ActLink]:
     ]
 
 
+def links_of(run: Run) -> list[ActLink]:
+    """Return the links to what can be done to one run."""
+    try:
+        return links(naming([run]), one=True)
+    except BadFilter:
+        return []
+
+
 def naming(runs: Iterable[Run]) -> Selection:
-    """Return the selection that names these runs: by their numbers, or else by their names."""
+    """Return the selection that names these runs: by their numbers, or else by their names.
+
+    Raises `BadFilter` if there are none, or if some cannot be named: without any condition a
+    selection means all runs.
+    """
     found = list(runs)
     detectors = tuple(dict.fromkeys(run.detector for run in found if run.detector))
     numbers = [run.number for run in found if run.number is not None]
-    if len(numbers) < len(found):
-        return Selection(names=tuple(run.name for run in found if run.name), detectors=detectors)
-    return Selection(numbers=tuple(_ranges(sorted(set(numbers)))), detectors=detectors)
+    names = [run.name for run in found if run.name]
+    if numbers and len(numbers) == len(found):
+        return Selection(numbers=tuple(_ranges(sorted(set(numbers)))), detectors=detectors)
+    if names and len(names) == len(found):
+        return Selection(names=tuple(names), detectors=detectors)
+    raise BadFilter("these runs cannot be named: some are gone, or have neither number nor name")
 
 
 def _ranges(numbers: Iterable[int]) -> Iterator[NumberRange]:

@@ -8,14 +8,22 @@ from typing import Final, Protocol
 from urllib.parse import urlencode
 
 from attrs import frozen
+from loguru import logger
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from caxev.config import ConfigError
 from caxev.metrics_server import Login
 from caxev.web.auth.options import LOGIN
 from caxev.web.auth.people import LogInAgain, NotAdmitted
-from caxev.web.auth.sessions import LOGOUT_KEY, SCOPE_KEY, LoginSession, Sessions
+from caxev.web.auth.sessions import (
+    LOGOUT_KEY,
+    OUTSIDE_KEY,
+    SCOPE_KEY,
+    LoginSession,
+    Sessions,
+)
 from caxev.web.guard import App, Message, Receive, Scope, Send
 from caxev.web.rendering import render
 
@@ -55,6 +63,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or _is_open(scope):
+            scope[OUTSIDE_KEY] = True
             await self.app(scope, receive, send)
             return
         connection = HTTPConnection(scope)
@@ -100,7 +109,11 @@ def _is_open(scope: Scope) -> bool:
 
 def _is_scrape(scope: Scope) -> bool:
     """Return whether this is Prometheus, with the secret that it presents to listeners, too."""
-    login = Login.load()
+    try:
+        login = Login.load()
+    except ConfigError as error:
+        logger.error("nobody gets metrics without a log-in: {}", error)
+        return False
     given = HTTPConnection(scope).headers.get("authorization", "")
     return login.is_needed and login.admits(given)
 

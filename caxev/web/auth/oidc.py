@@ -188,7 +188,9 @@ class OidcLogin:
             self._client.client_secret = self.provider.secret()
         except ConfigError as error:
             logger.error("log-ins keep the previous client secret: {}", error)
-        token = await self._client.authorize_access_token(request)
+        # By itself authlib takes one that is for another client, if its `azp` names us.
+        ours = {"iss": {"value": metadata["issuer"]}, "aud": {"value": self._client.client_id}}
+        token = await self._client.authorize_access_token(request, claims_options=ours)
         claims = token.get("userinfo")
         if claims is None:
             raise ValueError("the provider sent no ID token")

@@ -21,6 +21,8 @@ HOURS: Final = 10
 """How long a session lasts: a shift, and then people log in again."""
 SCOPE_KEY: Final = "caxev.session"
 LOGOUT_KEY: Final = "caxev.logout"
+OUTSIDE_KEY: Final = "caxev.outside"
+"""In the scope of a request that everybody may make, whoever they are."""
 
 
 @frozen
