@@ -11,6 +11,7 @@ from htcondor2 import JobEventType
 
 from caxev.batch import base, htcondor, pbs
 from caxev.batch.base import End
+from caxev.core.errors import Retry
 from tests import condor_log
 from tests.condor_simulator import unquoted
 from tests.test_processing import spec_in
@@ -153,6 +154,27 @@ def test_a_log_that_is_cut_is_read_on(tmp_path: Path, end: str) -> None:
         file.write(content[content.rindex(end) :])
     assert kinds(system.ends(name)) == [(0, End.DONE)]
     assert kinds(system.ends(name)) == []
+
+
+def test_a_damaged_event_hides_only_what_follows(tmp_path: Path) -> None:
+    """As of a disk that was full: the ends before it count, and nothing is sent twice."""
+    system, name, log = grouped(tmp_path, 3)
+    condor_log.append(log, "7.0", JobEventType.JOB_ABORTED, Reason="via condor_rm")
+    with log.open("a") as file:
+        file.write("005 (007.001.000) 2024-01-01 00:00:00 Job terminated.\n\t(1) Normal ter")
+    condor_log.append(log, "7.2", JobEventType.JOB_ABORTED, Reason="via condor_rm")
+    assert kinds(system.ends(name))[:1] == [(0, End.CANCELLED)]
+    assert system._logged("x.0", "7.0") is not None
+    assert system._logged("x.1", "7.1") is None
+    place = system.folder.place("x.0")
+    assert place is not None
+    assert system.numbers_of([place.group]) == {place.group: "7"}
+    log.write_text("005 (007.000.000) 2024-01-01 00:00:00 Job terminated.\n\t(1) Normal ter\n")
+    condor_log.append(log, "7.2", JobEventType.JOB_ABORTED, Reason="via condor_rm")
+    with pytest.raises(Retry, match="cannot be read"):
+        system.numbers_of([place.group])
+    system, gone, log = grouped(tmp_path, 1)
+    assert kinds(system.ends(gone)) == []
 
 
 def test_an_end_is_that_of_the_job_that_was_asked_for(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
-from caxev.batch import derived, memory
+from caxev.batch import derived, folder, memory, runner
 from caxev.batch.base import End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
@@ -1165,6 +1166,23 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         told = (await ground.entry(id_)).fields["job_ended"]
         assert (told["name"], told["how"], told["exit"]) == ("job.1", "exit", 7)
         assert Place(group, 0).file("reported").exists()
+
+
+def test_a_full_disk_hides_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that cannot note its end reports it all the same, and ends as its command did."""
+    told: list[RunUpdate] = []
+    make_input(tmp_path)
+    group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=("true",))])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("CAXEV_MONGO_URI", "mongodb://x")
+    monkeypatch.setattr(runner, "amend", lambda _, update: told.append(update()))
+    monkeypatch.setattr(folder, "_write", full)
+    monkeypatch.setattr(Path, "touch", full)
+    assert run_job(Place(group, 0)) == 0
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("command", [("sh", "-c", "kill -9 $$"), ("sh", "-c", "exit 137")])

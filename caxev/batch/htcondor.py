@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from attrs import define, field
+from loguru import logger
 
 from caxev.batch.base import OOM, End, JobEnd, JobSpec, explained
 from caxev.batch.folder import Place
@@ -102,10 +103,11 @@ class HTCondor(Grouped):
     def _logged(self, name: str, job: str) -> JobEnd | None:
         place = self.folder.place(name)
         if place is not None:
-            for event in _events(self.folder.events / place.group.name):
-                ended = end_of(event)
-                if ended is not None and self.id_of(event["Cluster"], event["Proc"]) == job:
-                    return ended
+            with suppress(Retry):  # behind what is damaged nothing can be known
+                for event in _events(self.folder.events / place.group.name):
+                    ended = end_of(event)
+                    if ended is not None and self.id_of(event["Cluster"], event["Proc"]) == job:
+                        return ended
         return None
 
     def cancel(self, job: str) -> None:
@@ -129,13 +131,20 @@ class HTCondor(Grouped):
             self._logs.pop(group, None)
             path.unlink(missing_ok=True)
             return
-        if group not in self._logs:
-            self._logs[group] = _library().JobEventLog(str(path))
-        for event in self._logs[group].events(0):
-            ended = end_of(event)
-            if ended is not None:
-                place = Place(self.folder.home / "groups" / group, event["Proc"])
-                yield place.index, explained(ended, place.tail, _MESSAGES)
+        try:
+            for event in self._new(group, path):
+                ended = end_of(event)
+                if ended is not None:
+                    place = Place(self.folder.home / "groups" / group, event["Proc"])
+                    yield place.index, explained(ended, place.tail, _MESSAGES)
+        except Retry as error:  # the other logs are read; the regular check finds these ends
+            logger.error("{}", error)
+
+    def _new(self, group: str, path: Path) -> Iterator[Event]:
+        with _reading(path):
+            if group not in self._logs:
+                self._logs[group] = _library().JobEventLog(str(path))
+            yield from self._logs[group].events(0)
 
 
 def _library() -> Any:
@@ -152,8 +161,17 @@ def _library() -> Any:
 def _events(path: Path) -> Iterator[Event]:
     library = _library()
     if path.exists():
-        with suppress(FileNotFoundError), library.JobEventLog(str(path)) as log:
+        with suppress(FileNotFoundError), _reading(path), library.JobEventLog(str(path)) as log:
             yield from log.events(0)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise `Retry` for a log that cannot be read: an event is cut if the disk was full."""
+    try:
+        yield
+    except _library().HTCondorException as error:
+        raise Retry(f"HTCondor's log {path} cannot be read: {error}") from error
 
 
 def _description(spec: JobSpec, command: Sequence[str]) -> Iterator[str]:

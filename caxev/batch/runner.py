@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -71,7 +71,8 @@ def run(place: Place) -> int:
     if status in _KILLED:
         return shown
     # Recorded first: if we are killed before the report, the watch reports this.
-    place.note(ended)
+    with suppress(OSError):  # the disk may be full; what was made is good all the same
+        place.note(ended)
     failpoints.point("batch.noted")
     report_end(place, spec, ended)
     return shown
@@ -183,7 +184,8 @@ def report_end(place: Place, spec: JobSpec, ended: JobEnd) -> None:
                 sys.stderr.write(f"caxev: the end of {spec.name} could not be reported: {error}\n")
                 return
         else:
-            place.file("reported").touch()
+            with suppress(OSError):  # the watch then finds that it was reported
+                place.file("reported").touch()
             return
         time.sleep(wait)
         wait = min(2 * wait, 60.0)
