@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunUpdate, Skip, limited
 from caxev.cli import cli
+from caxev.cli.rucio.look import differing
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
@@ -34,10 +35,11 @@ from caxev.http_server import SmallServer
 from caxev.rucio import answers
 from caxev.rucio import client as rucio_client
 from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wishes_for
+from caxev.rucio.connection import RucioSession
 from caxev.rucio.files import Checked
 from caxev.rucio.messages import Messages, datasets_in
 from caxev.rucio.names import Did, names_of
-from caxev.rucio.orders import DatasetState
+from caxev.rucio.orders import DatasetState, Verdict
 from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from caxev.rucio.storage import Storage
 from tests import engine
@@ -778,3 +780,38 @@ def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
         )
     )
     assert load_sites(file).get("rucio-catalogue").rucio == Catalogue()
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+def test_a_dataset_that_is_nowhere_is_a_difference() -> None:
+    """The catalogue has its files, and no RSE has all of them; asked deeply or not."""
+    wanted = Checked(b"a", "a", 1, "00000001")
+    row = {"name": "a", "bytes": 1, "adler32": wanted.adler32, "md5": None}
+    replica = {**row, "states": {"DISK1": "BAD"}, "rses": {}}
+    client = SimpleNamespace(
+        get_did=lambda *_did: {},
+        list_replicas=lambda *_dids, **_options: [replica],
+        list_files=lambda *_did: [row],
+    )
+    session = RucioSession(client, CATALOGUE)
+    for deep in (False, True):
+        verdict = session.verify(Did("scope", "raw"), [wanted], to_nobody, deep=deep)
+        assert verdict == Verdict(unseen=("no RSE has all of it",))
+
+
+def test_a_rule_that_was_deleted_is_a_difference() -> None:
+    """Its replicas stay until the catalogue needs their room, so that nothing else shows it."""
+    rule = RuleState("r", "DISK1", "OK", NOW)
+    fields: dict[str, Any] = {"rse": ["DISK1"], "rule_info": [rule.to_row(), "a text of cax"]}
+    (known,) = run_of(entry(KEY.host, **fields)).copies
+    assert differing(known, DatasetState(("DISK1",), (rule,))) == []
+    for rules in ((), (evolve(rule, expires=NOW),), (evolve(rule, state=ENDED),)):
+        (line,) = differing(known, DatasetState(("DISK1",), rules))
+        assert "rule at DISK1" in line
+    limited_ = evolve(rule, expires=NOW + timedelta(days=1))
+    (known,) = run_of(entry(KEY.host, **{**fields, "rule_info": [limited_.to_row()]})).copies
+    assert differing(known, DatasetState(("DISK1",), ())) == []
+    (line,) = differing(known, DatasetState((), ()))
+    assert line == "at no RSE in the catalogue, at DISK1 in the database"

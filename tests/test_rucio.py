@@ -520,7 +520,9 @@ def test_what_an_error_of_rucio_means(name: str, kind: type[Exception], counted:
         assert (meaning.after is None) == counted
 
 
-@pytest.mark.parametrize(("code", "counted"), [(500, True), (502, False), (503, False)])
+@pytest.mark.parametrize(
+    ("code", "counted"), [(500, True), (502, False), (503, False), (429, False)]
+)
 def test_a_gateway_without_its_server_is_a_server_that_is_away(code: int, counted: bool) -> None:
     """Rucio's client knows no class for it, and names the status alone."""
     theirs = importlib.import_module("rucio.common.exception")
@@ -537,6 +539,8 @@ def test_a_gateway_without_its_server_is_a_server_that_is_away(code: int, counte
         ("RucioException", (504, ""), Retry, True),
         ("RucioException", (500, "<html>"), Retry, False),
         ("RucioException", ("503 files",), Retry, False),
+        ("RucioException", ("429 files",), Retry, False),
+        ("RucioException", (429, "slow down"), Retry, True),
         ("RucioException", ("Error on HTTP 502 : Bad Gateway",), Retry, True),
         ("DestinationNotAccessible", ("(103) Result HTTP/1.1 503 after 1 try",), Retry, True),
         ("RSEOperationNotSupported", ("Unable to remove x: no right to do so",), GiveUp, False),

@@ -246,8 +246,12 @@ class RucioSession:
         )
         bad = differences(wanted, listed)
         rses = [rse for rse in complete_at({*wanted}, rows) if rse not in {*without}]
-        if bad or not deep:
-            return Verdict(() if bad else tuple(rses), tuple(bad))
+        if bad:
+            return Verdict(bad=tuple(bad))
+        if not rses:
+            return Verdict(unseen=("no RSE has all of it",))
+        if not deep:
+            return Verdict(good=tuple(rses))
         return self._compared(rses, wanted, rows, report)
 
     def _compared(
@@ -277,8 +281,6 @@ class RucioSession:
                 bad=(*verdict.bad, *lines),
                 replicas=(*verdict.replicas, *replicas),
             )
-        if not rses:
-            return evolve(verdict, unseen=("no RSE has all of it",))
         return verdict
 
     def _differences_at(

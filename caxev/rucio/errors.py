@@ -57,14 +57,16 @@ REFUSED: Final = frozenset(
 """Errors of missing permissions, also by a proxy or token that somebody must renew."""
 
 _GATEWAY: Final = re.compile(
-    r"http status code: 50[234]\b"  # Rucio's client, of its own server
-    r"|bad status code 50[234]\b|details: 50[234](?:\n|$)"  # its protocols, of a storage
-    r"|\bhttp(?:/\d(?:\.\d)?)? 50[234]\b"  # gfal and davix
+    r"http status code: (?:429|50[234])\b"  # Rucio's client, of its own server
+    r"|bad status code (?:429|50[234])\b"  # its protocols, of a storage
+    r"|details: (?:429|50[234])(?:\n|$)"
+    r"|\bhttp(?:/\d(?:\.\d)?)? (?:429|50[234])\b"  # gfal and davix
     r"|\b50[234] (?:bad gateway|service (?:temporarily )?unavailable|gateway time-?out)"
+    r"|\b429 too many requests"
     r"|requested service is not available at the moment",  # `ServiceUnavailable`, by its text
     re.IGNORECASE,
 )
-"""Texts of errors made from a gateway's answer while the server behind it is down.
+"""Texts of errors made from a gateway's answer while the server behind it is down or busy.
 
 An error of an upload may contain only the text of another one, so that its class has no meaning.
 """

@@ -200,12 +200,10 @@ class CatalogueComparison:
             repair = await self._again(asker, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
-        recorded = entry.rse
-        if tuple(found.rses) != recorded:
-            where = (
-                f"at {_listed(found.rses)} in the catalogue, at {_listed(recorded)} in the database"
-            )
-            self._note(run, entry.location, where, await self._look(asker, run))
+        if problems := differing(entry, found):
+            repair = await self._look(asker, run)
+            for problem in problems:
+                self._note(run, entry.location, problem, repair)
 
     async def _declare(self, entry: Copy, verdict: Verdict) -> str | None:
         """Have Rucio replace bad replicas by copies of the good ones."""
@@ -258,6 +256,27 @@ class CatalogueComparison:
             return None
         asked = await apply_rules(asker, self.chosen, [run])
         return f"{_listed(asked)} compares it again" if asked else "no site uploads there"
+
+
+def differing(entry: Copy, found: DatasetState) -> list[str]:
+    """Return how the catalogue's RSEs and rules differ from those in an entry, a line each. Pure.
+
+    Of rules only those count that keep the data for ever, since others come to their ends.
+    """
+    from caxev.rucio.changes import ENDED, recorded_in
+
+    lines = []
+    if tuple(found.rses) != entry.rse:
+        places = _listed(found.rses), _listed(entry.rse)
+        lines.append("at {} in the catalogue, at {} in the database".format(*places))
+    lasting = {one.id for one in found.rules if one.expires is None and one.state != ENDED}
+    known = (one for one in recorded_in(entry) if one.expires is None and one.state != ENDED)
+    lines += [
+        f"its rule at {one.rse} was deleted, or has got an end"
+        for one in known
+        if one.id not in lasting
+    ]
+    return lines
 
 
 def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
