@@ -313,6 +313,14 @@ def test_a_missing_secret_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) 
             recipients("lngs", [sink])
 
 
+def test_a_password_that_smtp_cannot_send_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library takes ASCII alone, and its error holds the password."""
+    monkeypatch.setenv("CAXEV_SMTP_PASSWORD", "gehëim")
+    with pytest.raises(ConfigError, match="not ASCII") as raised_:
+        recipients("lngs", [_email("a@b.org", host="smtp.b.org", user="caxev")])
+    assert "geh" not in repr(raised_.value) + repr(raised_.value.__cause__)
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [

@@ -99,6 +99,16 @@ def test_metrics_are_pushed_as_they_are(tmp_path: Path, collector: Collector) ->
     assert kinds["caxev_leading"].WhichOneof("data") == "gauge"
 
 
+@pytest.mark.parametrize("token", ["of\na push", "of a p\xfcsh"])
+def test_a_token_that_no_header_holds_is_not_repeated(collector: Collector, token: str) -> None:
+    """The library's error would hold it, and end the thread that pushes."""
+    push = MetricsPush(PushAddress(url_of(collector)), {"CAXEV_OTLP_TOKEN": token})
+    for ask in (push.push, lambda: push.address.check(push.environ)):
+        with pytest.raises(ConfigError, match="CAXEV_OTLP_TOKEN") as raised:
+            ask()
+        assert token not in str(raised.value)
+
+
 @pytest.mark.parametrize("status", [302, 401, 503])
 def test_a_push_that_is_refused_is_an_error(collector: Collector, status: int) -> None:
     """And no redirection is followed."""

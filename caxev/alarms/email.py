@@ -36,6 +36,11 @@ class EmailNotifier(Threaded):
                 f"there is no password for {options.user} at {options.host}: set "
                 f"{options.secret}, or {options.secret}_FILE to a file that holds it"
             )
+        # smtplib's error would hold both, and reach the log.
+        if not f"{options.user or ''}{password or ''}".isascii():
+            raise ConfigError(
+                f"the user or the password for {options.host} is not ASCII, and cannot be sent"
+            )
         return cls(options, password)
 
     def message(self, alarm: Alarm, *, over: bool) -> EmailMessage:

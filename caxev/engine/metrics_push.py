@@ -46,9 +46,18 @@ class PushAddress:
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ConfigError(f"metrics cannot be pushed to {self.url!r}: name an http(s) address")
         is_open = parts.scheme == "http" and parts.hostname not in _LOOPBACK
-        if is_open and secret(TOKEN, environ) is not None:
+        if _token(environ) is not None and is_open:
             raise ConfigError(f"{self.url} would get {TOKEN} without TLS: name an https address")
         _messages()
+
+
+def _token(environ: Mapping[str, str] | None) -> str | None:
+    """Return the token for the collector. Raises `ConfigError` if no header can hold it."""
+    token = secret(TOKEN, environ)
+    # The error of http.client would hold it, and reach the log.
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"{TOKEN} is not one line of printable ASCII")
+    return token
 
 
 class MetricsPush:
@@ -80,7 +89,7 @@ class MetricsPush:
     def push(self) -> None:
         """Push once. Raises OSError or HTTPException if it fails, `ConfigError`."""
         headers = {"Content-Type": "application/x-protobuf", "User-Agent": f"caxev/{__version__}"}
-        if (token := secret(TOKEN, self.environ)) is not None:
+        if (token := _token(self.environ)) is not None:
             headers["Authorization"] = f"Bearer {token}"
         body = exported(REGISTRY, self.started, time.time_ns())
         request = urllib.request.Request(self.address.url, body, headers)  # noqa: S310  # checked
