@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from urllib.request import urlopen
 import pytest
 import trio
 from attrs import define, field
+from loguru import logger
 from pymongo import MongoClient
 
 from caxev import Job, RunUpdate, tag
@@ -28,22 +29,32 @@ from caxev.alarms.manager import AlarmManager
 from caxev.cli.status import site_rows
 from caxev.cli.work import check_lanes
 from caxev.config import ConfigError
-from caxev.core.alarms import AlarmState
+from caxev.core.alarms import Alarm, AlarmState, helper_gone
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Done, Reaction, claim, new_reaction, settle
 from caxev.core.model import YES, Event, Run, Tag
 from caxev.core.registry import Registry
-from caxev.database import Database, Helper, HistorySearch, Ingest, Lease, LeaseLost, Request
+from caxev.database import (
+    Database,
+    Helper,
+    HistorySearch,
+    Ingest,
+    Lease,
+    LeaseLost,
+    Request,
+    Unreachable,
+)
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.helpers import HelperWatch
 from caxev.engine.recorder import Recorder
+from caxev.engine.relayed import RelayedAlarms
 from caxev.engine.root_watch import RootWatch
 from caxev.engine.workers import Workers
 from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import proxied
 from tests.sshd import free_port
 
 pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
@@ -312,27 +323,12 @@ def _not_swept_while_read(notes: list[tuple[str, int, int]], run: int) -> bool:
 BREAKS: Final = ("killed", "paused", "cut off")
 
 
-@contextmanager
-def proxied(database: Named) -> Iterator[tuple[Proxy, str]]:
-    """A way to the database that can be stalled."""
-    uri = database.site_uri or database.uri
-    found = re.search(r"@127\.0\.0\.1:(\d+)|@localhost:(\d+)", uri)
-    assert found is not None
-    proxy = Proxy(int(found[1] or found[2]))
-    uri = re.sub(r"@[^/?]+", f"@127.0.0.1:{proxy.port}", uri)
-    uri = re.sub(r"replicaSet=[^&]*", "directConnection=true", uri)
-    try:
-        yield proxy, uri
-    finally:
-        proxy.close()
-
-
 @pytest.mark.parametrize("how", BREAKS)
 async def test_what_a_lost_helper_had_begun_is_done_by_another(
     crew: Crew, database: Named, how: str
 ) -> None:
     """Killed, paused beyond its lease and woken, or cut off: each once, never by two at once."""
-    with proxied(database) as (proxy, uri):
+    with proxied(database.site_uri or database.uri) as (proxy, uri):
         async with engine.opened(database) as db:
             leader = crew.listen()
             helper = crew.work(uri=uri)
@@ -379,7 +375,7 @@ async def test_a_blocked_helper_keeps_what_it_has_claimed(crew: Crew, database: 
 
 async def test_a_blocked_helper_that_is_cut_off_ends(crew: Crew, database: Named) -> None:
     """Its handler cannot be cancelled: the process ends before the listener makes its reaction."""
-    with proxied(database) as (proxy, uri):
+    with proxied(database.site_uri or database.uri) as (proxy, uri):
         async with engine.opened(database) as db:
             leader = await busy(crew, db)
             # Of the lease a tenth is left when it has ended: more than a loaded machine is late.
@@ -624,18 +620,107 @@ async def test_a_helper_that_withdraws_while_it_is_admitted_is_not_there(
 
     async with engine.opened(database) as db:
         leader, _ = await acquired(db)
-        context = Context(db, leader, engine.options_for(database, []))
-        async with trio.open_nursery() as nursery, Workers() as workers:
-            roots = RootWatch(context, workers)
-            dispatcher = Dispatcher(context, workers, nursery, roots)
-            alarms, recorder = AlarmManager(db, leader, []), Recorder(context, dispatcher)
-            watch = HelperWatch(context, alarms, recorder, dispatcher)
+        async with watching(db, leader, database) as watch:
             await db.join(asking, ["naps"], 60.0)
             monkeypatch.setattr(Database, "admit", late)
             await watch.look()
             assert await db.helpers(SITE) == []
             await watch.look()
-        assert dispatcher.lanes.shared == frozenset()
+        assert watch.dispatcher.lanes.shared == frozenset()
+
+
+@asynccontextmanager
+async def watching(db: Database, leader: Lease, database: Named) -> AsyncIterator[HelperWatch]:
+    """What looks after the helpers of that leader."""
+    context = Context(db, leader, engine.options_for(database, []))
+    async with trio.open_nursery() as nursery, Workers() as workers:
+        dispatcher = Dispatcher(context, workers, nursery, RootWatch(context, workers))
+        recorder = Recorder(context, dispatcher)
+        yield HelperWatch(context, AlarmManager(db, leader, []), recorder, dispatcher)
+
+
+def summaries(watch: HelperWatch) -> list[str]:
+    return [one.alarm.summary for one in watch.alarms.active]
+
+
+async def unheard(*_: Any) -> None:
+    raise Unreachable("no reply")
+
+
+async def test_an_alarm_of_a_helper_is_taken_over_once(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot be removed from the helper's document, it is not raised after its end."""
+    broken = Alarm(SITE, "broken", "it is broken")
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        helper = await joined(db, leader)
+        await db.add_news(helper, {"broken": broken})
+        async with watching(db, leader, database) as watch:
+            with monkeypatch.context() as lost:
+                lost.setattr(Database, "take_news", unheard)
+                with pytest.raises(Unreachable):
+                    await watch.look()
+            assert summaries(watch) == ["it is broken"]
+            watch.alarms.clear("broken")
+            await watch.look()
+            assert summaries(watch) == []
+            await db.add_news(helper, {"broken": broken})
+            await watch.look()
+            assert summaries(watch) == ["it is broken"]
+
+
+async def test_an_admission_without_a_reply_ends_the_alarm_too(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the helper which was missed at the host."""
+    admit = Database.admit
+
+    async def without_reply(self: Database, *args: Any) -> None:
+        await admit(self, *args)
+        await unheard()
+
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        async with watching(db, leader, database) as watch:
+            watch.alarms.raise_(helper_gone(SITE, "host", ["naps"]))
+            await db.join(Lease(SITE, 0, "host", "host:1"), ["naps"], 60.0)
+            monkeypatch.setattr(Database, "admit", without_reply)
+            with pytest.raises(Unreachable):
+                await watch.look()
+            await watch.look()
+            assert summaries(watch) == []
+
+
+async def test_an_alarm_that_the_ledger_refuses_holds_up_no_other(
+    database: Named, logged: list[str]
+) -> None:
+    """Neither of a helper nor of the listener; the log has it."""
+    alarms = [Alarm(SITE, name, f"it is {name}") for name in ("bad", "good")]
+    async with engine.opened(database) as db:
+        leader, _ = await acquired(db)
+        helper = await joined(db, leader)
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            rule = {"$nor": [{"kind": "alarm", "key": "bad"}, {"news.key": "bad"}]}
+            client[database.name].command("collMod", "caxev_ledger", validator=rule)
+        for kept in (RelayedAlarms(db, helper), AlarmManager(db, leader, [])):
+            for one in alarms:
+                kept.raise_(one)
+            await (kept.relay() if isinstance(kept, RelayedAlarms) else kept.keep())
+        assert [one.alarm.key for one in await db.alarms(SITE)] == ["good"]
+        (found,) = await db.helpers(SITE)
+        assert [key for _, key, _ in found.news] == ["good"]
+    for word in ("relayed", "stored"):
+        assert any(f"the alarm 'bad' cannot be {word}" in line for line in logged)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The errors that are logged."""
+    lines: list[str] = []
+    sink = logger.add(lambda line: lines.append(str(line)), level="ERROR", format="{message}")
+    yield lines
+    logger.remove(sink)
 
 
 async def test_a_helper_that_vanished_is_missed_until_one_is_back(

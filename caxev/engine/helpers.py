@@ -41,6 +41,8 @@ class HelperWatch:
     _there: dict[str, Helper] = field(init=False, factory=dict)
     # The last helper that vanished from a host, and when it will be missed.
     _missed: dict[str, tuple[float, Helper]] = field(init=False, factory=dict)
+    # The news of each helper that were taken over, though perhaps not yet removed.
+    _heard: dict[str, set[str]] = field(init=False, factory=dict)
 
     def heard(self, record: SiteRecord) -> None:
         """Take in the site's record."""
@@ -79,6 +81,8 @@ class HelperWatch:
             if helper.epoch is None:
                 await (self._admit(helper) if helper.active else database.forget_helper(helper))
             elif helper.active:
+                if helper.helps:  # also after an admission whose reply was lost
+                    self._end_missing(helper)
                 await self._hear(helper)
             elif helper.is_void:
                 await self._succeed(helper)
@@ -94,9 +98,12 @@ class HelperWatch:
         async with self.recorder.beside_stream():
             pass
         await self.context.database.admit(self.context.lease, helper)
+        self._end_missing(helper)
+        logger.info("{} helps with {}", helper.name, ", ".join(helper.lanes))
+
+    def _end_missing(self, helper: Helper) -> None:
         self._missed.pop(helper.host, None)
         self.alarms.clear(gone_key(helper.host))
-        logger.info("{} helps with {}", helper.name, ", ".join(helper.lanes))
 
     async def _succeed(self, helper: Helper) -> None:
         """Open what a void helper had claimed, then forget it."""
@@ -106,6 +113,7 @@ class HelperWatch:
         await self._end_alarms(helper)
         await database.forget_helper(helper)
         self._there.pop(helper.name, None)
+        self._heard.pop(helper.name, None)
         self._share()
         logger.info("{} has gone; {} reactions of it are due again", helper.name, opened)
         # What it had postponed is known to nobody else.
@@ -115,7 +123,10 @@ class HelperWatch:
         """Take over its alarms."""
         if not helper.news:
             return
-        for _, key, alarm in helper.news:
+        # Not twice: an alarm may have ended since it was taken over.
+        heard = self._heard.get(helper.name, set())
+        self._heard[helper.name] = {number for number, _, _ in helper.news}
+        for _, key, alarm in (one for one in helper.news if one[0] not in heard):
             if alarm is None:
                 self.alarms.clear(key)
             else:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
 from attrs import define, field
+from loguru import logger
 
 from caxev.core.alarms import PARKED, UNCANCELLABLE, Alarm, Alarms, helper_key, of_helper
-from caxev.database import Database, Lease, unless_fatal
+from caxev.database import Database, DatabaseError, Lease, unless_fatal
+from caxev.engine.trouble import by_halves
 
 GATHER: Final = 1.0
 """Seconds for which alarms are gathered, so that many are one write."""
@@ -71,8 +74,14 @@ class RelayedAlarms(Alarms):
         over = {key for key, one in news.items() if one is None and key.startswith(PARKED)}
         if over and not await self.database.has_parked(self.lease.site):
             news = {key: one for key, one in news.items() if key not in over}
+        await by_halves([*news.items()], self._add, self._leave_out)
+
+    async def _add(self, news: Sequence[tuple[str, Alarm | None]]) -> None:
         if news:
-            await self.database.add_news(self.lease, news)
+            await self.database.add_news(self.lease, dict(news))
+
+    async def _leave_out(self, news: tuple[str, Alarm | None], error: DatabaseError) -> None:
+        logger.error("the alarm {!r} cannot be relayed: {}", news[0], error)
 
 
 @define(eq=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Literal
 
 from attrs import define, field
@@ -140,6 +141,20 @@ def _reset(one: socket.socket) -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.shutdown(socket.SHUT_RDWR)
     one.close()
+
+
+@contextmanager
+def proxied(uri: str) -> Iterator[tuple[Proxy, str]]:
+    """A way to the database at `uri`, a replica set of one, that can be cut and stalled."""
+    found = re.search(r"(?:127\.0\.0\.1|localhost):(\d+)", uri)
+    assert found is not None
+    proxy = Proxy(int(found[1]))
+    uri = uri.replace(found[0], f"127.0.0.1:{proxy.port}")
+    uri = re.sub(r"replicaSet=[^&]*", "directConnection=true", uri)
+    try:
+        yield proxy, uri
+    finally:
+        proxy.close()
 
 
 def front_ssh(world: World, **fields: Any) -> dict[str, Proxy]:
