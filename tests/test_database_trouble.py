@@ -25,7 +25,7 @@ from caxev.asking.listeners import RetryReactions
 from caxev.cli.reactions import _line, _retry, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Failed, Postponed, Reaction, State, new_reaction
+from caxev.core.ledger import Failed, Postponed, Reaction, State, claim, new_reaction
 from caxev.core.model import CopyKey, Event, Run
 from caxev.database import (
     Database,
@@ -34,11 +34,16 @@ from caxev.database import (
     InvalidDocument,
     Lease,
     Request,
+    Unreachable,
     client,
     concerns_one,
     is_transient,
 )
-from caxev.engine.attempt import failure, refusal
+from caxev.engine.attempt import Ended, failure, refusal
+from caxev.engine.context import Context
+from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.root_watch import RootWatch
+from caxev.engine.workers import Workers
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster
@@ -301,6 +306,40 @@ async def test_once_the_ledger_takes_it_an_end_is_recorded_as_failed(
                 await db.add_request(SITE, Request("retry"), "me", utcnow())
                 await engine.until(lambda: _count(db, State.DONE, 1))
                 assert seen == [1, 1]
+
+
+@pytest.mark.replicaset
+async def test_what_cannot_be_recorded_yet_is_not_run_again(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the database fails while the first of several ends is recorded as failed."""
+
+    async def fail(*_: Any) -> None:
+        raise Unreachable("no reply")
+
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        reactions = [open_reaction(number, generation=number) for number in (1, 2)]
+        await db.ingest(lease, Ingest({}, reactions), utcnow())
+        ended = [
+            Ended(claim(one, lease.epoch), Failed("it cannot be recorded"))
+            for one in await db.claim(reactions, lease)
+        ]
+        context = Context(db, lease, engine.options_for(database, []))
+        async with trio.open_nursery() as nursery, Workers() as workers:
+            dispatcher = Dispatcher(context, workers, nursery, RootWatch(context, workers))
+            for one in ended:
+                dispatcher.settler.leave_stuck(one)
+            dispatcher._sure_until = 0.0
+            with monkeypatch.context() as lost:
+                lost.setattr(Database, "settle", fail)
+                with pytest.raises(Unreachable):
+                    await dispatcher.reconcile()
+            for _ in range(2):
+                await dispatcher.reconcile()
+                assert await db.due(SITE, "default", utcnow(), 9) == []
+                dispatcher._sure_until = 0.0
+            assert await _count(db, State.FAILED, 2)
 
 
 @pytest.mark.replicaset

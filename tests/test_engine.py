@@ -33,7 +33,15 @@ from caxev import (
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.core.selection import NumberRange, Selection
-from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Unreachable
+from caxev.database import (
+    OLDEST_FIRST,
+    URGENT_FIRST,
+    Database,
+    Ingest,
+    LeaseLost,
+    Request,
+    Unreachable,
+)
 from caxev.engine import lanes
 from caxev.engine.attempt import LATELY, RateMeter
 from caxev.engine.options import Options
@@ -150,6 +158,22 @@ async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.Monk
         states = {reaction.state.value for reaction in await engine.reactions(db)}
     assert len(seen) == 200
     assert states == {"done"}
+
+
+async def test_once_tries_again_what_is_due_at_once(database: Named) -> None:
+    """As what was interrupted: when it is settled, it is not in the lane's queue yet."""
+    tries: list[int] = []
+
+    async def stubborn(job: Job) -> None:
+        tries.append(job.run.number or 0)
+        if len(tries) < 9:
+            raise LeaseLost("as far as this attempt knows")
+
+    options = engine.options_for(database, [engine.handler(stubborn, tag("go"))])
+    async with engine.opened(database) as db:
+        await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+        await engine.once(db, options)
+    assert tries == [1] * 9
 
 
 # -- order ----------------------------------------------------------------------------------------

@@ -924,6 +924,18 @@ async def test_an_update_and_its_settlement_are_one(
         assert everything(server) == before
 
 
+async def test_what_was_settled_without_a_reply_is_known_to_be_settled(database: Named) -> None:
+    """Its update does not fit the run any more, for that reason."""
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        run = await added(db, entry())
+        (reaction,) = await owed(db, run, lease, claimed=1)
+        changing = RunUpdate.change_copy(run, run.copies[0], "transferred")
+        paid = settle(reaction, Done(), utcnow(), allowed=3, jitter=0)
+        assert await db.settle_with(paid, lease, changing, utcnow()) == (True, False)
+        assert await db.settle_with(paid, lease, changing, utcnow()) == (True, True)
+
+
 async def test_updates_and_their_settlements_are_one(
     database: Named, server: MongoDatabase[dict[str, Any]]
 ) -> None:

@@ -243,9 +243,13 @@ class Claims(Runs, History):
         Returns whether the update fitted and whether the reaction had been renewed. If the update
         no longer fits the run, nothing is written. Raises `LeaseLost`.
         """
+        mine = _claimed(reaction, lease)
 
         async def write(session: AsyncClientSession) -> tuple[bool, bool]:
             if await self._apply(update, now, session) is None:
+                # An update that was written, and whose reply was lost, does not fit any more.
+                if await self._ledger.find_one(mine, {"_id": 1}, session=session) is None:
+                    raise _ClaimGone
                 return False, False
             point("database.update.settle")
             settled, renewed = await self._settle([reaction], lease, session, rows)

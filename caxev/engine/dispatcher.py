@@ -264,7 +264,7 @@ class Dispatcher:
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running and nothing is due. For ``--once``."""
-        while not all(lane.idle for lane in self.lanes):
+        while not all(lane.is_idle(utcnow()) for lane in self.lanes):
             await self.lanes.changed.wait()
 
     async def drained(self) -> None:

@@ -117,10 +117,10 @@ class Lane:
             self.passed.discard(key)
             self.refresh()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs, and nothing is known to be due."""
-        return not (self.running or self.waiting or self.more or self.fetching)
+    def is_idle(self, now: datetime) -> bool:
+        """Return whether nothing runs, and nothing is known to be due by `now`."""
+        is_due = self.next_due is not None and self.next_due <= now
+        return not (self.running or self.waiting or self.more or self.fetching or is_due)
 
 
 @define(eq=False)

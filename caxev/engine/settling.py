@@ -118,6 +118,8 @@ class Settler:
                 raise
             self.leave_stuck(ended)
         else:
+            # Only now: one that is not stuck any more is opened.
+            self.stuck.pop(ended.reaction.id, None)
             self._report_failed(as_parked(ended), ended.run)
 
     # -- what the ledger refuses --------------------------------------------------------------
@@ -144,10 +146,12 @@ class Settler:
             for key, one in self.stuck.items()
             if generations.get(key) == one.reaction.generation
         ]
-        self.stuck = {} if late else {one.reaction.id: one for one in kept}
+        self.stuck = {one.reaction.id: one for one in kept}
         for one in kept if late else ():
             if one.reaction.epoch == self.context.lease.epoch:
                 await self.park(one)
+            else:
+                del self.stuck[one.reaction.id]
 
     # -- with updates -------------------------------------------------------------------------
 
