@@ -39,8 +39,10 @@ from caxev import (
     tag,
 )
 from caxev.alarms.health import HealthMonitor
+from caxev.asking.listeners import row_of
 from caxev.config import Settings
 from caxev.core.clock import utcnow
+from caxev.core.history import What
 from caxev.core.ledger import LONGEST_NOTE, SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run
 from caxev.database import (
@@ -62,6 +64,7 @@ from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
+from caxev.engine.requests import Requests
 from caxev.engine.shortcut import opened
 from caxev.engine.watcher import SHOW_EVERY, ScanMeter, Watcher
 from tests import engine
@@ -291,6 +294,76 @@ async def test_a_scan_that_was_begun_unheard_starts_with_the_newest_run(
             await watcher.begin_scan(restart=True)
         assert not await watcher._note_scanned("a run", 1, number)
         assert (await record_of(db)).scanning == Scanning()
+
+
+async def test_a_scan_goes_on_after_another_was_refused(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only after a restart."""
+    page = Database.page
+
+    async def refuse(*_: Any) -> None:
+        raise InvalidDocument("refused")
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+        watcher = Watcher(recorder.context, recorder)
+
+        async def meanwhile(self: Database, *args: Any) -> Any:
+            monkeypatch.setattr(Database, "page", page)
+            with monkeypatch.context() as refusing:
+                refusing.setattr(Database, "begin_scan", refuse)
+                with pytest.raises(InvalidDocument):
+                    await watcher.begin_scan()
+            return await page(self, *args)
+
+        await add(db, 1, 2, 3)
+        await watcher.begin_scan()
+        monkeypatch.setattr(Database, "page", meanwhile)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watcher._scan_as_needed)
+            await engine.until(lambda: _scanned(db))
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_request_is_carried_out_once_although_it_cannot_be_removed(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed as soon as that works."""
+    scans: list[int] = []
+
+    async def scan() -> None:
+        scans.append(1)
+
+    async def unheard(*_: Any) -> None:
+        raise Unreachable("no reply")
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+        requests = Requests(recorder.context, recorder, scan)
+        await db.add_request(SITE, Request("scan"), "me", utcnow())
+        with monkeypatch.context() as lost:
+            lost.setattr(Database, "finish_request", unheard)
+            with pytest.raises(Unreachable):
+                await requests.serve()
+        await requests.serve()
+        assert len(scans) == 1
+        assert await db.next_request(SITE) is None
+
+
+async def test_a_request_that_is_being_carried_out_is_not_taken_back(database: Named) -> None:
+    """Else it would be shown as both cancelled and done."""
+    withdrawn: list[int] = []
+    cancelled = partial(row_of, what=What.CANCELLED, by="me")
+
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+
+        async def scan() -> None:
+            withdrawn.append(await db.take_back("many", utcnow(), cancelled))
+
+        for _ in range(2):
+            await db.add_request(SITE, Request("scan", bulk="many"), "me", utcnow())
+        await Requests(recorder.context, recorder, scan).serve()
+        assert withdrawn == [1], "only the second one, which nobody had begun"
+        assert (await db.parts_of("many"))[1].number == 1
 
 
 async def test_a_scan_that_is_begun_while_another_is_taken_up_starts_with_the_newest_run(

@@ -31,6 +31,8 @@ _WITHOUT_RUNS: Final = {
 }
 _TAKEN_BACK: Final = "was_for"
 """The field that names the site of a request which was taken back."""
+_BEGUN: Final = "begun"
+"""The field of a request that a listener carries out."""
 
 
 @frozen
@@ -168,14 +170,15 @@ class Requests(Sites, History):
     async def take_back(
         self, bulk: str, now: datetime, row_of: Callable[[Request], HistoryRow]
     ) -> int:
-        """Take back what no listener has carried out of a request about many runs.
+        """Take back what no listener has begun to carry out of a request about many runs.
 
         Each part of it has its row of history then. Returns how many parts these were.
         """
         days = self.settings.history_days
         expires = {"$set": {"expires": now + timedelta(days=days)}} if days else {}
         change = {"$rename": {"site": _TAKEN_BACK}, **expires}
-        return await self._renamed({"bulk": bulk, **ANY_SITE}, change, row_of)
+        waits = {"bulk": bulk, **ANY_SITE, _BEGUN: {"$exists": False}}
+        return await self._renamed(waits, change, row_of)
 
     @operation
     async def ask_again(self, bulk: str, row_of: Callable[[Request], HistoryRow]) -> int:
@@ -208,6 +211,13 @@ class Requests(Sites, History):
             for _, request in self._read(self._requests, [document], request_from):
                 return request
         return None
+
+    @operation
+    async def begin_request(self, request: Request) -> bool:
+        """Note that a request is carried out now; return False if it was taken back."""
+        waits = {"_id": request.id, "site": request.site}
+        done = await self._requests.update_one(waits, {"$currentDate": {_BEGUN: True}})
+        return done.matched_count > 0
 
     @operation
     async def waiting(

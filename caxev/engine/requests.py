@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 import trio
 from attrs import define, evolve, field
@@ -34,6 +34,8 @@ class Requests:
     recorder: Recorder
     scan: Callable[[], Awaitable[None]]
     _added: trio.Event = field(init=False, factory=trio.Event)
+    # The request that was carried out last: if it could not be removed, it is still there.
+    _carried_out: Any = field(init=False, default=None)
 
     def heard(self, record: SiteRecord) -> None:
         """Take in the site's record."""
@@ -55,14 +57,21 @@ class Requests:
         """Carry out all requests that are there, the oldest first."""
         database, lease = self.context.database, self.context.lease
         while (request := await database.next_request(lease.site)) is not None:
-            try:
-                await self._serve(request)
-            except DatabaseError as error:
-                if not concerns_one(error):
-                    raise
-                logger.error("a request to {} cannot be carried out: {}", request.kind, error)
+            if not await database.begin_request(request):
+                continue  # it was taken back meanwhile
+            if request.id != self._carried_out:
+                await self._carry_out(request)
+                self._carried_out = request.id
             # Also after a refusal: else one request would be in the way of all later ones.
             await database.finish_request(lease, request)
+
+    async def _carry_out(self, request: Request) -> None:
+        try:
+            await self._serve(request)
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            logger.error("a request to {} cannot be carried out: {}", request.kind, error)
 
     async def _serve(self, request: Request) -> None:
         match request.kind:

@@ -27,6 +27,7 @@ from caxev.database import (
     Position,
     Scanning,
     Stream,
+    concerns_one,
     is_fatal,
     is_transient,
 )
@@ -242,6 +243,10 @@ class Watcher:
                 # Before the scan: what changes during it comes by the stream, too.
                 start = await database.cluster_time() if restart else None
                 await database.begin_scan(lease, start, gap)
+            except DatabaseError as error:
+                if concerns_one(error):  # nobody may try that again: the former one is to go on
+                    self._scan_needed.set()
+                raise
             finally:  # it may have begun without our hearing of it
                 self._scans += 1
         if start is not None:
