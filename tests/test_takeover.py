@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +28,7 @@ from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world, raw_only
+from tests.faults.proxy import proxied
 from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
 
 pytestmark = [
@@ -124,16 +126,74 @@ async def test_a_leader_that_slept_through_its_lease_writes_nothing(world: World
         assert await ground.finish([after], None) == []
 
 
+OTHER_MACHINE = """
+from caxev import Job, on, tag
+from caxev.engine import worker
+
+far = (
+    "import contextlib, fcntl, os, stat; from caxev.files import incoming; "
+    "from caxev.transfer.ssh import landing; locked = fcntl.flock; "
+    "is_file = lambda one: stat.S_ISREG(os.fstat(one).st_mode); "
+    "fcntl.flock = lambda one, how: locked(one, how) if is_file(one) else None; "
+    "incoming.process_lock = landing.process_lock = lambda *_: contextlib.nullcontext(); "
+)
+worker._BOOT = worker._BOOT.replace("main()", far + "main()")
+
+@on(tag("nothing"))
+async def nothing(job: Job) -> None:
+    pass
+"""
+"""Of another machine on NFS only the locks on files count here."""
+
+
+@pytest.mark.parametrize(("site", "made"), [(SITE, SITE), (BIRTH, "stockholm")])
+async def test_two_that_make_one_copy_make_it_right(world: World, site: str, made: str) -> None:
+    """Cut off from the database, a leader goes on with a transfer that its heir begins as well.
+
+    One site pulls, and the other pushes by SFTP, which has no locks at all.
+    """
+    sites, far = world.directory / f"slow.{site}.json", world.directory / "far.py"
+    entries = json.loads((world.directory / "sites.json").read_text())
+    slow = [one | ({"max_rate": "3MB/s"} if one["name"] == site else {}) for one in entries]
+    sites.write_text(json.dumps(slow))
+    far.write_text(OTHER_MACHINE)
+    async with ground_in(world, lease_time=LEASE) as ground:
+        with proxied(world.settings.mongo_uri) as (proxy, uri):
+
+            def listen(**environment: str) -> Listener:
+                where = {"CAXEV_SITES": str(sites), **environment}
+                return ground.listen(site, "--handlers", str(far), **where)
+
+            leader = listen(CAXEV_MONGO_URI=uri)
+            await ground.ready(leader)
+            heir, epoch = listen(), await epoch_of(ground, site)
+            await ground.until(_has_said(heir, "standing by"), "it does not stand by")
+            others = [one for one in world.listening if one != site]
+            await ground.ready(*[ground.listen(one) for one in others])
+            born = await ground.take(30_000_000)
+            await ground.until(_claimed(ground, born, made), "nobody copies")
+            proxy.stall()
+            await new_epoch(ground, epoch, site)
+            await ground.ready(heir)
+            assert await ground.finish([born], None) == []
+            before = await trio.to_thread.run_sync(written, world)
+            proxy.repair()
+            await ground.until(_has_said(leader, f"taken over {site}; standing by"), "it acts on")
+            assert await trio.to_thread.run_sync(written, world) == before
+            if made == site:
+                assert heir.said("is being written by another process")
+
+
 def _napped(ground: Ground) -> End:
     """The end of a run at whose tag every site sleeps: each once."""
     tags = Counter(["nap", *(f"napped-{site}" for site in ground.world.sites)])
     return evolve(ground.wanted, tags=ground.wanted.tags + tags)
 
 
-def _claimed(ground: Ground, born: Born) -> Callable[[], Awaitable[bool]]:
+def _claimed(ground: Ground, born: Born, site: str = SITE) -> Callable[[], Awaitable[bool]]:
     async def claimed() -> bool:
         one = (await ground.database.runs([born.id]))[born.id]
-        return one.copy(CopyKey("raw", SITE)) is not None
+        return one.copy(CopyKey("raw", site)) is not None
 
     return claimed
 

@@ -56,7 +56,14 @@ from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, second, to_the_second
 from caxev.files.private import is_bare, lies_in, make_private, not_private
 from caxev.files.process_lock import process_lock
-from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, writing
+from caxev.files.publishing import (
+    DIR_MODE,
+    FILE_MODE,
+    forget_lock,
+    publish,
+    rename_new,
+    writing,
+)
 from caxev.files.resolved import open_resolved, opened, read_file
 from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
@@ -140,6 +147,7 @@ __all__ = [
     "erase",
     "filling_up",
     "forget_incoming",
+    "forget_lock",
     "gone",
     "identity",
     "idle_disk",

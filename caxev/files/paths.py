@@ -9,14 +9,17 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from blake3 import blake3
+
 from caxev.core.errors import GiveUp
-from caxev.files.confined import Confined, P, beside
+from caxev.files.confined import Confined, P, beside, join, parent
 from caxev.files.roots import check_root
 
 RESERVED: Final = ".caxev-"
 """The prefix of our own files beside copies. No run, copy or file in a copy may have it."""
 PART_PREFIX: Final = f"{RESERVED}part-"
 ORIGIN_PREFIX: Final = f"{RESERVED}from-"
+LOCK_PREFIX: Final = f"{RESERVED}lock-"
 LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
 """The longest name of a copy, in bytes, that leaves room for any prefix of ours."""
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
@@ -127,6 +130,13 @@ def origin_path(final: P) -> P:
     """Return the file beside a partial that names the content of the partial's source."""
     safe_name(os.fsdecode(final))
     return beside(final, ORIGIN_PREFIX)
+
+
+def lock_path(directory: Confined) -> Confined:
+    """Return the file beside a directory that is locked by whoever writes it."""
+    # Hashed: the directory's name may have a prefix already, and be too long for another.
+    name = blake3(os.path.basename(directory)).hexdigest()[:32]
+    return join(parent(directory), f"{LOCK_PREFIX}{name}".encode())
 
 
 def printable(path: bytes) -> str:

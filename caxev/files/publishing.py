@@ -12,14 +12,14 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Final
 
 from caxev import failpoints
 from caxev.core.errors import Retry
 from caxev.files.confined import Confined, join, parent
 from caxev.files.errors import BUSY_AFTER, local
-from caxev.files.paths import printable
+from caxev.files.paths import lock_path, printable
 from caxev.files.resolved import (
     directory_of,
     link,
@@ -38,6 +38,7 @@ FILE_MODE: Final = 0o644
 _MANY: Final = 64  # files, above which one sync of the file system is cheaper
 _RENAME_NOREPLACE: Final = 1
 _CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_NO_LOCKS: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,14 +50,41 @@ def writing(partial: Confined, *, directory: bool) -> Iterator[None]:
     holds the lock. However the block ends, the written data stays.
     """
     # The lock is an `flock` on the partial itself: it ends with this process, and leaves no file.
-    _clear_other_kind(partial, directory=directory)
-    descriptor = _made(partial, directory=directory)
-    try:
-        _lock(descriptor, partial)
-        failpoints.point("files.partial")
-        yield
-    finally:
-        os.close(descriptor)
+    with _locked_beside(partial) if directory else nullcontext():
+        _clear_other_kind(partial, directory=directory)
+        descriptor = _made(partial, directory=directory)
+        try:
+            _lock(descriptor, partial)
+            failpoints.point("files.partial")
+            yield
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked_beside(directory: Confined) -> Iterator[None]:
+    """Hold a lock on a file beside a directory.
+
+    On NFS and Lustre other machines see locks on files, and none on directories.
+    """
+    path = lock_path(directory)
+    with opened(path, os.O_RDWR | os.O_CREAT, FILE_MODE) as descriptor:
+        try:
+            _lock(descriptor, path, directory)
+        except OSError as exc:
+            if exc.errno not in _NO_LOCKS:
+                raise
+        try:
+            yield
+        finally:
+            # While it is locked: who has opened it by then finds that it has lost its name.
+            forget_lock(directory)
+
+
+def forget_lock(directory: Confined) -> None:
+    """Remove the lock beside a directory that is gone: a process that was killed leaves it."""
+    with suppress(FileNotFoundError):
+        unlink(lock_path(directory))
 
 
 def _clear_other_kind(partial: Confined, *, directory: bool) -> None:
@@ -77,13 +105,15 @@ def _made(partial: Confined, *, directory: bool) -> int:
     return open_resolved(partial, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _lock(descriptor: int, partial: Confined) -> None:
-    busy = Retry(f"{printable(partial)} is being written by another process", after=BUSY_AFTER)
+def _lock(descriptor: int, path: Confined, partial: Confined | None = None) -> None:
+    """Lock the open file at `path`. Raises `Retry` that `partial`, or it, is being written."""
+    name = printable(partial or path)
+    busy = Retry(f"{name} is being written by another process", after=BUSY_AFTER)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         raise busy from exc
-    if not _is_still(descriptor, partial):  # the lock is on what has another name by now
+    if not _is_still(descriptor, path):  # the lock is on what has another name by now
         raise busy
 
 

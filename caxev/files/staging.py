@@ -27,6 +27,7 @@ from caxev.files.publishing import (
     DIR_MODE,
     FILE_MODE,
     end_rename,
+    forget_lock,
     make_above,
     publish,
     withdraw,
@@ -120,6 +121,7 @@ class StagedCopy:
         check_standing(self.source, found, printable(self.final))
         with local(self._note, "remove"):
             remove(self._note)
+            forget_lock(self.partial)
         return True
 
     def made(

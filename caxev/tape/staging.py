@@ -20,6 +20,7 @@ from caxev.files import (
     Item,
     Manifest,
     beside,
+    forget_lock,
     join,
     link_file,
     local,
@@ -154,4 +155,5 @@ def clear(path: Confined) -> None:
                 _take_away(join(path, name))
             failpoints.point("tape.rmdir")
             os.rmdir(path)
+        forget_lock(path)
         failpoints.point("tape.clear")

@@ -27,6 +27,7 @@ from caxev.files import (
     confine,
     confine_own,
     digest_tree,
+    forget_lock,
     join,
     local,
     look,
@@ -244,7 +245,7 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
     # With `whole` left, an earlier call was killed while it published: continue that.
     if os.path.lexists(final) and not os.path.lexists(whole):
         bring_in(whole, os.fsdecode(final), roots)  # if it was killed later, a rest of `whole` goes
-        return _standing(data, final, folder, place.transcript.report)
+        return _standing(data, final, folder, whole, place.transcript.report)
     with local(folder, "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
         copied = _restored(place, data, folder)
@@ -283,7 +284,9 @@ def _filling(folder: Confined) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _standing(data: Data, final: Confined, folder: Confined, report: Report) -> Copied:
+def _standing(
+    data: Data, final: Confined, folder: Confined, whole: Confined, report: Report
+) -> Copied:
     """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
         raise GiveUp(
@@ -294,6 +297,8 @@ def _standing(data: Data, final: Confined, folder: Confined, report: Report) -> 
         raise GiveUp(f"{printable(final)} exists already and is not this copy: {why}")
     with suppress(FileNotFoundError):
         os.rmdir(folder)
+    for one in (whole, folder):
+        forget_lock(one)
     return Copied(found, 0)
 
 
