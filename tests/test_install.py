@@ -247,6 +247,25 @@ def test_a_version_that_does_not_become_ready_is_given_up(machine: Machine) -> N
     assert machine.current == second
 
 
+def test_a_version_that_was_given_up_is_not_tried_each_night(machine: Machine) -> None:
+    """But a person may try it again, and another one is tried."""
+    first = machine.commit("a")
+    machine.installs("--once", str(machine.checkout), "lngs")
+    second = machine.commit("b")
+    (machine.home / "unready").write_text(second)
+    assert machine.install("--once", str(machine.checkout), "lngs").returncode == 1
+    ended = machine.install("--once", str(machine.checkout), "lngs")
+    assert ended.returncode == 1
+    assert f"{second} did not become ready before" in ended.stderr
+    assert (machine.current, machine.restarts) == (first, [])
+    (machine.home / "unready").unlink()
+    machine.installs(str(machine.checkout), "lngs")
+    assert machine.current == second
+    third = machine.commit("c")
+    machine.installs("--once", str(machine.checkout), "lngs")
+    assert machine.current == third
+
+
 @pytest.mark.parametrize("what", ["sites", "handlers", "status"])
 def test_a_version_that_refuses_the_site_is_not_switched_to(machine: Machine, what: str) -> None:
     """No listener is restarted: sites.json, handlers or the database do not suit it."""
