@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +26,10 @@ from caxev.core.selection import (
     NumberRange,
     Selection,
     SelectionError,
+    glob_of,
+    glob_pattern,
+    is_glob,
+    name_of,
 )
 from caxev.database import DatabaseError, indexes
 from caxev.database.selections import query_of
@@ -69,7 +74,7 @@ def some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 selections = st.builds(
     Selection,
     numbers=some(ranges()),
-    names=some(globs | strategies.names),
+    names=some(globs | strategies.names | strategies.names.map(glob_of)),
     detectors=some(words | strategies.names),
     sources=some(words),
     tags=some(words | strategies.names),
@@ -122,6 +127,16 @@ def test_a_selection_is_its_texts(selection: Selection) -> None:
     texts = selection.texts()
     assert Selection.read(texts) == selection
     assert texts.keys() <= {*CONDITIONS, *COPY_PARTS}
+
+
+@given(st.text("ab*?\n\\", max_size=6), st.text("ab*?\n\\", max_size=6))
+def test_a_name_as_a_glob_means_itself(name: str, other: str) -> None:
+    glob = glob_of(name)
+    assert not is_glob(glob)
+    assert name_of(glob) == name
+    means = re.compile(glob_pattern(glob), re.DOTALL).fullmatch
+    assert means(name)
+    assert bool(means(other)) == (name == other)
 
 
 @given(moments)

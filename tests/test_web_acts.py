@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,31 +14,36 @@ from html.parser import HTMLParser
 from itertools import product
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import pytest
 import trio
 from attrs import define
 from bson import ObjectId
 from pymongo import MongoClient
+from starlette.datastructures import ImmutableMultiDict
 
 from caxev.asking.base import Act
 from caxev.asking.listeners import ListenerAct
 from caxev.asking.readings import ReadCopies
 from caxev.cli import cli, command, verify
 from caxev.cli.options import GlobalOptions
+from caxev.cli.runs import which
 from caxev.cli.selection import RunChoice
+from caxev.copies.lifecycle import in_commands
+from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp
 from caxev.core.job import Job, Result
-from caxev.core.model import Run
+from caxev.core.model import Copy, CopyKey, Run
 from caxev.core.registry import tag
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.web.acts.command_line import typed
 from caxev.web.acts.doing import Wish
+from caxev.web.acts.links import links_of as acts_on
 from caxev.web.acts.links import naming
 from caxev.web.acts.offers import OFFERS, without_copy
-from caxev.web.listing import BadFilter
+from caxev.web.listing import BadFilter, Filter
 from tests import engine
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -495,6 +501,28 @@ def test_a_command_means_what_its_form_means(
         else:
             force = getattr(act, "force", False)
             assert (act.kind, act.handler, force) == (name, None, bool(values.get("force")))
+
+
+def test_a_name_with_the_signs_of_globs_names_one_run() -> None:
+    """In the links to acts, and in the commands that are printed."""
+    runs = [Run(id=name, name=name) for name in ("a*", "a?", "ab", r"a\*", "a\\", " ", "*")]
+    for run in runs:
+        copy = Copy(CopyKey("raw", "lngs", None), "error")
+        printed = [shlex.split(one) for one in (which(run), in_commands(run, copy)[0])]
+        assert {name for name, _ in printed} == {"--name"}
+        chosen = [Selection(names=(glob,)) for _, glob in printed]
+        query = parse_qsl(links("retry", run))
+        if run.name.strip():
+            chosen.append(Filter.of(ImmutableMultiDict(query)).selection())
+        for selection in chosen:
+            assert [one.id for one in runs if selection.means(one, utcnow())] == [run.id]
+            assert RunChoice(selection).names_one
+
+
+def links(act: str, run: Run) -> str:
+    """Return the query of the link to an act, empty if there is no link."""
+    found = [one.address.partition("?") for one in acts_on(run)]
+    return "".join(query for path, _, query in found if path == f"/acts/{act}")
 
 
 def hostile(name: str) -> dict[str, str]:

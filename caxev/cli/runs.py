@@ -10,7 +10,7 @@ from caxev.asking.base import pages
 from caxev.cli.output import Parts, run_parts
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey, Run, RunId
-from caxev.core.selection import MOST
+from caxev.core.selection import MOST, glob_of
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 def which(run: Run) -> str:
     """Return the options that name a run to another command."""
-    return naming(run.number or None, run.name, run.detector)
+    return naming(run.number or None, glob_of(run.name), run.detector)
 
 
 def naming(number: int | None, name: str | None, detector: str | None) -> str:
-    """Return the options that name a run; without a number, its name needs a detector."""
+    """Return the options that name a run; without a number, its name (a glob) needs a detector."""
     if number is not None:
         return f"--run {number}"
     which_detector = f" --detector {quote(detector)}" if detector else ""
@@ -46,8 +46,9 @@ async def shown_by_name(database: Database, text: str) -> Parts:
     word = text.removeprefix("run ")
     number = int(word) if word.isdecimal() and int(word) <= MOST else None
     name = None if number is not None else word
+    glob = None if name is None else glob_of(name)
     # Two detectors may have runs of one name: then nothing shows which one is meant.
-    found = await database.select(named(number, name).selection, utcnow(), 2)
+    found = await database.select(named(number, glob).selection, utcnow(), 2)
     return shown(found[0]) if len(found) == 1 else run_parts(None, number, name)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
+from shlex import quote
 from typing import Final
 
 from attrs import frozen
@@ -40,6 +41,7 @@ from caxev.core.model import (
     CopyKey,
     Run,
 )
+from caxev.core.selection import Selection, glob_of
 from caxev.core.update import Expectation, RunUpdate
 from caxev.files import Manifest
 
@@ -65,9 +67,11 @@ def key_of(job: Job) -> CopyKey:
 
 def in_commands(run: Run, copy: Copy) -> tuple[str, str]:
     """Return the options that name a run in commands, and those that name this copy's data."""
-    named = f"--run {run.number}" if run.number else f"--name {run.name} --detector {run.detector}"
-    version = f" --version {copy.version}" if copy.version else ""
-    return named, f"{named} --type {copy.type}{version}"
+    detectors = (run.detector,) if run.detector else ()
+    by_name = Selection(names=(glob_of(run.name),), detectors=detectors)
+    named = f"--run {run.number}" if run.number else str(by_name)
+    version = f" --version {quote(copy.version)}" if copy.version else ""
+    return named, f"{named} --type {quote(copy.type)}{version}"
 
 
 def unfit(source: Copy | None, key: CopyKey | None = None) -> str | None:

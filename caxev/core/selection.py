@@ -123,7 +123,7 @@ class Selection:
 
     numbers: tuple[NumberRange, ...] = ()
     names: tuple[str, ...] = ()
-    """Globs: ``*`` stands for any text, ``?`` for one character."""
+    """Globs: ``*`` stands for any text, ``?`` for one character; `glob_of` escapes a name."""
     detectors: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     """What was measured: ``source.type`` of the run."""
@@ -256,13 +256,26 @@ def _within(
 
 def glob_pattern(glob: str) -> str:
     """Return the regular expression of a glob, for Python and for MongoDB, without anchors."""
-    signs = {"*": ".*", "?": "."}
-    return "".join(signs.get(one) or re.escape(one) for one in glob)
+    return "".join(_SIGNS.get(one) or re.escape(one[-1]) for one in _SIGN.findall(glob))
 
 
-def is_glob(name: str) -> bool:
-    """Return whether a name stands for several."""
-    return "*" in name or "?" in name
+def is_glob(glob: str) -> bool:
+    """Return whether a glob stands for several names."""
+    return not _SIGNS.keys().isdisjoint(_SIGN.findall(glob))
+
+
+def glob_of(name: str) -> str:
+    """Return the glob that stands for this name alone."""
+    return re.sub(r"[*?\\]", r"\\\g<0>", name)
+
+
+def name_of(glob: str) -> str:
+    """Return the only name that a glob stands for, which is none of several."""
+    return "".join(one[-1] for one in _SIGN.findall(glob))
+
+
+_SIGNS: Final = {"*": ".*", "?": "."}
+_SIGN: Final = re.compile(r"\\[*?\\]|.", re.DOTALL)
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ them, it matches exactly those that are selected.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from math import inf
@@ -27,6 +28,7 @@ from caxev.core.selection import (
     Selection,
     glob_pattern,
     is_glob,
+    name_of,
 )
 from caxev.database import indexes
 from caxev.database.client import Document
@@ -67,7 +69,7 @@ def _names(selection: Selection) -> Iterator[Document]:
 
 def _named(name: str) -> Document:
     if not is_glob(name):
-        return {"name": {"$eq": name}}
+        return {"name": {"$eq": name_of(name)}}
     # A regular expression cannot hold a NUL: what stands before it selects more.
     plain, nul, _ = name.partition("\0")
     pattern = Regex(f"^{glob_pattern(plain)}{'' if nul else '$'}", "s")
@@ -210,7 +212,7 @@ def scans_of(selection: Selection) -> list[Scan]:
         return [_by_number(one) for one in numbers]
     names, prefix = {*selection.names}, _prefix(selection.names)
     if names and not any(map(is_glob, names)):
-        return [_with_name(name) for name in sorted(names)]
+        return [_with_name(name) for name in sorted(set(map(name_of, names)))]
     if selection.tags:
         return [_equal(indexes.TAG.keys, selection.tags[0])]
     if prefix is not None:
@@ -261,7 +263,7 @@ def _prefix(names: Sequence[str]) -> tuple[str, str] | None:
     """Return with what the only glob begins, and the first text behind; None if there is none."""
     if len(names) != 1:
         return None
-    prefix = names[0].partition("*")[0].partition("?")[0]
+    prefix = re.split(r"[*?\\]", names[0], maxsplit=1)[0]
     after = _after(prefix)
     return None if after is None else (prefix, after)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import urlencode
 
 from caxev.core.model import Run
-from caxev.core.selection import NumberRange, Selection
+from caxev.core.selection import NumberRange, Selection, glob_of
 from caxev.web.acts.offers import RUN_OFFERS, without_copy
 from caxev.web.listing import BadFilter
 
@@ -49,12 +49,12 @@ def naming(runs: Iterable[Run]) -> Selection:
     """Return the selection that names these runs: by their numbers, or else by their names.
 
     Raises `BadFilter` if there are none, or if some cannot be named: without any condition a
-    selection means all runs.
+    selection means all runs. Addresses and forms keep no spaces around a name.
     """
     found = list(runs)
     detectors = tuple(dict.fromkeys(run.detector for run in found if run.detector))
     numbers = [run.number for run in found if run.number is not None]
-    names = [run.name for run in found if run.name]
+    names = [glob_of(run.name) for run in found if run.name and run.name == run.name.strip()]
     if numbers and len(numbers) == len(found):
         return Selection(numbers=tuple(_ranges(sorted(set(numbers)))), detectors=detectors)
     if names and len(names) == len(found):
