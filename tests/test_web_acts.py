@@ -326,6 +326,16 @@ def test_what_was_shown_is_what_is_done(anna: Operator, server: Any) -> None:
     assert server.runs_new.count_documents({"tags": {"$ne": []}}) == 4
 
 
+def test_a_form_that_is_sent_twice_is_done_once(anna: Operator, server: Any) -> None:
+    """By a second click or a reload; the same may still be done again."""
+    form = anna.plan("comment")
+    assert [anna.post("comment", form.fields).status for _ in range(3)] == [200, 409, 409]
+    assert len(server.runs_new.find_one({"number": 1})["comments"]) == 1
+    again = Form(anna.post("comment", form.fields).text)
+    assert anna.post("comment", again.fields).status == 200
+    assert len(server.runs_new.find_one({"number": 1})["comments"]) == 2
+
+
 def test_a_reason_is_needed(anna: Operator, server: Any) -> None:
     """For rm and vouch, also of who sends the form without its page."""
     server.runs_new.insert_one(good_run(5, "chicago"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 from loguru import logger
 from starlette.datastructures import ImmutableMultiDict
 from starlette.exceptions import HTTPException
@@ -36,6 +38,8 @@ MANY: Final = 100
 """Runs above which a person types how many there are."""
 LONGEST: Final = 2000
 """Characters of a value."""
+MOST_SENT: Final = 1000
+"""Forms of which is remembered that they were sent: a second click or a reload sends them again."""
 SEEN: Final = "seen"
 NUMBER: Final = "count"
 _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
@@ -58,6 +62,7 @@ class ActPages:
     registry: Callable[[str], Registry]
     address: PublicAddress
     frame: Frame
+    _sent: deque[str] = field(factory=lambda: deque(maxlen=MOST_SENT))
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
@@ -96,12 +101,18 @@ class ActPages:
         asker = self._asker(person)
         try:
             wanted = await planned(asker, wish)
-            if form.get(SEEN) != wanted.digest:
+            digest, _, once = form.get(SEEN, "").partition("-")
+            if once in self._sent:
+                why = "This form was sent before. To do it once more, this is the plan:"
+                return await self._shown(request, wish, why, 409)
+            if digest != wanted.digest:
                 why = "It is not what was shown any more. This is the plan now:"
                 return await self._shown(request, wish, why, 409)
             if wanted.number > MANY and form.get(NUMBER, "").strip() != str(wanted.number):
                 why = f"Type {wanted.number} to confirm: it is about that many."
                 return await self._shown(request, wish, why, 400)
+            # Before the first wait: the second of two clicks may be here already.
+            self._sent.append(once)
             logger.info("{} asks: {}", person.name, wish.command)
             outcome = await wanted.carry(asker)
         except (NothingToDo, NoSuchRun, ConfigError, BadFilter) as why:
@@ -132,6 +143,7 @@ class ActPages:
             selecting=_pairs(wish.selection.texts()),
             problem=problem,
             planned=plan,
+            seen="" if plan is None else f"{plan.digest}-{token_hex(8)}",
             hidden=_pairs({**wish.selection.texts(), **{k: [v] for k, v in wish.values.items()}}),
             typed=None if plan is None or plan.number <= MANY else plan.number,
         )
