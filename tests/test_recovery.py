@@ -1172,6 +1172,16 @@ class Unshowable(Exception):
     __repr__ = __str__
 
 
+class UnshowableEnd(GiveUp):
+    def __str__(self) -> str:
+        raise ValueError("nor can this be shown")
+
+
+class Busy(Retry):
+    def __init__(self) -> None:
+        Exception.__init__(self, "without what Retry sets")
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -1183,6 +1193,8 @@ class Unshowable(Exception):
         (Panic("in Rust"), "Panic: in Rust"),
         (BaseExceptionGroup("of a nursery", [Panic("in Rust"), Retry("x")]), "Panic: in Rust"),
         (Unshowable(), "Unshowable (its text cannot be shown)"),
+        (UnshowableEnd("x"), "UnshowableEnd (its text cannot be shown)"),
+        (Busy(), "Busy: without what Retry sets"),
     ],
     ids=lambda one: type(one).__name__,
 )

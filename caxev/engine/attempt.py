@@ -165,6 +165,14 @@ def refusal(error: DatabaseError) -> Outcome | None:
 
 def failure(error: BaseException) -> Outcome:
     """Return what an error raised by a handler means for the reaction."""
+    try:
+        return _meaning(error)
+    # A handler's own subclass may lack what ours sets, or fail to give its text.
+    except Exception:  # noqa: BLE001
+        return _surprise(error)
+
+
+def _meaning(error: BaseException) -> Outcome:
     match error:
         case RootAway() | Denied():
             return _hindered(error)
@@ -186,9 +194,13 @@ def failure(error: BaseException) -> Outcome:
             order = (Surprise, Failed, Interrupted, Hindered, Postponed, Done)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:
-            text = _text_of(error)
-            logger.opt(exception=error).error("unexpected error: {}", text)
-            return Surprise(text)
+            return _surprise(error)
+
+
+def _surprise(error: BaseException) -> Surprise:
+    text = _text_of(error)
+    logger.opt(exception=error).error("unexpected error: {}", text)
+    return Surprise(text)
 
 
 def _text_of(error: BaseException) -> str:
