@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
+from datetime import timedelta
+from math import nan
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -164,6 +168,43 @@ def test_on_needs_a_trigger() -> None:
     """A handler that nothing can trigger is a mistake."""
     with pytest.raises(TypeError, match="at least one trigger"):
         on()
+
+
+def test_on_refuses_what_is_no_trigger() -> None:
+    """A trigger that was not called, or no parentheses at all: neither may wait for an event."""
+    for forgotten in (new_run, react):
+        with pytest.raises(TypeError, match=rf"{forgotten.__name__}.* is no trigger: write @on"):
+            on(forgotten)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": timedelta(hours=1)},
+        {"timeout": "60"},
+        {"timeout": 0},
+        {"timeout": nan},
+        {"stall": timedelta(minutes=5)},
+        {"stall": -1.0},
+        {"attempts": "3"},
+        {"attempts": 0},
+        {"attempts": 2.5},
+    ],
+    ids=str,
+)
+def test_on_refuses_an_option_that_an_attempt_cannot_have(options: dict[str, Any]) -> None:
+    """The module is not loaded, with the option's name: the first attempt would be too late."""
+    before = len(recorded)
+    ((name, value),) = options.items()
+    with pytest.raises(TypeError, match=re.escape(f"{name}={value!r} is no ")):
+        on(new_run(), **options)(react)
+    assert len(recorded) == before
+
+
+def test_one_alias_or_key_may_stand_alone() -> None:
+    """A text is one name, and not its letters."""
+    made = Handler(react, (new_run(),), aliases="Greet", needs="patrol")
+    assert (made.aliases, made.needs) == (("Greet",), ("patrol",))
 
 
 def test_a_decision_is_no_coroutine_function() -> None:

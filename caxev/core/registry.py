@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
+from math import inf
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 from zlib import crc32
 
@@ -83,8 +84,8 @@ def _set(value: str | Iterable[str] | None) -> frozenset[str]:
     return frozenset(() if value is None else (value,) if isinstance(value, str) else value)
 
 
-def _tuple(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(names)
+def _tuple(names: str | Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _other_copy(
@@ -284,6 +285,18 @@ TIMEOUT: Final = 3600.0
 """Seconds that an attempt may take by default, if nothing watches its progress."""
 
 
+# Refused when the handler is recorded: an attempt with such an option would end the listener.
+def _is_duration(_handler: object, option: attrs.Attribute[float | None], value: object) -> None:
+    if value is None or (isinstance(value, int | float) and 0 < value < inf):
+        return
+    raise TypeError(f"{option.name}={value!r} is no number of seconds above 0 (None: unbounded)")
+
+
+def _is_count(_handler: object, option: attrs.Attribute[int], value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise TypeError(f"{option.name}={value!r} is no whole number of at least 1")
+
+
 @frozen
 class Handler:
     """One registered reaction: a function, what triggers it, and how it is run.
@@ -303,11 +316,12 @@ class Handler:
     triggers: tuple[Trigger, ...]
     name: str = attrs.Factory(lambda self: self.function.__name__, takes_self=True)
     lane: str = "default"
-    stall: float | None = None
-    timeout: float | None = attrs.Factory(
-        lambda self: TIMEOUT if self.stall is None else None, True
+    stall: float | None = attrs.field(default=None, validator=_is_duration)
+    timeout: float | None = attrs.field(
+        default=attrs.Factory(lambda self: TIMEOUT if self.stall is None else None, True),
+        validator=_is_duration,
     )
-    attempts: int = 24
+    attempts: int = attrs.field(default=24, validator=_is_count)
     aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=())
     exclusive: bool = False
     needs: tuple[str, ...] = attrs.field(converter=_tuple, default=())
@@ -400,11 +414,15 @@ def on(*triggers: Trigger, **options: Unpack[HandlerOptions]) -> Callable[[F], F
 
     See `Handler` for the options. Raises TypeError if there is no trigger, or if the function is
     not a coroutine function: calling it would block the listener or do nothing. Raises it also if
-    `decide` is one.
+    `decide` is one, and for a trigger or an option that is none.
     """
     # A handler without a trigger would be listed and never run.
     if not triggers:
         raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
+    # `@on`, or `@on(new_run)`: the first would record nothing, the second end the listener.
+    for one in triggers:
+        if not isinstance(one, Trigger):
+            raise TypeError(f"{one!r} is no trigger: write @on(new_run()) or @on(copy('error'))")
     decide = options.get("decide")
     if decide is not None and inspect.iscoroutinefunction(decide):
         raise TypeError(
