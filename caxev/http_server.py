@@ -15,8 +15,10 @@ from typing import Any, Final
 
 from loguru import logger
 
-MOST: Final = 8
+MOST: Final = 16
 """Connections that are served at once."""
+SHARE: Final = MOST // 2
+"""Those of one client's address: no client alone keeps others out."""
 PATIENCE: Final = 30.0
 """Seconds from the connection to the end of the answer."""
 
@@ -32,6 +34,7 @@ class SmallServer(ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         self._since: dict[Any, float] = {}
+        self._clients: dict[Any, str] = {}
         self._guard = Lock()
         try:
             super().__init__(address, handler)
@@ -52,16 +55,20 @@ class SmallServer(ThreadingHTTPServer):
         """Whether there is room for one more connection."""
         # In the thread that accepts: a refused connection costs no thread of its own.
         with self._guard:
-            if len(self._since) >= MOST:
-                logger.debug("{} is refused: {} connections are open", client_address, MOST)
+            of_all, of_it = len(self._since), [*self._clients.values()].count(client_address[0])
+            if of_all >= MOST or of_it >= SHARE:
+                line = "{} is refused: {} connections are open, {} of them its own"
+                logger.debug(line, client_address, of_all, of_it)
                 return False
             self._since[request] = monotonic()
+            self._clients[request] = client_address[0]
             return True
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, which makes room for another."""
         with self._guard:
             self._since.pop(request, None)
+            self._clients.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
