@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -1166,6 +1167,27 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         told = (await ground.entry(id_)).fields["job_ended"]
         assert (told["name"], told["how"], told["exit"]) == ("job.1", "exit", 7)
         assert Place(group, 0).file("reported").exists()
+
+
+@pytest.mark.parametrize("full_at", range(4))
+def test_a_full_disk_leaves_nothing_of_jobs_that_were_not_filed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+) -> None:
+    """Neither a group, whichever file finds no room, nor a part of that file."""
+    filed, sync, synced = Folder(tmp_path / "jobs"), os.fsync, count()
+
+    def full(file: int) -> None:
+        if next(synced) == full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    specs = [spec_in(tmp_path, f"x.{n}") for n in range(2)]
+    with pytest.raises(OSError, match="No space left"):
+        filed.file(specs)
+    assert [one for one in (tmp_path / "jobs").rglob("*") if one.parent.name != "jobs"] == []
+    filed.file(specs)
+    assert filed.names() == ["x.0", "x.1"]
 
 
 def test_a_full_disk_hides_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,23 @@ class Folder:
         return None
 
     def file(self, jobs: Sequence[JobSpec]) -> Path:
-        """File jobs that are sent together; returns their group, whose name is unique."""
+        """File jobs that are sent together; returns their group, whose name is unique.
+
+        After an OSError nothing of them is left: whoever retries files them anew.
+        """
         for job in jobs:
             _plain(job.name)
         group = self.home / "groups" / f"{jobs[0].name}.{token_hex(3)}"
         group.mkdir(parents=True)
+        try:
+            self._fill(group, jobs)
+        except OSError:
+            self._drop(group, jobs)
+            raise
+        failpoints.point("batch.filed")
+        return group
+
+    def _fill(self, group: Path, jobs: Sequence[JobSpec]) -> None:
         self._names.mkdir(exist_ok=True)
         for index, job in enumerate(jobs):
             row: dict[str, Any] = {**asdict(job), "run": id_text(job.run), "key": list(job.key)}
@@ -152,8 +164,13 @@ class Folder:
         # The names come last: a name that exists always leads to a complete job.
         for index, job in enumerate(jobs):
             _write(self._names / job.name, f"{group.name}/{index}")
-        failpoints.point("batch.filed")
-        return group
+
+    def _drop(self, group: Path, jobs: Sequence[JobSpec]) -> None:
+        for job in jobs:
+            place = self.place(job.name)
+            if place is not None and place.group == group:
+                (self._names / job.name).unlink()
+        shutil.rmtree(group, ignore_errors=True)
 
     @property
     def events(self) -> Path:
@@ -272,8 +289,12 @@ def _write(path: Path, text: str) -> None:
     """Write a file atomically and durably."""
     writing = path.with_name(f".{path.name}.{token_hex(3)}")
     # Synced before the rename: after a power failure the name must not lead to an empty file.
-    with writing.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
+    try:
+        with writing.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(writing, path)
+    except OSError:
+        writing.unlink(missing_ok=True)
+        raise
