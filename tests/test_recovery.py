@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import trio
@@ -1332,6 +1333,49 @@ async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None,
         await go(db)
         (parked,) = await reactions(db, "failed")
     assert "job.update_other" in parked.note
+
+
+@pytest.mark.parametrize("way", ["returned", "written"])
+async def test_an_update_may_change_nothing(database: Named, way: str) -> None:
+    """Of what a handler computes there may be no fields left: the update counts as written."""
+
+    async def nothing(job: Job) -> RunUpdate:
+        update = RunUpdate.set_fields(job.run)
+        if way == "written":
+            update = RunUpdate.note(await job.update(update), job.run.copies[0])
+        return update
+
+    async with listening(database, nothing) as db:
+        run = await db.insert_run(
+            {**engine.run_document(1), "tags": [{"name": "go"}], "data": [_copy("transferred")]}
+        )
+        await reactions(db, "done")
+        assert (await db.runs([run]))[run].copies[0].status == "transferred"
+
+
+def _copy(status: str) -> dict[str, Any]:
+    return {"type": "raw", "host": SITE, "status": status}
+
+
+def _endless() -> list[Any]:
+    found: list[Any] = []
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize("value", [{1}, 2**70, uuid4(), _endless()], ids=["set", "int", "id", "in"])
+async def test_a_value_that_cannot_be_stored_fails_its_reaction(
+    database: Named, impatient: None, value: object
+) -> None:
+    """Whatever error the driver has for it: the listener goes on, and a person decides."""
+
+    async def odd(job: Job) -> RunUpdate:
+        return RunUpdate.set_fields(job.run, x=value)
+
+    async with listening(database, odd) as db:
+        await go(db)
+        (parked,) = await reactions(db, "failed")
+    assert parked.note.startswith("the database cannot store it: ")
 
 
 async def _failed(db: Database) -> list[Reaction]:

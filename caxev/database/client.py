@@ -37,7 +37,7 @@ from pymongo.monitoring import (
 
 from caxev import failpoints
 from caxev.config.settings import Settings
-from caxev.core.errors import ConfigError
+from caxev.core.errors import UNFORESEEN, ConfigError
 
 Document = dict[str, Any]
 Client = AsyncMongoClient[Document]
@@ -311,7 +311,8 @@ def translated(settings: Settings) -> Iterator[None]:
         yield
     except PyMongoError as error:
         raise meaning(error, settings) from error
-    except (BSONError, OverflowError, UnicodeError) as error:
+    # PyMongo's own for a set, ValueError for a UUID, RecursionError for a list in itself.
+    except (BSONError, RecursionError, *UNFORESEEN) as error:
         raise InvalidDocument(f"the database cannot store it: {_first_line(error)}") from error
 
 

@@ -196,7 +196,9 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
         change.setdefault("$push", {}).update(added)
     if update.fields:
         change.setdefault("$set", {}).update(update.fields)
-    return query, change, array_filters
+    # One that changes nothing still shows whether the run is as expected. PyMongo refuses {}, and
+    # MongoDB a filter that is not used.
+    return query, change or {"$set": {}}, array_filters if change else None
 
 
 def _removed_from_lists(update: RunUpdate) -> Document:
