@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from html.parser import HTMLParser
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -387,6 +387,22 @@ def test_all_that_failed_for_one_reason_are_selected(anna: Operator, server: Any
         going = anna.get(f"/failures/retry?{query}")
         assert Form(anna.get(str(going.headers["location"])).text).command == f"caxev retry {line}"
     assert any(link == "/failures/retry?" for link in links)
+
+
+def test_more_runs_than_an_address_can_name_are_refused_in_words(
+    anna: Operator, server: Any
+) -> None:
+    runs = [good_run(n) for n in range(1001, 5001, 2)]
+    server.runs_new.insert_many(runs)
+    server.caxev_ledger.insert_many(
+        failed(one["_id"], why, handler="pull", site="lngs")
+        for one, why in zip(runs, cycle(["no disk"] * 1999 + ["no route"]), strict=False)
+    )
+    anna.page.until(lambda: "2,000 reactions" in anna.get("/failures").text)
+    links = links_of(anna.get("/failures").text)
+    (group,) = (one for one in links if one.startswith("/failures/retry") and "disk" in one)
+    answer = anna.get(group)
+    assert (answer.status, "too many scattered runs" in answer.text) == (400, True)
 
 
 def test_runs_that_cannot_be_named_are_not_all_runs() -> None:

@@ -40,6 +40,8 @@ LONGEST: Final = 2000
 """Characters of a value."""
 MOST_SENT: Final = 1000
 """Forms of which is remembered that they were sent: a second click or a reload sends them again."""
+LONGEST_ADDRESS: Final = 8000
+"""Characters of an address of ours: a form has room for as many runs, the web server for 16 KB."""
 SEEN: Final = "seen"
 NUMBER: Final = "count"
 _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
@@ -84,7 +86,13 @@ class ActPages:
             # A command knows no reasons: it names the runs.
             runs = await self.database.runs({one.reaction.run for one in members})
             given |= naming(runs.values()).texts()
-        return RedirectResponse(f"/acts/retry?{urlencode(given, doseq=True)}", 303)
+        address = f"/acts/retry?{urlencode(given, doseq=True)}"
+        if len(address) > LONGEST_ADDRESS:
+            raise BadFilter(
+                f"these are {len(members)} reactions of too many scattered runs to name here: "
+                "choose a handler and a site, and retry those that failed for other reasons, too"
+            )
+        return RedirectResponse(address, 303)
 
     async def show(self, request: Request) -> Response:
         """Show the form of an act and, once it says what it needs to, the plan."""
