@@ -328,6 +328,14 @@ def _change(name: str) -> RunUpdate:
     return RunUpdate.note(run, run.copies[0], **{name: 1})
 
 
+def test_a_new_copys_fields_have_no_dots() -> None:
+    """It is added whole, so nobody would find `job.id` in its `job`; of a change that is a path."""
+    run = Run("run", copies=(Copy(CopyKey("raw", "lngs"), "error"),))
+    with pytest.raises(ValueError, match=r"'job\.id'.*without a dot"):
+        RunUpdate.add_copy(run, CopyKey("raw", "x"), "error", **{"job.id": 4})
+    RunUpdate.change_copy(run, run.copies[0], "error", **{"job.id": 4})
+
+
 @pytest.mark.parametrize("name", ["data", "data.0.status", "tags", "_id", "number", "name"])
 def test_no_update_sets_what_makes_the_run_what_it_is(name: str) -> None:
     """Copies and tags have updates of their own; only an administrator's overwrites all."""

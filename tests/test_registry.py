@@ -201,6 +201,12 @@ def test_on_refuses_an_option_that_an_attempt_cannot_have(options: dict[str, Any
     assert len(recorded) == before
 
 
+def test_a_copys_field_has_no_dots() -> None:
+    """A snapshot has an entry's own fields: a path into one would never fire."""
+    with pytest.raises(ValueError, match=r"'job\.id'.*without a dot"):
+        copy_field("holds", "job.id")
+
+
 def test_one_alias_or_key_may_stand_alone() -> None:
     """A text is one name, and not its letters."""
     made = Handler(react, (new_run(),), aliases="Greet", needs="patrol")

@@ -257,8 +257,10 @@ def copy_field(
 ) -> CopyFieldTrigger:
     """Trigger on a field of a copy's entry being set or changed, or with `gone` taken away.
 
-    `type` and `host` are as in `copy`.
+    `type` and `host` are as in `copy`. Raises ValueError for a path with dots: it would never fire.
     """
+    if any("." in name for name in names):
+        raise ValueError(f"copy_field{names}: name the whole field, without a dot")
     return CopyFieldTrigger(names, type, host, gone)
 
 

@@ -207,6 +207,9 @@ class RunUpdate:
         _check_names("a run", self.fields, protected)
         if self.add is not None:
             _check_names("a copy's entry", self.add)
+            # It is pushed whole: a dot would become a part of the field's name.
+            if dotted := [name for name in self.add if "." in name]:
+                raise ValueError(f"{dotted[0]!r}: give a new copy the whole field, without a dot")
         if self.change is not None:
             _check_names("a copy's entry", self.change[1], KEY_FIELDS)
 
