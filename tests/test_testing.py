@@ -67,6 +67,13 @@ async def test_time_passes(here: Lab) -> None:
     assert (await here.look(run)).document["old"]
 
 
+@lab(lab_reactions.count)
+async def test_a_nan_is_at_rest(here: Lab) -> None:
+    """It is not equal to itself: a run that has one must not count as ever changing."""
+    await here.new_run(livetime=float("nan"))
+    assert await here.settle() == []
+
+
 @lab(lab_reactions.fail)
 async def test_failures_and_alarms_are_seen(here: Lab) -> None:
     """A reaction that failed is owed, with its reason, and people would have been told."""

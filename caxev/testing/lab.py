@@ -282,7 +282,8 @@ class Lab:
     async def _state(self) -> object:
         selected = await self.database.select(Selection(), self.now())
         runs = await self.database.runs([run.id for run in selected])
-        return {id: run.document for id, run in runs.items()}, await self.reactions()  # noqa: A001
+        # As text: a NaN in a document is not equal to itself.
+        return {id: repr(run.document) for id, run in runs.items()}, await self.reactions()  # noqa: A001
 
     # -- results ----------------------------------------------------------------------------
 
