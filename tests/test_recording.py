@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
@@ -107,6 +107,13 @@ def test_a_decision_that_fails_decides_nothing(error: BaseException, before: Any
         raise error
 
     assert len(recorded(decide, before).standing(())) == 1
+
+
+def test_a_time_that_no_date_can_have_in_utc_decides_nothing() -> None:
+    """It could not be stored, and the run's other reactions not with it."""
+    never = datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))
+    (made,) = recorded(lambda job: Wait("for ever", never), OLD).standing(())
+    assert made.due == NOW
 
 
 @pytest.mark.parametrize("before", [OLD, {}], ids=["seen before", "new"])

@@ -13,7 +13,7 @@ what it began.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from typing import Any, Final, TypeAlias
@@ -140,18 +140,21 @@ def decision_of(handler: Handler, job: Job) -> Decision:
         return None
     try:
         decision = handler.decide(job)
+        return decision if _is_decision(decision) else None
     # The handler will meet the same error, and is retried or parked for it. Whatever the error is,
     # as the panic of a library in Rust: else the listener would end here, at every start.
     except BaseException:  # noqa: BLE001
         return None
-    return decision if _is_decision(decision) else None
 
 
 def _is_decision(found: Any) -> bool:
     """Return whether that can be recorded; anything else has the handler run."""
     if isinstance(found, Wait):
         until = found.until
-        return type(found.why) is str and isinstance(until, datetime) and until.tzinfo is not None
+        if not isinstance(until, datetime) or until.tzinfo is None:
+            return False
+        # Raises if it is out of range in UTC: the database could not store it.
+        return type(found.why) is str and until.astimezone(UTC) is not None
     return isinstance(found, Skip)
 
 
