@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from bson import encode
 from bson.errors import InvalidDocument
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -359,6 +360,32 @@ def test_the_query_alone_is_exact(
             found = {one["_id"] for one in there.find(query_of(selection, NOW), {"_id": 1})}
             if UNKNOWN not in str(selection):
                 assert found == meant(selection, kept)
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("by", ["numbers", "names"])
+async def test_many_runs_are_no_larger_queries(database: Named, by: str) -> None:
+    """Each query is about its own number or name; thousands of runs may be selected one by one."""
+    documents = [engine.run_document(number) for number in range(40)]
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].insert_many(documents)
+    every_other = documents[::2]
+    chosen = (
+        Selection(numbers=tuple(NumberRange(one["number"], one["number"]) for one in every_other))
+        if by == "numbers"
+        else Selection(names=tuple(one["name"] for one in every_other))
+    )
+    async with engine.opened(database) as db:
+        queries, shown = [], db._shown
+
+        def noted(query: dict[str, Any]) -> Any:
+            queries.append(query)
+            return shown(query)
+
+        db._shown = noted  # type: ignore[method-assign]
+        found = await db.select(chosen, NOW)
+    assert [run.id for run in found] == [one["_id"] for one in every_other]
+    assert max(len(encode(one)) for one in queries) < 200
 
 
 @pytest.mark.replicaset

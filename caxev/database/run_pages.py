@@ -14,7 +14,7 @@ from caxev.core.model import Run
 from caxev.core.selection import Selection
 from caxev.database.client import Document
 from caxev.database.connection import PAGE, Connection, operation
-from caxev.database.selections import Scan, query_of, scans_of
+from caxev.database.selections import Scan, query_beside, scans_of
 
 _NO_SUCH_INDEX: Final = 2
 """BadValue: what the server answers to a hint at an index that does not exist."""
@@ -54,7 +54,8 @@ class RunPages(Connection):
         A run that changes meanwhile is read once, before or after, unless it is given another
         number or name. Pages may be empty.
         """
-        query, scans = query_of(selection, now), scans_of(selection)
+        scans = scans_of(selection)
+        query = query_beside(selection, scans, now)
         for scan in reversed(scans) if newest_first else scans:
             rest: Scan | None = scan
             while rest is not None:

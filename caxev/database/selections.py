@@ -222,6 +222,19 @@ def scans_of(selection: Selection) -> list[Scan]:
     return [_by_number(one) for one in numbers] or [ALL]
 
 
+def query_beside(selection: Selection, scans: Sequence[Scan], now: datetime) -> Document:
+    """Return `query_of` without the numbers or names of which each scan selects its own.
+
+    There may be thousands of scans, and each would filter by the numbers of all.
+    """
+    keys = scans[0].keys
+    if keys == indexes.NUMBER.keys:
+        selection = evolve(selection, numbers=())
+    if keys == indexes.NAME.keys and not any(map(is_glob, selection.names)):
+        selection = evolve(selection, names=())
+    return query_of(selection, now)
+
+
 def _by_copy(selection: Selection) -> Scan | None:
     """Return the part of an index for a copy that runs must have, if it has a host or status."""
     for pattern in (selection.wanted, *selection.has):
