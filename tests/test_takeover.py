@@ -154,7 +154,7 @@ async def test_two_that_make_one_copy_make_it_right(world: World, site: str, mad
     """
     sites, far = world.directory / f"slow.{site}.json", world.directory / "far.py"
     entries = json.loads((world.directory / "sites.json").read_text())
-    slow = [one | ({"max_rate": "3MB/s"} if one["name"] == site else {}) for one in entries]
+    slow = [one | ({"max_rate": "1MB/s"} if one["name"] == site else {}) for one in entries]
     sites.write_text(json.dumps(slow))
     far.write_text(OTHER_MACHINE)
     async with ground_in(world, lease_time=LEASE) as ground:
@@ -170,7 +170,7 @@ async def test_two_that_make_one_copy_make_it_right(world: World, site: str, mad
             await ground.until(_has_said(heir, "standing by"), "it does not stand by")
             others = [one for one in world.listening if one != site]
             await ground.ready(*[ground.listen(one) for one in others])
-            born = await ground.take(30_000_000)
+            born = await ground.take(20_000_000)  # for longer than the heir takes to begin
             await ground.until(_claimed(ground, born, made), "nobody copies")
             proxy.stall()
             await new_epoch(ground, epoch, site)

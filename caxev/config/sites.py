@@ -178,7 +178,8 @@ class Site:
     names, and every version is pulled and pushed."""
     task_list: Names = ()
     """Only these reactions are enabled, by their names, cax's task names or those of
-    ``corrections``; by default all. ``caxev sites check`` and the listener report unknown names."""
+    ``corrections``; by default all. ``purge``, ``purge_processed`` and ``make_room`` enable
+    ``prove`` and ``erase``, too. ``caxev sites check`` and the listener report unknown names."""
     dataset_list: Names = ()
     """Only the runs of these names are acted on; by default all."""
     rucio_account: Text = None
