@@ -28,7 +28,6 @@ from caxev.asking.listeners import ListenerAct
 from caxev.asking.readings import ReadCopies
 from caxev.cli import cli, command, verify
 from caxev.cli.options import GlobalOptions
-from caxev.cli.runs import which
 from caxev.cli.selection import RunChoice
 from caxev.copies.lifecycle import in_commands
 from caxev.core.clock import utcnow
@@ -36,7 +35,7 @@ from caxev.core.errors import GiveUp
 from caxev.core.job import Job, Result
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.core.registry import tag
-from caxev.core.selection import Selection
+from caxev.core.selection import Selection, which
 from caxev.core.update import RunUpdate
 from caxev.web.acts.command_line import typed
 from caxev.web.acts.doing import Wish

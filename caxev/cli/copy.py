@@ -27,7 +27,7 @@ from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
 from caxev.cli.plans import Ask, acts, no_listener
 from caxev.cli.requests import copy_many
-from caxev.cli.runs import shown, which
+from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
@@ -37,6 +37,7 @@ from caxev.core.errors import NothingToDo
 from caxev.core.job import Skip
 from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
 from caxev.core.recording import Maker
+from caxev.core.selection import which
 from caxev.finite import Finite
 
 if TYPE_CHECKING:

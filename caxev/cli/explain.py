@@ -15,7 +15,6 @@ from caxev.cli.command import command
 from caxev.cli.history_rows import facts
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, print_line, show, time
-from caxev.cli.runs import which
 from caxev.cli.selection import RunChoice, selects_run
 from caxev.cli.values import SITE
 from caxev.copies.holds import standing, words
@@ -46,6 +45,7 @@ from caxev.core.registry import (
     TagTrigger,
     Trigger,
 )
+from caxev.core.selection import which
 
 if TYPE_CHECKING:
     from caxev.database import Database

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from caxev.asking.base import pages
@@ -14,19 +13,6 @@ from caxev.core.selection import MOST, glob_of
 
 if TYPE_CHECKING:
     from caxev.database import Database
-
-
-def which(run: Run) -> str:
-    """Return the options that name a run to another command."""
-    return naming(run.number or None, glob_of(run.name), run.detector)
-
-
-def naming(number: int | None, name: str | None, detector: str | None) -> str:
-    """Return the options that name a run; without a number, its name (a glob) needs a detector."""
-    if number is not None:
-        return f"--run {number}"
-    which_detector = f" --detector {quote(detector)}" if detector else ""
-    return f"--name {quote(name or '')}{which_detector}"
 
 
 def shown(run: Run) -> Parts:

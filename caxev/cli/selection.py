@@ -17,7 +17,6 @@ from attrs import evolve, frozen
 from caxev.asking.base import DataChoice, pages
 from caxev.cli.command import Function, together
 from caxev.cli.options import options
-from caxev.cli.runs import naming
 from caxev.cli.values import (
     DATA_TYPE,
     HOST,
@@ -42,6 +41,7 @@ from caxev.core.selection import (
     Selection,
     SelectionError,
     is_glob,
+    naming,
 )
 
 if TYPE_CHECKING:

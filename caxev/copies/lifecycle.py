@@ -41,7 +41,7 @@ from caxev.core.model import (
     CopyKey,
     Run,
 )
-from caxev.core.selection import Selection, glob_of
+from caxev.core.selection import which
 from caxev.core.update import Expectation, RunUpdate
 from caxev.files import Manifest
 
@@ -67,9 +67,7 @@ def key_of(job: Job) -> CopyKey:
 
 def in_commands(run: Run, copy: Copy) -> tuple[str, str]:
     """Return the options that name a run in commands, and those that name this copy's data."""
-    detectors = (run.detector,) if run.detector else ()
-    by_name = Selection(names=(glob_of(run.name),), detectors=detectors)
-    named = f"--run {run.number}" if run.number else str(by_name)
+    named = which(run)
     version = f" --version {quote(copy.version)}" if copy.version else ""
     return named, f"{named} --type {quote(copy.type)}{version}"
 

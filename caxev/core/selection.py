@@ -274,6 +274,19 @@ def name_of(glob: str) -> str:
     return "".join(one[-1] for one in _SIGN.findall(glob))
 
 
+def which(run: Run) -> str:
+    """Return the options that name a run to another command."""
+    return naming(run.number or None, glob_of(run.name), run.detector)
+
+
+def naming(number: int | None, name: str | None, detector: str | None) -> str:
+    """Return the options that name a run; without a number, its name (a glob) needs a detector."""
+    if number is not None:
+        return f"--run {number}"
+    which_detector = f" --detector {quote(detector)}" if detector else ""
+    return f"--name {quote(name or '')}{which_detector}"
+
+
 _SIGNS: Final = {"*": ".*", "?": "."}
 _SIGN: Final = re.compile(r"\\[*?\\]|.", re.DOTALL)
 
