@@ -24,6 +24,7 @@ from caxev.core.model import (
 )
 from caxev.database import Ingest
 from caxev.demo.world import World
+from caxev.files import PART_PREFIX
 from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.conftest import Database as Named
@@ -171,7 +172,7 @@ async def test_two_that_make_one_copy_make_it_right(world: World, site: str, mad
             others = [one for one in world.listening if one != site]
             await ground.ready(*[ground.listen(one) for one in others])
             born = await ground.take(20_000_000)  # for longer than the heir takes to begin
-            await ground.until(_claimed(ground, born, made), "nobody copies")
+            await ground.until(_begun(world, made), "nobody copies")
             proxy.stall()
             await new_epoch(ground, epoch, site)
             await ground.ready(heir)
@@ -190,12 +191,22 @@ def _napped(ground: Ground) -> End:
     return evolve(ground.wanted, tags=ground.wanted.tags + tags)
 
 
-def _claimed(ground: Ground, born: Born, site: str = SITE) -> Callable[[], Awaitable[bool]]:
+def _claimed(ground: Ground, born: Born) -> Callable[[], Awaitable[bool]]:
     async def claimed() -> bool:
         one = (await ground.database.runs([born.id]))[born.id]
-        return one.copy(CopyKey("raw", site)) is not None
+        return one.copy(CopyKey("raw", SITE)) is not None
 
     return claimed
+
+
+def _begun(world: World, site: str) -> Callable[[], Awaitable[bool]]:
+    """Bytes arrive at a site: more than a claim, whose writer may not have its reply yet."""
+
+    async def begun() -> bool:
+        partials = (world.directory / site).rglob(f"{PART_PREFIX}*")
+        return any(any(one.iterdir()) for one in partials)
+
+    return begun
 
 
 def _has_started(listener: Listener) -> Callable[[], Awaitable[bool]]:
