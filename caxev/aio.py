@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from traceback import clear_frames
 from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
@@ -53,8 +54,25 @@ async def call(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     import trio_asyncio
 
     await trio.lowlevel.checkpoint_if_cancelled()
-    result: T = await trio_asyncio.aio_as_trio(function)(*args)
+    try:
+        result: T = await trio_asyncio.aio_as_trio(function)(*args)
+    except BaseException as error:
+        free(error)
+        raise
     return result
+
+
+def free(error: BaseException) -> None:
+    """Free what the calls that failed with this error have held.
+
+    PyMongo and trio-asyncio keep the last error of a call, and the error's traceback keeps the
+    call: a cycle that would hold a whole batch of documents until Python's collector comes by,
+    which a listener has it do rarely.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        clear_frames(one.__traceback__)
+        one = one.__cause__ or one.__context__
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -6,16 +6,21 @@ and reported within seconds.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import trio
 from attrs import evolve
 from loguru import logger
 from pymongo import MongoClient
+from pymongo.asynchronous.client_session import AsyncClientSession as Session
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
@@ -159,6 +164,43 @@ def test_too_few_connections_are_a_configuration_error() -> None:
     for few in ("1", "+1", "%31", "01"):
         with pytest.raises(ConfigError, match="caxev needs 10 connections"):
             client.connect(Settings(mongo_uri=f"mongodb://localhost/?maxPoolSize={few}"))
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+class Batch:
+    """What a call holds."""
+
+
+@pytest.mark.replicaset
+async def test_a_call_that_fails_frees_what_it_has_held(database: Named) -> None:
+    """At once: a first look at all runs has a conflict every few seconds, each with a page."""
+
+    async def refused(_batch: Batch) -> None:
+        await db._ledger.find_one({"$unknown": 1})
+
+    async def conflicting(_batch: Batch, attempts: Iterator[int], session: Session) -> None:
+        await db._ledger.find_one({}, session=session)
+        if next(attempts) == 1:
+            await db._ledger.update_one({"_id": "x"}, {"$inc": {"n": 1}})
+        await db._ledger.update_one({"_id": "x"}, {"$inc": {"n": 1}}, session=session)
+
+    async with engine.opened(database) as db:
+        await db._call(db._ledger.insert_one, {"_id": "x"})
+        one, two, attempts = Batch(), Batch(), count(1)
+        held = [ref(one), ref(two)]
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(DatabaseError):
+                await db._call(refused, one)
+            await db._call(db._transaction, partial(conflicting, two, attempts))
+            assert next(attempts) == 3
+            del one, two
+            assert [one() for one in held] == [None, None]
+        finally:
+            gc.enable()
 
 
 # -- one run that the database refuses ----------------------------------------------------------

@@ -19,6 +19,7 @@ from loguru import logger
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from caxev import aio
@@ -197,11 +198,16 @@ class Connection:
         function: Callable[[AsyncClientSession], Awaitable[T]],
         limit: float = WRITES_LIMIT,
     ) -> T:
+        failed: list[PyMongoError] = []
         # pymongo alone would retry for two minutes, and meanwhile the lease could not be renewed.
         async with self._transacting, asyncio.timeout(limit):
             if self._session is None:
                 self._session = self._client.start_session()
-            return await self._session.with_transaction(function)
+            try:
+                return await self._session.with_transaction(partial(_attempt, function, failed))
+            finally:
+                while failed:
+                    aio.free(failed.pop())
 
     # -- credentials ------------------------------------------------------------------------
 
@@ -274,3 +280,17 @@ class Connection:
 
         # Not an operation: one that fails would connect anew.
         await aio.call(close)
+
+
+async def _attempt(
+    function: Callable[[AsyncClientSession], Awaitable[T]],
+    failed: list[PyMongoError],
+    session: AsyncClientSession,
+) -> T:
+    """Make an attempt at a transaction; what it failed with is added to `failed`."""
+    try:
+        return await function(session)
+    except PyMongoError as error:
+        failed.append(error)
+        # PyMongo repeats a transaction by itself, and keeps the error for long: see `aio.free`.
+        raise error.with_traceback(None)  # noqa: B904
