@@ -29,7 +29,7 @@ GROUPS: Final = {
     "See what is going on": {
         "status": ("caxev.cli.status:status", "Show the sites, a run, or which copies there are."),
         "runs": ("caxev.cli.run_list:runs", "Find runs: list them, or where their files are."),
-        "explain": ("caxev.cli.explain:explain", "Show what each handler did with a run, and why."),
+        "explain": ("caxev.cli.explain:explain", "Show what a run waits for, and why."),
         "holds": ("caxev.cli.hold:holds", "List the copies that somebody holds."),
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
         "history": ("caxev.cli.history:history", "List what happened to runs and at sites."),
@@ -69,7 +69,7 @@ GROUPS: Final = {
         "sites": ("caxev.cli.admin:sites", "Check sites.json and the connections between sites."),
         "handlers": ("caxev.cli.admin:handlers", "List the handlers and what triggers them."),
         "db": ("caxev.cli.db:db", "Prepare the database: indexes, users and their rights."),
-        "backup": ("caxev.cli.backup:backup", "Write what only caxev has to a file."),
+        "backup": ("caxev.cli.backup:backup", "Write caxev's own collections to a file."),
         "restore": ("caxev.cli.backup:restore", "Write a back-up to the database again."),
         "completion": ("caxev.cli.completion:completion", "Switch on completion in your shell."),
         "man": ("caxev.cli.man:man", "Write manual pages, made from the help of each command."),

@@ -48,8 +48,8 @@ def history(
 ) -> None:
     """List what happened to runs and at sites, the newest first.
 
-    Each row shows when, where, what and by which handler; from where to where, how many bytes, how
-    fast; and, where a person asked for it, who. What did nothing is not listed.
+    Each row shows the time, the site, what was done and by which handler; between which sites, how
+    many bytes, how fast; and who asked for it. Reactions that did nothing are not listed.
     """
     from caxev.database import HistorySearch
 

@@ -163,8 +163,7 @@ def requests(context: click.Context, limit: int) -> None:
     `hold` and `release` make a request each time that they are about several runs. PENDING are
     runs of which a listener, or the command itself, has still to do something; LEFT is how long
     that takes at the rate since it was asked. WITHDRAWN are those that were cancelled, or that a
-    listener found it must not do. Requests are forgotten when the history of that time is
-    (CAXEV_HISTORY_DAYS).
+    listener found it must not do. A request is kept for CAXEV_HISTORY_DAYS.
     """
     if context.invoked_subcommand is not None:
         return

@@ -228,7 +228,7 @@ _NAMED: Final = (
     _condition("run", "N,A-B", "Runs with these numbers: 5, 1-100, 300- or 1-100,205."),
     _condition("name", "GLOB", r"Runs of this name, such as 161111_1434 or '1611*' (\*: a star)."),
     _condition("detector", "D", "Runs of this detector: tpc, muon_veto."),
-    _condition("source", "S", "Runs of this source, as AmBe."),
+    _condition("source", "S", "Runs of this source, such as AmBe."),
     _condition("tag", "TAG", "Runs with this tag; of several, with all.", type=TAG),
     _condition("not-tag", "TAG", "Runs without this tag.", type=NOT_TAG),
 )

@@ -62,8 +62,14 @@ def _served(**given: Any) -> Mapping[str, Any]:
         metavar="URL",
         help="How browsers reach the page behind a proxy: https://caxev.example.org",
     ),
-    click.option("--certificate", type=click.Path(exists=True, path_type=Path), help="For TLS."),
-    click.option("--key", type=click.Path(exists=True, path_type=Path), help="Its private key."),
+    click.option(
+        "--certificate",
+        type=click.Path(exists=True, path_type=Path),
+        help="Serve by TLS, with this certificate (PEM).",
+    ),
+    click.option(
+        "--key", type=click.Path(exists=True, path_type=Path), help="The certificate's key."
+    ),
 )
 @logs_in()
 @click.option(
@@ -74,8 +80,8 @@ def _served(**given: Any) -> Mapping[str, Any]:
 def web(*, served: Mapping[str, Any], login: LoginChoice, operator: bool) -> None:
     """Serve the page: all sites and runs, live, in a browser.
 
-    It shows whether anybody has to do something, what moves, what failed and why. It reads the
-    database, and writes nothing unless operators act. Without options only this machine reaches it.
+    It shows whether anybody has to act, what moves, what failed and why. It reads the database, and
+    writes nothing unless operators act. Without options only this machine reaches it.
 
     With --auth proxy a proxy names the people who log in (--trust, --user-header), with --auth oidc
     a provider of OpenID Connect does (--issuer, --client-id, CAXEV_OIDC_CLIENT_SECRET_FILE). With

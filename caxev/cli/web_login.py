@@ -147,22 +147,38 @@ def logs_in() -> Callable[[Function], Function]:
             type=click.Choice([*_NEEDS]),
             default="none",
             show_default=True,
-            help="How people log in: by a proxy before the page, by OpenID Connect, or the one who "
-            "starts it by a link that it prints.",
+            help="How people log in: by a proxy before the page, by OpenID Connect, or by a link "
+            "that is printed for the person who starts the page.",
         ),
-        _groups("--reader-group", "Who may see the page; may be repeated. [default: all]"),
-        _groups("--operator-group", "Who may also act, with --operator; may be repeated."),
+        _groups("--reader-group", "A group that may see the page; may be repeated. [default: all]"),
+        _groups(
+            "--operator-group", "A group that may also act, with --operator; may be repeated."
+        ),
         click.option(
             "--trust",
             multiple=True,
             metavar="ADDRESS",
             help="The proxy's address or network; may be repeated.",
         ),
-        click.option("--user-header", metavar="HEADER", help="In which the proxy names the user."),
-        click.option("--groups-header", metavar="HEADER", help="In which it names their groups."),
-        click.option("--issuer", metavar="URL", help="The provider, for OpenID Connect."),
-        click.option("--client-id", metavar="ID", help="What this page is called there."),
-        click.option("--scope", metavar="TEXT", help="[default: openid profile email]"),
-        click.option("--name-claim", metavar="CLAIM", help="[default: preferred_username]"),
-        click.option("--groups-claim", metavar="CLAIM", help="[default: groups]"),
+        click.option("--user-header", metavar="HEADER", help="The proxy's header with the user."),
+        click.option(
+            "--groups-header", metavar="HEADER", help="The proxy's header with the user's groups."
+        ),
+        click.option("--issuer", metavar="URL", help="The provider of OpenID Connect."),
+        click.option("--client-id", metavar="ID", help="The page's client id at the provider."),
+        click.option(
+            "--scope",
+            metavar="TEXT",
+            help="The scopes to ask for. [default: openid profile email]",
+        ),
+        click.option(
+            "--name-claim",
+            metavar="CLAIM",
+            help="The claim with a person's name. [default: preferred_username]",
+        ),
+        click.option(
+            "--groups-claim",
+            metavar="CLAIM",
+            help="The claim with a person's groups. [default: groups]",
+        ),
     )

@@ -23,16 +23,21 @@ from caxev.core.registry import Registry
 )
 @click.option("--site", type=SITE, required=True, help="The site whose listener to help.")
 @click.option(
-    "--lane", "lanes", multiple=True, required=True, metavar="LANE", help="What to help with."
+    "--lane",
+    "lanes",
+    multiple=True,
+    required=True,
+    metavar="LANE",
+    help="A lane to help with; may be repeated.",
 )
 @runs_for_years(lease=60.0, least=3, what="How soon others take over from a helper that vanished.")
 def work(*, site: str, lanes: tuple[str, ...], running: dict[str, Any]) -> None:
     """Help the listener of a site on another machine: run reactions of some of its lanes.
 
-    The listener goes on to record what changes, and shares these lanes with its helpers; without
-    a listener nothing new is begun. This machine needs the site's directories, mounted at the
-    same paths, and the same sites.json and handlers. Runs until SIGTERM. If it vanishes, or does
-    not reach the database, others make what it had begun.
+    The listener still records changes, and shares these lanes with its helpers; without a listener
+    no reaction starts. This machine needs the site's directories, mounted at the same paths, and
+    the same sites.json and handlers. Runs until SIGTERM. If it vanishes, or does not reach the
+    database, other processes run its reactions.
     """
     given = options()
     given.log("info", lasting=True)

@@ -41,7 +41,8 @@ class Deletion:
     protect: Annotated[tuple[str, ...], Kind("a list of tags", listed(read_name))] = ()
     """Data of runs with one of these tags stays."""
     proof_days: Days = 0.0
-    """The other copies must have been read within so many days before the intent, or since."""
+    """A reading of another copy counts if it began at most so many days before the deletion was
+    decided; 0: only one that answers the deletion's own request does."""
     patience: SomeDays = 7.0
     """After so many days without an answer from the other sites the deletion is given up."""
     when_full: Flag = False

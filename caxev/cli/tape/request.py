@@ -46,7 +46,7 @@ def _ask(ask: Ask, runs: RunChoice, act: Act) -> None:
 @command("caxev tape put --run 123", "caxev tape put --run 100-200", group=tape)
 @selects_runs(copies=("status",))
 @selects_archive
-@click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
+@click.option("--from", "source", type=SITE, help="The site to send it. [default: any that can]")
 @_acts
 def put(*, runs: RunChoice, archive: ArchiveChoice, source: str | None, ask: Ask) -> None:
     """Bring raw data to tape.
@@ -70,9 +70,8 @@ def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, ask: 
     """Bring raw data back from tape.
 
     Without --to, the site's listener restores, compares and registers the copy, which is held as
-    one that `caxev copy` requests. With --to, this
-    command restores the files into a directory here, and registers nothing; if no digest is
-    known, it reports the files as unverified.
+    one that `caxev copy` requests. With --to, this command restores the files into a directory
+    here, and registers nothing; if no digest is known, it reports the files as unverified.
     """
     reach = archive.reach
     target, source = reach.here.name, reach.there.name
