@@ -148,6 +148,7 @@ class Claims(Runs, History):
         """Add a program's packed output to what is kept with a running reaction."""
         # The latest parts only: a document has a size limit.
         push = {"kept": {"$each": [output], "$slice": -KEPT_PARTS}}
+        # All parts are counted, also those that are dropped: people see that some are missing.
         change = {"$push": push, "$inc": {"kept_parts": 1}}
         await self._ledger.update_one(_claimed(reaction, lease), change)
 

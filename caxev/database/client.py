@@ -251,6 +251,8 @@ RELIED_ON: Final[Mapping[str, Any]] = {
 _OVERRIDDEN: Final = {
     *(name.lower() for name in RELIED_ON),
     *("readpreferencetags", "maxstalenessseconds", "readconcernlevel", "wtimeout"),
+    # Time limits are set for each call (`Connection`): one for all sockets would break off an idle
+    # change stream, whose answer the server holds back for half a minute.
     *("j", "journal", "timeoutms", "sockettimeoutms"),
 }
 POOL: Final = 10

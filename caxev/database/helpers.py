@@ -192,6 +192,8 @@ class Helpers(Leases, Streams):
         assert lease.helper is not None
         key = {"_id": helper_id(lease.site, lease.helper)}
         point("database.helper.withdraw")
+        # The leader may admit it between these two writes. Then its document stays, as that of one
+        # that has left, and the leader takes over from it as usual.
         if not (await self._ledger.delete_one({**key, "epoch": {"$exists": False}})).deleted_count:
             await self._ledger.update_one(key, _LEFT)
 
@@ -275,6 +277,8 @@ class Helpers(Leases, Streams):
         async def write(session: AsyncClientSession) -> None:
             fresh = {"_id": key, "epoch": {"$exists": False}}
             change = {"$set": {"epoch": lease.epoch}}
+            # No match if it has withdrawn, or was admitted before and the reply was lost: both are
+            # fine.
             await self._ledger.update_one(fresh, change, session=session)
             # A leader that was deposed must admit nobody.
             await guard(self._ledger, lease, session)

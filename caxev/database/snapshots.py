@@ -197,6 +197,7 @@ class Recording(Sites, Quarantine):
         site has seen but that are no longer stored are among them, so that a scan also finds what
         was deleted.
         """
+        # `max` needs the hint.
         cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).sort("_id", -1)
         if before is not None:
             # By the index's bounds: a filter would stop at ids of another type.

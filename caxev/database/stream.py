@@ -154,6 +154,8 @@ class ChangeCursor:
         self._session = self._database.client.start_session()
         begin: Document = {"startAtOperationTime": position.start}
         if position.token is not None:
+            # Not `resumeAfter`, which refuses the token of an invalidate event (a dropped
+            # collection).
             begin = {"startAfter": position.token}
         command = {
             "aggregate": self._collection or 1,

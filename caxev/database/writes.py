@@ -131,6 +131,8 @@ async def _in_parts(
     found = 0
     for start in range(0, len(writes), AT_ONCE):
         some = writes[start : start + AT_ONCE]
+        # Unordered: a document that the server refuses must not keep those behind it from being
+        # written. In a transaction the first error ends all of it in either case.
         command: Document = {verb: collection.name, name: some, "ordered": False}
         # In a transaction the commit has the write concern.
         if session is None:

@@ -154,6 +154,7 @@ class Dispatcher:
         """Claim what is due and start it, for ever: when a reaction comes, or its time does."""
         retrying = self.context.trouble.retrying
         while True:
+            # Taken before the lanes are looked at: a notice during that must not be missed.
             changed = self.lanes.changed
             if self._doubtful or trio.current_time() >= self._sure_until:
                 await retrying("reconcile", self.reconcile)
@@ -194,6 +195,7 @@ class Dispatcher:
 
     async def _fetch(self, lane: Lane) -> None:
         """Fetch what is due in a lane; if that is all, learn when the next reaction is due."""
+        # Before the query: a reaction that comes during it sets them again.
         lane.more, lane.news, lane.next_due, lane.fetching = False, False, None, True
         complete = heard = False
         database, site, now = self.context.database, self.context.lease.site, utcnow()

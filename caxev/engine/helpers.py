@@ -111,6 +111,7 @@ class HelperWatch:
         opened = await database.reopen_claims(self.context.lease, helper, utcnow())
         await self._hear(helper)
         await self._end_alarms(helper)
+        # Its document goes last: if we die before, the next leader finds it, and repeats all this.
         await database.forget_helper(helper)
         self._there.pop(helper.name, None)
         self._heard.pop(helper.name, None)
@@ -131,6 +132,7 @@ class HelperWatch:
                 self.alarms.clear(key)
             else:
                 self.alarms.raise_(alarm)
+        # Kept before they are removed there: a crash in between repeats them, and loses none.
         await self.alarms.keep()
         await self.context.database.take_news(self.context.lease, helper)
 

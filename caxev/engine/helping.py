@@ -306,9 +306,12 @@ class HelperSession:
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
+                # Nothing else: if no renewal gets through in time, the fence cancels the attempts.
                 self.trouble.meet("lease", error)
 
     async def _renew(self) -> None:
+        # The time before the call: the server extends the lease later than that, so our fence falls
+        # first, however long the reply takes.
         asked, lease_time = monotonic(), self.context.options.lease_time
         record = await self.database.renew_helper(self.lease, lease_time * HELD)
         self.fence.renewed(asked)
@@ -337,4 +340,5 @@ class HelperSession:
                 await self.dispatcher.settler.free_all()
                 await self.alarms.relay()
             finally:
+                # Even if results could not be written: else others wait for the lease to lapse.
                 await self.database.leave(self.lease)

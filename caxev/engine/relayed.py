@@ -65,6 +65,7 @@ class RelayedAlarms(Alarms):
             try:
                 await self._write(news)
             except BaseException:
+                # Alarms that came during the write are newer, and win.
                 self._news = {**news, **self._news}
                 self._changed.set()
                 raise

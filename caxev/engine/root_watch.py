@@ -106,6 +106,7 @@ class RootWatch:
     def doubt(self, root: str) -> None:
         """Probe a directory soon: a reaction found it away, and waits for it in the ledger."""
         self._doubted.add(root)
+        # One that is known to be away is probed every `AWAY_EVERY` seconds in any case.
         if root in self._nudge and self._is_there(root):
             self._nudge[root].set()
 
@@ -195,6 +196,7 @@ class RootWatch:
 
     async def _lose_patience(self, root: str) -> None:
         await trio.sleep(ANSWERS)
+        # The probe itself goes on: its answer shows when the disk is back.
         await self._note(root, Probe(away=f"{root} has not responded for {ANSWERS:.0f} s"))
 
     async def _probed(self, held: Holding) -> Probe | None:

@@ -28,6 +28,8 @@ class RunLocks:
     async def enter(self, run: RunId, *, exclusive: bool) -> bool:
         """Lock a run, with other readers or alone; return whether that took waiting."""
         waited = False
+        # A writer that waits keeps no reader out, and may wait for long: a deletion is never
+        # urgent.
         while run in self._writers or (exclusive and run in self._readers):
             await self._left.wait()
             waited = True

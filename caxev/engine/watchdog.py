@@ -198,6 +198,8 @@ class Watchdog:
             self.fence.renewed(now)
         except (ConfigError, DatabaseError) as error:
             logger.debug("the lease of a blocked process is not renewed: {}", error)
+        # No answer is not a loss: if another process has taken over, the next renewal that gets
+        # through shows it. Until then a helper is bounded by its fence.
         return True
 
     def _report(self, loop: int, seconds: float, *, keeping: bool) -> None:

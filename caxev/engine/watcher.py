@@ -201,6 +201,7 @@ class Watcher:
         elif trio.current_time() - self._saved_at >= SAVE_EVERY:
             await self._save(batch.position)
         else:
+            # In memory only: after a crash the stream brings changes again that led to nothing.
             self._position = batch.position
 
     async def _save(self, position: Position) -> None:
@@ -374,6 +375,8 @@ class ScanMeter:
 
 def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
     """Return the error of several that decides what to do."""
+    # False sorts first: an error that ends the session, then lost history, which a scan makes up
+    # for, then errors that pass by themselves.
     return min(
         _leaves(group), key=lambda error: (is_transient(error), isinstance(error, HistoryLost))
     )

@@ -74,6 +74,8 @@ class Raised(NamedTuple):
 
 def command() -> list[str]:
     """Return the command that starts a worker, with this process's import path."""
+    # The import path is handed over, because a worker must load the same code. The last word is for
+    # people, who see it in `ps`.
     return [sys.executable, "-c", _BOOT.format(path=sys.path), "caxev worker"]
 
 
@@ -229,6 +231,7 @@ class Reporter:
     def _write(self, message: bytes) -> None:
         rest = memoryview(message)
         try:
+            # The pipe is unbuffered, so that progress is not delayed: a write may take only a part.
             while rest:
                 rest = rest[self._replies.write(rest) :]
         except BrokenPipeError:

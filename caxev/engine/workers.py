@@ -142,6 +142,7 @@ class Workers:
 
     def _rest(self, worker: _Worker) -> None:
         if worker in self._alive:
+            # Made here and not in the task: `_take` may cancel it before the task has begun.
             worker.rest = trio.CancelScope(deadline=trio.current_time() + IDLE)
             self._resting.append(worker)
             self._nursery.start_soon(self._resting_until_due, worker, worker.rest)
@@ -264,6 +265,8 @@ class _Worker:
 
 async def _start() -> _Worker:
     ours, theirs = os.pipe()
+    # The far end of the pipe is closed here: the log then ends when the worker, and every program
+    # that it started, has ended.
     # A group of its own: `kill` then reaches the programs that its jobs start, too.
     try:
         process = await trio.lowlevel.open_process(
