@@ -115,6 +115,7 @@ def distinct(
     groups: list[set[tuple[int, int]]] = [_inodes(confine_entry(location, roots))]
     numbers = []
     for other in others:
+        # Not confined, as another site's: nothing of it is read but inode numbers.
         found = _inodes(os.fsencode(os.path.realpath(other)))
         number = next((n for n, group in enumerate(groups) if group & found), len(groups))
         if number == len(groups):

@@ -54,6 +54,7 @@ class Item:
     def to_row(self) -> dict[str, Any]:
         """Return a document without empty fields, and without parts that would not fit into it."""
         row: dict[str, Any] = {"path": self.path, "kind": self.kind}
+        # Without them the file, if it is bad, is fetched again as a whole.
         if len(self.parts) > _MOST_PARTS:
             return evolve(self, parts=b"").to_row()
         for name in ("size", "blake3", "sha512", "target", "parts"):

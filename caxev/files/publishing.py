@@ -72,6 +72,8 @@ def _locked_beside(directory: Confined) -> Iterator[None]:
         try:
             _lock(descriptor, path, directory)
         except OSError as exc:
+            # Lustre without `flock`: the lock on the directory still keeps processes of this
+            # machine apart.
             if exc.errno not in _NO_LOCKS:
                 raise
         try:
@@ -187,6 +189,7 @@ def end_rename(partial: Confined, final: Confined) -> None:
 @contextmanager
 def _holding(path: Confined) -> Iterator[None]:
     """Hold the exclusive right to write the file at `path`, whichever of its names that is."""
+    # Over NFS an exclusive flock is a lock on bytes, for which a file must be open for writing.
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
     with opened(path, flags) as descriptor:
         _lock(descriptor, path)

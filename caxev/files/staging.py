@@ -286,6 +286,7 @@ class StagedCopy:
         for piece in todo.pieces:
             path, size = piece.file.path, piece.file.size
             if size and (path in self.wrong or (path in self._items and size >= PART)):
+                # By its length no later attempt takes it for whole; `finish` cuts the byte off.
                 lengths[path] = size + 1
             elif path in had:
                 lengths[path] = piece.start  # what follows may be incomplete
@@ -299,6 +300,8 @@ class StagedCopy:
                 symlink(seen.target, join(self.partial, seen.path))
             for path in touched:
                 _finish(join(self.partial, path), self._wanted[path])
+        # Listed with all checks now: others may write here as well, and what they added must not be
+        # published.
         if to_the_second(self.source) != to_the_second(look(self.partial)):
             raise Retry(f"{printable(self.partial)} is not what was written to it")
 
@@ -322,6 +325,7 @@ def _noted(path: Confined) -> str | None:
 
 def _write_note(path: Confined, origin: str) -> None:
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE) as descriptor:
+        # Not synced: if a power cut loses the note, the next attempt only moves more than it must.
         os.write(descriptor, origin.encode()[:LONGEST_ORIGIN])
 
 

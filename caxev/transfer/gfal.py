@@ -199,6 +199,8 @@ class _GridCopy:
     def _copy(self, source: str, target: str, seen: Seen) -> None:
         seconds = str(_PATIENCE + seen.size // _SLOWEST)
         streams = ["-n", str(self.far.nstreams)] if self.far.nstreams else []
+        # `-f` replaces what an earlier attempt left at the target. `-K` compares sums by gfal2
+        # itself, which fails early; the comparison that counts is `_compare`, by our own sum.
         options = ["-v", "-f", "-p", "-K", "ADLER32", "-t", seconds, "-T", seconds, *streams]
         done = 0
 

@@ -121,6 +121,7 @@ class GridStorage:
 
     def _list(self, path: FarPath, *options: str) -> list[Seen] | None:
         answer = Answer("gfal-ls")
+        # With `-a`: a hidden file in a copy would else pass unnoticed.
         command = ["gfal-ls", "-a", "-l", *options, "--time-style", "full-iso", self.url(path)]
         ended = self.ended(*command, output=answer)
         if ended.status in _GONE:
@@ -223,6 +224,8 @@ class GridStorage:
         """Rename the partial to `final` if it matches `source` and the name is free."""
         if _timeless(self.look(partial) or []) != _timeless(source):
             raise Retry(f"{self.shown(partial)} is not what was written to it")
+        # A rename on grid storage may replace its target, so this check leaves a short race. Other
+        # caxev sites are kept out by the claim of the copy's entry.
         if self.stat(final) is not None:
             raise GiveUp(f"{self.shown(final)} exists already and is not replaced")
         self.rename(partial, final)

@@ -102,6 +102,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
     )
     meter = Meter.of(tree, report)
     copying = _TreeCopy(path, arrival.partial, RateLimiter(route.max_rate), meter)
+    # A single file is its own lock: a link would replace the locked inode.
     linking = route.there.hard_links and not is_file(tree)
 
     def fill(todo: Plan) -> None:

@@ -56,9 +56,11 @@ _RSYNC: Final = (
     # time differs from the source's, so that it never counts as whole.
     "--inplace",
     "--secluded-args",  # no shell there expands our paths
+    # The whole list first: progress and total are known from the start.
     "--no-inc-recursive",
     "--info=progress2",
     "--stats",
+    # Without commas and units, so that the numbers can be read whatever the version's default.
     "--no-human-readable",
     "--outbuf=N",
     f"--timeout={_SILENCE}",

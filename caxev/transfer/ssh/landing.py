@@ -242,6 +242,7 @@ async def _finish(remote: Remote, path: FarPath, seen: Seen, untimed: list[Seen]
     except NOT_FOR_US:
         untimed.append(seen)
     async with remote.opened(path, asyncssh.FXF_READ) as file:
+        # Without that extension there is no way to have a file synced there.
         with suppress(*NOT_FOR_US):
             await file.fsync()
 

@@ -88,6 +88,8 @@ def _in_memory(text: str) -> Iterator[str]:
     descriptor = os.memfd_create("known_hosts")
     try:
         os.write(descriptor, text.encode())
+        # By our own process: ssh closes every descriptor that it inherits, and could not open its
+        # own.
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
         os.close(descriptor)

@@ -321,6 +321,7 @@ class Pipeline:
     def _pulled(self, one: _Span, at: int, count: int, answer: Reply) -> None:
         self._check("read", one, answer)
         some = len(answer.body)
+        # Not even a byte: the file has become shorter than it was listed.
         if not 0 < some <= count:
             raise changed(self._shown(one))
         one.put(at, answer.body)
@@ -329,6 +330,8 @@ class Pipeline:
         self._moved(one, some)
 
     def _push(self, one: _Span, at: int, count: int) -> None:
+        # One buffer for all requests: it is written to the pipe before the next block is read into
+        # it.
         block = self._block[:count]
         one.read(block)
         number = self.sftp.write(one.handle, at, block)

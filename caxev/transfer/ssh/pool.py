@@ -140,6 +140,7 @@ class Pool:
             try:
                 return await _all_moved(move, using)
             except BaseException:
+                # A thread cannot be cancelled, and looks for this only between two spans.
                 move.chunks.stop()
                 raise
             finally:

@@ -196,6 +196,9 @@ class Remote(Session):
 
     async def fsync_directory(self, path: FarPath) -> None:
         """Bring a directory's entries to the disk, if the server can open a directory."""
+        # Only some servers (OpenSSH on Linux) open a directory as a file. With others a power cut
+        # there may lose the name of a copy that is `transferred`; the next reading of that copy
+        # shows it.
         with suppress(asyncssh.SFTPError):
             async with self.opened(path, asyncssh.FXF_READ) as directory:
                 await directory.fsync()
@@ -219,6 +222,8 @@ class Remote(Session):
         It replaces a partial of another attempt.
         """
         if await self.exists(final):
+            # SFTP's rename replaces nothing, and the bad copy holds more of the data than a
+            # partial.
             await self.remove_all(partial)
             failpoints.point("ssh.withdraw.rename")
             await self.ask("rename", final, partial)

@@ -128,6 +128,7 @@ class Sftp:
         body = self._read(length - _HEADER.size + _LONG.size)
         if kind == _STATUS:
             (code,) = _LONG.unpack(body[:4])
+            # The end of a file is no error here: the empty body shows it.
             return Reply(number, body[:0], None if code in {_OK, _EOF} else _error(code, body[4:]))
         if kind in {_HANDLE, _DATA}:
             return Reply(number, body[4:])
