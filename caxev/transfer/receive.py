@@ -214,7 +214,7 @@ def serve(roots: Sequence[str]) -> int:
     # Before the request is read: the other side takes silence for an account without caxev.
     os.write(1, HELLO)
     try:
-        # A disk of this site may vanish during the transfer: then nothing is published.
+        # Checked at the end as well: what fails while a disk vanishes is no fault of the copy.
         with steady():
             _serve(channel, channel.hear(), roots)
     except (Retry, GiveUp) as error:
