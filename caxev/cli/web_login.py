@@ -151,9 +151,7 @@ def logs_in() -> Callable[[Function], Function]:
             "that is printed for the person who starts the page.",
         ),
         _groups("--reader-group", "A group that may see the page; may be repeated. [default: all]"),
-        _groups(
-            "--operator-group", "A group that may also act, with --operator; may be repeated."
-        ),
+        _groups("--operator-group", "A group that may also act, with --operator; may be repeated."),
         click.option(
             "--trust",
             multiple=True,
