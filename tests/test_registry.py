@@ -287,6 +287,16 @@ def test_fields() -> None:
     assert not fires(gone, CopyField("raw", "chicago", None, "check_asked"), None)
 
 
+def test_triggers_are_asked_once_for_a_field_whatever_is_in_it() -> None:
+    """Each run has other digests: to ask all triggers for each was a tenth of a first look."""
+    registry = Registry([handler(field("trigger"))], here())
+    for number in range(100):
+        event = Event("run", Field("trigger"), None, f"{number:016x}")
+        assert registry.wanting(event) == registry.enabled
+    assert not registry.wanting(Event("run", Field("trigger"), "0", None))
+    assert registry._wanting.cache_info().misses == 2
+
+
 def test_only_fields_of_enabled_handlers_are_watched() -> None:
     """What nobody here waits for is not looked at."""
     handlers = [

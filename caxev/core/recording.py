@@ -172,11 +172,13 @@ def _made(
     *,
     is_new: bool,
 ) -> Iterator[tuple[Reaction, Decision]]:
+    asked: Run | None = None
     for event in events:
         # Most events concern no handler, or none with a decision: then the run is not needed.
         if not (handlers := maker.registry.wanting(event)):
             continue
-        asked = run() if any(one.decide for one in handlers) else None
+        if asked is None and any(one.decide for one in handlers):
+            asked = run()
         for handler, decision in maker.decisions(event, asked, at):
             # Of a run that was never seen no reaction can stand: most of a first scan ends here.
             if is_new and isinstance(decision, Skip):

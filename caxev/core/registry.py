@@ -19,6 +19,7 @@ from attrs import frozen
 
 from caxev.core.model import (
     NO_FIELDS,
+    YES,
     Aspect,
     CopyField,
     CopyKey,
@@ -486,7 +487,13 @@ class Registry:
 
     def wanting(self, event: Event) -> tuple[Handler, ...]:
         """Return the enabled handlers that the event concerns."""
-        return self._wanting(event.aspect, event.status)
+        return self._concerned(event.aspect, event.after)
+
+    def _concerned(self, aspect: Aspect, value: str | None) -> tuple[Handler, ...]:
+        # Triggers are about a copy's status, and whether anything else is there: the digest of a
+        # field is another one in each run.
+        known = value and (value.partition("@")[0] if isinstance(aspect, CopyKey) else YES)
+        return self._wanting(aspect, known)
 
     def _find(self, aspect: Aspect, status: str | None) -> tuple[Handler, ...]:
         return tuple(one for one in self.enabled if one.unmet(aspect, status, self.here) is None)
@@ -494,6 +501,5 @@ class Registry:
     def triggered(self, snapshot: Snapshot) -> Iterator[tuple[Aspect, str, Handler]]:
         """Return the aspects of a run, as it is now, with their values and what they trigger."""
         for aspect, value in snapshot.items():
-            # A value is a status and its time; triggers are about the status.
-            for handler in self._wanting(aspect, value.partition("@")[0]):
+            for handler in self._concerned(aspect, value):
                 yield aspect, value, handler
