@@ -52,7 +52,7 @@ class Correction:
 
     @property
     def version_field(self) -> str:
-        """The field of the run that keeps which version was used."""
+        """The dotted path of the run's field that keeps which version was used."""
         return f"processor.correction_versions.{self.name}"
 
 

@@ -44,7 +44,7 @@ class Permission:
 
     @property
     def file_mode(self) -> int | None:
-        """The mode of files."""
+        """The mode of files: that of directories without execute and special bits."""
         return None if self.mode is None else self.mode & 0o666
 
 

@@ -185,5 +185,5 @@ class Processing:
         return self.max_jobs or (1 if self.system == LOCAL else 100)
 
     def fill(self, text: str, values: Mapping[str, object]) -> str:
-        """Put the values into their places in one argument."""
+        """Return one argument with the values in place of its names in braces."""
         return _BRACES.sub(lambda found: str(values.get(found[1], found[0])), text)

@@ -247,6 +247,7 @@ class Settings:
 
     @property
     def safe_uri(self) -> str:
+        """The address without password and options, for messages."""
         return Address.of(self.mongo_uri).safe
 
 

@@ -177,7 +177,11 @@ class Job:
                 raise ValueError(f"an update of another run ({update.run}): use job.update_other")
 
     async def update_other(self, update: RunUpdate) -> bool:
-        """Write to another run's document; return False if it is not what `update` expects."""
+        """Write to another run's document; return False if it is not what `update` expects.
+
+        Nothing of it is rolled back if this attempt fails later. On cancellation it may or may not
+        have happened.
+        """
         return await self.ports.update(update, now=self.now()) is not None
 
     async def suspect(self, copy: Copy) -> None:
@@ -210,8 +214,8 @@ class Job:
     ) -> list[Run]:
         """Return the runs of which this site has data of this type, the oldest first.
 
-        Only runs whose copy here is good or about to go, and that have none of the tags `without`;
-        1000 at most, after the first `skip`.
+        Only runs whose copy here is ``transferred`` or ``deleting``, and that have none of the tags
+        `without`; 1000 at most, after the first `skip`. By the start of the run.
         """
         return await self.ports.oldest(type, without, skip)
 
@@ -224,7 +228,8 @@ class Job:
 
         For heavy work: moving bytes, hashing. `function` is a module's top-level function;
         arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
-        What it raises is raised here. On cancellation the worker process is killed.
+        What it raises is raised here; `Retry` if the process dies. On cancellation the process and
+        the programs that it has started are killed, and files that it wrote stay.
         """
         return await self.ports.work(function, *args, job=self)
 
@@ -272,6 +277,7 @@ class Job:
         It is in the database when this returns, and is delivered later. `name` and the copy that
         the event is about (or the run, or the run and `about`) identify it: raised again, it is the
         same alarm. It is active until a reaction to the same copy or run calls `all_clear`.
+        `severity` is ``warning``, ``error`` or ``critical``; raises ValueError for another.
         """
         site = getattr(self.site, "name", "")
         key = self._alarm_key(name, about)
@@ -290,19 +296,20 @@ class Job:
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 
     async def keep(self, output: str) -> None:
-        """Keep the output of a program with this reaction, behind what is kept already.
+        """Keep the output of a program with this reaction, behind the parts that are kept already.
 
-        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it; of a
-        reaction that is done, the history keeps it.
+        The last `KEPT_PARTS` parts stay, and of a large one its beginning and end (`packed`, in
+        `caxev.core.transcript`). ``caxev reactions --json`` shows them; when the reaction is done,
+        the history keeps them.
         """
         await self.ports.keep(packed(output))
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
-        """Keep a manifest's items in the database, under its digest. Repeatable."""
+        """Keep a manifest's items (`Manifest.to_rows`) under its `digest`. Repeatable."""
         await self.ports.store_manifest(digest, items)
 
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
-        """Return the items of the manifest with that digest, or None."""
+        """Return the items of the manifest with that digest, for `Manifest.from_rows`; or None."""
         return await self.ports.load_manifest(digest)
 
     async def table(self, name: str) -> list[dict[str, Any]]:

@@ -219,14 +219,17 @@ class Copy(Entry):
 
     @property
     def type(self) -> str:
+        """Its type of data, such as ``raw``."""
         return self.key.type
 
     @property
     def host(self) -> str:
+        """The name of its site in sites.json."""
         return self.key.host
 
     @property
     def version(self) -> str | None:
+        """Its ``pax_version``; None if its type has no versions."""
         return self.key.version
 
     @property

@@ -226,26 +226,28 @@ def copy(
     """Trigger on a copy that reaches `status` (`GONE`: it vanishes).
 
     `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`, `type` a name, `PRIMARY`, `DERIVED`,
-    `VERSIONED` or `OWN`; without `type` or `host`, any.
+    `VERSIONED` or `OWN`; without `type` or `host`, any. Each may be several, of which one must fit.
+    A name that no site or type has is no error: it never fires.
     """
     return CopyTrigger(status, type, host)
 
 
 def tag(name: str | Iterable[str], *, gone: bool = False) -> TagTrigger:
-    """Trigger on a tag being added (`*`: any tag), or taken away."""
+    """Trigger on a tag being added (`*`: any tag), or with `gone` removed; of several, on each."""
     return TagTrigger(name, gone)
 
 
 def new_run() -> RunTrigger:
-    """Trigger on a run's first appearance."""
+    """Trigger on a run's first appearance; for runs that are there already, `caxev replay`."""
     return RunTrigger()
 
 
 def field(*paths: str) -> FieldTrigger:
     """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``.
 
-    `CORRECTION_INPUTS` stands for those that the site's ``corrections`` wait for,
-    `PROCESSING_INPUTS` for those that its ``processing`` does.
+    A change below the field is one of the field; its removal does not fire. `CORRECTION_INPUTS`
+    stands for the fields that the site's ``corrections`` wait for, `PROCESSING_INPUTS` for those
+    that its ``processing`` waits for.
     """
     return FieldTrigger(paths)
 
@@ -258,7 +260,7 @@ def copy_field(
 ) -> CopyFieldTrigger:
     """Trigger on a field of a copy's entry being set or changed, or with `gone` taken away.
 
-    `type` and `host` are as in `copy`. Raises ValueError for a path with dots: it would never fire.
+    `type` and `host` are as in `copy`. Raises ValueError for a name with dots: it would never fire.
     """
     if any("." in name for name in names):
         raise ValueError(f"copy_field{names}: name the whole field, without a dot")

@@ -106,7 +106,7 @@ class CopiesAtLeast:
     def of(
         cls, number: int, copy: Copy, hosts: Mapping[str, Fresh | None] | None = None
     ) -> CopiesAtLeast:
-        """Expect so many copies that are what `copy` is."""
+        """Expect `number` copies of the content of `copy`, by its manifest and checksum."""
         return cls(number, copy.key, copy.manifest, copy.checksum, hosts)
 
     def holds(self, run: Run) -> bool:
@@ -115,7 +115,7 @@ class CopiesAtLeast:
         return len({copy.host for copy in run.copies if self.counts(copy)}) >= self.number
 
     def counts(self, other: Copy) -> bool:
-        """Return whether that is one of them."""
+        """Return whether another copy is one of those that count."""
         key = self.key
         if (other.type, other.version) != (key.type, key.version) or other.host == key.host:
             return False
@@ -315,7 +315,7 @@ class RunUpdate:
 
     @classmethod
     def add_comment(cls, run: Run, text: str, user: str) -> RunUpdate:
-        """Add a comment to the run's ``comments``."""
+        """Add a comment to the run's ``comments``: ``text``, ``user`` and ``date`` (UTC)."""
         # `$push` onto what is no list would fail.
         there = run.document.get("comments")
         expected = () if there is None or isinstance(there, list) else (FieldIs("comments"),)

@@ -18,7 +18,10 @@ CLOSING: Final = 10.0
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Open the database for a block, inside the asyncio loop."""
+    """Open the database for a block, inside the asyncio loop; close it however the block ends.
+
+    Raises `ConfigError` for an address that cannot be used. It does not wait for the server.
+    """
     database = Database(settings)
     try:
         yield database

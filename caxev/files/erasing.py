@@ -109,7 +109,8 @@ def distinct(
     """Number the copies at `others` so that copies which share files have the same number.
 
     They share them by another name of a directory or by hard links. 0 means: with the copy at
-    `location`. A copy that cannot be read gets a number of its own.
+    `location`. A copy that cannot be read gets a number of its own. Raises `GiveUp` if `location`
+    leads out of the `roots`.
     """
     report(0, 1)
     groups: list[set[tuple[int, int]]] = [_inodes(confine_entry(location, roots))]

@@ -29,9 +29,9 @@ _SIZE: Final = 256  # bytes of struct statx
 def identity(path: Confined) -> str | None:
     """Return a unique mark of what is at a path; None if there is nothing.
 
-    It consists of the device, the inode number and, because inode numbers are used again, the time
-    of birth; on a file system without that time, as NFS may be, of the first two. A link is not
-    followed. Raises OSError.
+    It is ``MAJOR:MINOR:INODE:BORN``: the device, the inode number and, because inode numbers are
+    used again, the time of birth in nanoseconds since 1970, by statx(2). On a file system without
+    that time, as NFS may be, it is 0. A link is not followed. Raises OSError.
     """
     try:
         with directory_of(path) as (directory, name):

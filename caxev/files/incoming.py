@@ -226,7 +226,9 @@ def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
     """Make a copy in a private directory, for a program that writes it by name.
 
     Yields the copy to make there; `bring_in` then publishes its partial. Data of an earlier
-    attempt, there or beside the final name, is reused, and stays if this attempt fails.
+    attempt, there or beside the final name, is reused, and stays if this attempt fails. Raises
+    `Denied` if the directory is not private (see `make_private`), or if it is on another file
+    system and the copy would not fit beside its final name.
     """
     arrival.withdraw()
     path = _place(state, arrival.final)

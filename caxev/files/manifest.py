@@ -102,7 +102,10 @@ _values: Final = attrgetter(*_FIELDS)
 
 
 def item_digest(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """Return the `blake3` and the `parts` of a file, from the BLAKE3 of each part in turn."""
+    """Return the `blake3` and the `parts` of a file, from the BLAKE3 of each part in turn.
+
+    A digest has 32 bytes. Without a part (an empty file) `blake3` is that of no bytes.
+    """
     joined = b"".join(parts)
     if len(parts) == 1:
         return joined, b""
@@ -167,6 +170,7 @@ class Manifest:
 
     @property
     def files(self) -> tuple[Item, ...]:
+        """The items that are files, by path."""
         return tuple(item for item in self.items if item.kind == "file")
 
     @cached_property
@@ -176,6 +180,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
+        """The sizes of all files together."""
         return sum(item.size for item in self.items)
 
     def shape(self) -> Manifest:

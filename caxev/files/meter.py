@@ -30,8 +30,9 @@ def to_nobody(_done: int, _total: int) -> None:
 
 @frozen
 class Moved:
-    """The summary of a transfer. `bytes_sent` excludes what an earlier attempt had moved.
+    """The summary of a transfer of `files` files, of `bytes_total` bytes, in so many seconds.
 
+    `bytes_sent` excludes bytes that an earlier attempt had moved, and those of links and reflinks.
     `manifest` has the BLAKE3 of the bytes as they passed; None if some were there before, or if
     another program moved them.
     """

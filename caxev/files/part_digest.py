@@ -38,5 +38,5 @@ class PartDigest:
                 self._part, self._filled = blake3(), 0
 
     def parts(self) -> list[bytes]:
-        """Return the digests of the parts so far, in turn; the last part may be unfinished."""
+        """Return the digests (32 bytes each) of the parts so far; the last may be unfinished."""
         return [*self._whole, self._part.digest()] if self._filled else self._whole.copy()

@@ -26,6 +26,7 @@ class Piece:
 
     @property
     def left(self) -> int:
+        """How many bytes to move."""
         return self.stop - self.start
 
 
@@ -42,6 +43,7 @@ class Plan:
 
     @property
     def left(self) -> int:
+        """How many bytes to move in all."""
         return sum(piece.left for piece in self.pieces)
 
 
@@ -106,6 +108,9 @@ def to_the_second(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
 
 
 def second(seen: Seen) -> int:
-    """Return the second of a file's time as SFTP carries it: in 32 bits, so modulo 136 years."""
+    """Return the second of a file's time as SFTP version 3 carries it: an unsigned 32-bit number.
+
+    It repeats after 136 years.
+    """
     # A file of before 1970 or after 2106 gets another time at the other side, but must be equal.
     return seen.mtime_ns // _SECOND & 0xFFFFFFFF

@@ -375,7 +375,11 @@ def check_standing(source: Iterable[Seen], found: Iterable[Seen] | None, where: 
 def enough_space(
     todo: Plan, present: Iterable[Seen], free: int | None, min_free: int, where: str
 ) -> None:
-    """Raise `Denied` if the rest of a partial would not leave enough space free."""
+    """Raise `Denied` if the rest of a partial would not leave enough space free.
+
+    `free` and `min_free` are bytes; `free` None: unknown, so that it fits. At least `MARGIN` bytes
+    stay free in any case. `present` is the partial as it is, `where` the copy in the message.
+    """
     changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
     had = sum(seen.size for seen in present if seen.path in changing)
     need = sum({piece.file.path: piece.file.size for piece in todo.pieces}.values()) - had
@@ -395,7 +399,7 @@ def lacking_space(need: int, free: int | None, min_free: int, what: str) -> str 
 
 
 def filling_up(where: str, free: int, min_free: int) -> str:
-    """Return why a copy that is under way is stopped."""
+    """Return why a copy that is under way is stopped: `free` of `min_free` bytes are left."""
     return (
         f"not enough space for {where}: {free / 1e6:,.1f} MB free, "
         f"{min_free / 1e6:,.1f} MB must stay so"
@@ -403,7 +407,10 @@ def filling_up(where: str, free: int, min_free: int) -> str:
 
 
 def make_parents(final: Confined, roots: Sequence[str]) -> None:
-    """Make the missing directories between a root, which must exist, and the copy."""
+    """Make the missing directories between a root and the copy, and bring them to the disk.
+
+    Raises `Retry` if none of the `roots` that would hold the copy exists.
+    """
     if not any(os.path.isdir(root) and inside(final, real_root(root)) for root in roots):
         raise Retry(f"no directory to hold {printable(final)}: {' or '.join(roots)} is not there")
     # Never the root itself: without its disk, the copy would go to the mount point.

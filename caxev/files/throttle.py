@@ -46,13 +46,19 @@ class RateLimiter:
             return 0.0
 
     def chunk(self, most: int, least: int) -> int:
-        """Return how many bytes to move at once: a quarter of a second's, for a smooth rate."""
+        """Return how many bytes to move at once, from `least` to `most`.
+
+        That is what the rate allows in a quarter of a second, for a smooth flow.
+        """
         return most if self.rate is None else max(least, min(most, int(self.rate / 4)))
 
 
 @contextmanager
 def idle_disk() -> Iterator[None]:
-    """Use the disk only while no other process does, for the length of a block, if supported."""
+    """Use the disk only while no other process does, for the length of a block.
+
+    By ioprio_set(2), class idle. Without effect if the kernel, or its I/O scheduler, has none.
+    """
     import psutil  # not above: it would delay the start of every `caxev receive`
 
     process = psutil.Process()

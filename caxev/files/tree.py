@@ -21,7 +21,8 @@ from caxev.files.resolved import opened
 class Seen:
     """One item in the listing of a tree, here or far away.
 
-    `mtime_ns`: ns since the epoch, 0 for all but files.
+    `path`, `size` (bytes) and `target` are as in `Item`. `mtime_ns`: ns since the epoch, 0 for all
+    but files; from SFTP and grid storage whole seconds.
     """
 
     path: bytes
@@ -73,7 +74,7 @@ def look(root: Confined, *, check: bool = True) -> list[Seen]:
 
 
 def check_rows(number: int, shown: str) -> None:
-    """Raise `GiveUp` if a tree, `shown` in the message, has as many items as are taken of one."""
+    """Raise `GiveUp` if a tree, `shown` in the message, has more items than a copy may have."""
     if number >= limited.ROWS:
         raise GiveUp(f"{shown} holds more than {limited.ROWS:,} files")
 

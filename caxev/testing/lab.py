@@ -75,6 +75,7 @@ class Lab:
 
     @property
     def sites(self) -> Sites:
+        """The sites, as sites.json would give them."""
         return self.bench.sites
 
     @property
@@ -92,9 +93,10 @@ class Lab:
         tags: Sequence[str] = (),
         **fields: Any,
     ) -> Run:
-        """Add a run that was started now, with raw data if `files` or `at` is given.
+        """Add a run that was started now; with raw data, good and with digests, if `files` or `at`.
 
-        `fields` are added to the document unchanged.
+        `files` are contents by relative path; by default some are made up. `at` is the site,
+        by default the first. `fields` are added to the document unchanged. Returns the run.
         """
         number, start = next(self._numbers), self.now()
         document = {

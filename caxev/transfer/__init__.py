@@ -44,7 +44,7 @@ _GROUP: Final = "caxev.transfer"
 
 
 def methods() -> frozenset[str]:
-    """Return the methods that have a mover, third parties' included."""
+    """Return the methods of sites.json that have a mover, including third parties'."""
     from caxev.config.plugins import installed
 
     return frozenset(_OURS) | installed(_GROUP)
@@ -89,5 +89,5 @@ def manifest(route: Route, *, report: Report) -> Manifest:
 
 
 def check(here: Site, there: Site) -> str:
-    """Reach a site; see `Mover.check`."""
+    """Reach a site and return a line that describes it; see `Mover.check`."""
     return mover(there.method).check(here, there)

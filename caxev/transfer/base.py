@@ -83,7 +83,7 @@ class Mover(Protocol):
         ...
 
     def check(self, here: Site, there: Site) -> str:
-        """Connect to the site and return a line that describes what answered."""
+        """Connect to the site and return a line that describes its server and directories."""
         ...
 
 

@@ -78,6 +78,7 @@ class Endpoint:
 
     @property
     def known_hosts_file(self) -> str:
+        """The path of the file with the keys of hosts, also if it does not exist."""
         return os.path.expanduser(self.known_hosts or _KNOWN_HOSTS)
 
     def __str__(self) -> str:

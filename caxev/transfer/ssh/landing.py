@@ -155,7 +155,11 @@ def only_pusher(where: str, final: bytes) -> Iterator[None]:
 
 
 def in_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awaitable[T]]) -> T:
-    """Call a function with an SFTP session of its own; errors name what it was `doing`."""
+    """Call a function with an SFTP session of its own; errors name what it was `doing`.
+
+    Raises `Denied` if the host, our key or a request is refused, `RootAway` if a disk there is not
+    mounted, and `Retry` for any other trouble; and what `function` raises.
+    """
 
     async def run() -> T:
         with translated(endpoint, printable(os.fsencode(doing))):

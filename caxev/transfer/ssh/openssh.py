@@ -54,7 +54,9 @@ _SSH: Final = {
 
 @contextmanager
 def shell(endpoint: Endpoint, key: asyncssh.SSHKey | None = None) -> Iterator[list[str]]:
-    """Yield the command that reaches the account, without the host's name; valid in the block.
+    """Yield the ``ssh`` command that reaches the account, without the host's name.
+
+    It is valid in the block only, as the host's key is in a file in memory.
 
     `key` is the host's key, if known for certain. Otherwise a host with a pinned fingerprint is
     asked for its key first, because ssh takes no fingerprints; raises as `pinned_key` does.

@@ -39,7 +39,11 @@ _SECOND: Final = 1_000_000_000
 
 
 class Remote(Session):
-    """A session that lists, prepares and renames trees."""
+    """A session that lists, prepares and renames trees.
+
+    Methods raise asyncssh's SFTPError, with the request and the path in its text; `in_session`
+    makes `Retry` and `Denied` of it. Sizes are bytes.
+    """
 
     async def source(self, path: FarPath) -> list[Seen]:
         """List a copy that is to be read. Raises as `look`, and `GiveUp` if it is gone."""
