@@ -168,6 +168,8 @@ class Folder:
     def _drop(self, group: Path, jobs: Sequence[JobSpec]) -> None:
         for job in jobs:
             place = self.place(job.name)
+            # A name that was not written this time may still lead to the group of an earlier
+            # attempt.
             if place is not None and place.group == group:
                 (self._names / job.name).unlink()
         shutil.rmtree(group, ignore_errors=True)

@@ -85,6 +85,7 @@ class HTCondor(Grouped):
 
     def numbers_of(self, groups: Collection[Path]) -> Mapping[Path, str]:
         """Find clusters by their logs. See `Grouped.numbers_of`."""
+        # Not by condor_q: jobs that have ended have left the queue.
         found = {}
         for group in groups:
             for event in _events(self.folder.events / group.name):
@@ -190,11 +191,13 @@ def _description(spec: JobSpec, command: Sequence[str]) -> Iterator[str]:
         yield f"allowed_execute_duration = {spec.walltime}"
     if spec.account is not None:
         yield f"accounting_group = {spec.account}"
+    # Evicted, it must not start again by itself: it would run twice under one name.
     yield "requirements = NumJobStarts == 0"
 
 
 def _quoted(words: Sequence[str]) -> str:
     """Return words as HTCondor's new syntax of arguments and environments has them. Pure."""
+    # A `$` begins a macro even within quotes; this macro stands for the character itself.
     return " ".join(
         "'" + word.replace("'", "''").replace('"', '""').replace("$", "$(DOLLAR)") + "'"
         for word in words

@@ -72,6 +72,7 @@ class Pbs(WatchedJob):
     def send_watch(self, spec: JobSpec, group: Path, job: str, words: Sequence[str]) -> None:
         """Send a watch. See `Watched.send_watch`."""
         log = shlex.quote(f"{self.home}/watches.log")
+        # qsub can only replace a file of output, and all watches share this one.
         body = f"exec >>{log} 2>&1\n{self.WATCH}"
         script = self.folder.script(group, "watch.sh", body, words)
         options = [*_WATCH, *_where(spec), "-W", f"depend=afterany:{job}", "-N", "caxev-watch"]
@@ -148,6 +149,7 @@ def jobs_in(shown: str) -> dict[str, dict[str, str]]:
         parts = [dict(_XML.findall(part)) for part in shown.split("<Job>")[1:]]
         return {part["Job_Id"]: part for part in parts if "Job_Id" in part}
     found = {}
+    # Long values are wrapped: each further line begins with a tab.
     for part in shown.replace("\n\t", "").split("Job Id: ")[1:]:
         number, _, fields = part.partition("\n")
         found[number.strip()] = dict(_TEXT.findall(fields))

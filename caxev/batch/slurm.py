@@ -96,6 +96,7 @@ class Slurm(WatchedJob):
         try:
             shown = call(["scontrol", "-o", "show", "job", job], package=PACKAGE)
         except Retry as error:
+            # Slurm forgets a job some minutes after its end (MinJobAge).
             if "invalid job id" in error.why.lower():
                 return JobEnd(End.LOST, why="Slurm knows nothing of it any more")
             raise
@@ -115,6 +116,7 @@ def _sbatch(options: Sequence[str], script: Sequence[str]) -> str:
     # --no-requeue: a job that Slurm restarts by itself would run twice under one name.
     # By name, so that no argument shows a value.
     export = ",".join(name for name in (*passed(), PASSWORD) if name in os.environ)
+    # NIL: an empty list would hand over the whole environment.
     command = ["sbatch", "--parsable", "--no-requeue", f"--export={export or 'NIL'}"]
     command += [*options, *script]
     return submitted(
@@ -127,6 +129,7 @@ def _needs(spec: JobSpec) -> Iterator[str]:
     if spec.memory is not None:
         yield f"--mem={max(1, spec.memory >> 20)}M"
     if spec.walltime is not None:
+        # Minutes and seconds: sbatch takes a bare number for minutes.
         yield f"--time={spec.walltime // 60}:{spec.walltime % 60:02}"
     yield from _where(spec)
 

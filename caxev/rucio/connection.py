@@ -195,6 +195,7 @@ class RucioSession:
 
     def _standing(self, row: Row) -> RuleState:
         error = row.get("error")
+        # The list often lacks the reason: this call has the server find it.
         if row["state"] == "STUCK" and not error:
             error = self.client.examine_replication_rule(row["id"]).get("rule_error")
         created = _utc(row["created_at"])
@@ -213,6 +214,7 @@ class RucioSession:
 
     def add_rule(self, dataset: Did, rse: str, lifetime: int | None) -> None:
         """Ask for a replica at an RSE, unless that has been asked for."""
+        # The daemon hermes sends messages only about rules that were made with `notify`.
         add, notify = self.client.add_replication_rule, "Y" if self.there.rucio.messages else "N"
         options = {"lifetime": lifetime, "notify": notify}
         unless("DuplicateRule", add, [row_of(dataset)], 1, rse, **options)
