@@ -85,6 +85,7 @@ class Place:
     @property
     def ended(self) -> JobEnd | None:
         """How the job ended by its own note, or None."""
+        # Without a note that can be read, the batch system is asked for the end.
         with suppress(OSError, ValueError):
             return JobEnd.from_row(_row(self.file("ended")))
         return None
@@ -262,6 +263,7 @@ def _on_one_line(log: Path) -> str:
 
 def _last_lines(log: Path) -> Iterator[str]:
     try:
+        # The log only adds to a message: without it the job's end must not get lost.
         text = read_file(_ours(log), _TAIL, end=True).decode(errors="replace")
     except OSError:
         return

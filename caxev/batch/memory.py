@@ -22,6 +22,7 @@ def oom_kills() -> int:
 
 
 def _counts() -> Iterator[int]:
+    # Without /proc, or without a memory controller, an OOM kill passes for any other end.
     with suppress(OSError, ValueError):
         for line in OURS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)

@@ -187,6 +187,7 @@ def _runs(folder: Folder, job: str) -> bool:
     """Return whether a process of a job runs on this machine, and so holds the lock on its log."""
     with suppress(FileNotFoundError), folder.log(job).open("rb") as log:
         try:
+            # All processes of a job inherit the descriptor of its log, and with it the lock.
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True

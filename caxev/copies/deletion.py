@@ -53,6 +53,8 @@ def intent(
         "checksum": wanted.like.checksum,
         **({} if bulk is None else {"bulk": bulk}),
     }
+    # The entry may keep the fields of an earlier deletion that was withdrawn: its proof must not
+    # serve this one.
     return RunUpdate.change_copy(
         run,
         copy,

@@ -205,6 +205,7 @@ def claiming(
     if plan.resume is not None:
         return RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, *expect, **fields)
     made = {"creation_time": job.now(), "creation_place": job.site.name}
+    # As cax writes it: `checksum` is there from the start, null until it is known.
     fields = {"checksum": None, **made, **(new or {}), **fields}
     return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, *expect, **fields)
 

@@ -168,6 +168,7 @@ def aspect_from(row: object) -> Aspect:
     return _ASPECTS[len(row)](*row)
 
 
+# Each kind has a length of its own; a further kind needs another.
 _ASPECTS: Final[dict[int, Callable[..., Aspect]]] = {
     4: CopyField,
     3: CopyKey,

@@ -29,6 +29,7 @@ def read_length(text: str) -> timedelta:
     match = _LENGTH.fullmatch(text.strip())
     length = timedelta()
     if match is not None:
+        # Such a length stays 0, and is refused like one that is too long.
         with suppress(OverflowError):
             length = float(match[1]) * _UNITS[match[2]]
     if not timedelta() < length <= _MOST:

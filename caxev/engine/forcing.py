@@ -51,6 +51,8 @@ async def leave_by_force(
             # trio cannot end a task that ignores cancellation.
             if left := runner.attempting:
                 logger.error("stopping although {} still runs after its cancellation", left)
+                # We leave in any case: reactions that are not settled now the next process
+                # interrupts.
                 with suppress(DatabaseError), trio.move_on_after(fence.last):
                     await let_go()
                 leave_at_once(1)

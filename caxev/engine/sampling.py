@@ -109,6 +109,7 @@ class ProcessSampler:
         # It runs in the thread of the scrape, which waits there for trio's answer.
         def ask() -> Samples:
             answer: Future[Samples] = Future()
+            # A scrape without these figures is better than none: it shows that the loop is blocked.
             try:
                 token.run_sync_soon(_hand_over, send, answer)
                 return answer.result(PATIENCE)

@@ -235,6 +235,7 @@ class _Worker:
 
     async def ended(self) -> None:
         """Wait until it has ended. It is not reaped, so its number stays its own until `kill`."""
+        # No such process: `kill` has reaped it, and it has ended.
         with suppress(ProcessLookupError):
             descriptor = os.pidfd_open(self.process.pid)
             try:

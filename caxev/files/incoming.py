@@ -213,6 +213,7 @@ def landing(state: str, final: bytes) -> Iterator[Confined]:
         try:
             yield path
         finally:
+            # An error here would hide that of the block; `forget_incoming` removes what stays.
             with suppress(OSError):
                 remove(path)
 
@@ -275,6 +276,7 @@ def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
 
 
 def _take(old: Confined, new: Confined) -> None:
+    # Others may take it away meanwhile: then it is moved over the network again.
     with suppress(FileNotFoundError):
         place_file(old, new)
         if not stat.S_ISREG(os.lstat(new).st_mode):
@@ -294,6 +296,7 @@ def forget_incoming(state: str) -> int:
     incoming = _incoming(state)
     for name in os.listdir(incoming):
         path = join(incoming, name)
+        # What is in use, or cannot be removed now, is tried again the next day.
         with suppress(OSError, Retry), _in_use(path):
             if name.endswith(_PASSING) or _changed(path) < time.time() - KEPT:
                 remove(path)

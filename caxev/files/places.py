@@ -24,6 +24,7 @@ def places(location: object, real: Callable[[str], str] = os.path.realpath) -> t
     # The directory is resolved, but not the name: if the copy is a link, both places count.
     whole = name in {"", ".", ".."}
     path = os.path.realpath(location) if whole else os.path.join(real(directory or "/"), name)
+    # A text that cannot be a name on this machine names nothing here.
     try:
         if os.path.islink(path):
             return (os.fsencode(path), os.fsencode(os.path.realpath(path)))

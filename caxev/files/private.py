@@ -72,6 +72,7 @@ def _above(path: str) -> Iterator[str]:
 
 def _writable(directory: str) -> str | None:
     """Return why others may rename entries of a directory; None if they may not."""
+    # A directory that is missing, or hidden from us, is judged by those above it.
     try:
         status = os.stat(directory)
     except OSError:

@@ -199,6 +199,7 @@ def _empty(directory: int) -> None:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
             _remove_tree(directory, name)
+        # Another process may be removing the same tree.
         except FileNotFoundError:
             continue
 

@@ -97,6 +97,7 @@ def file_system(root: str) -> str | None:
     """
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        # ENOTTY before Linux 6.9, and on file systems without a UUID.
         length, *uuid = ioctl(directory, _GETFSUUID, bytes(1 + _UUID))
     except OSError:
         return None
@@ -201,6 +202,7 @@ def _read(root: str, name: str) -> Marker | None:
     if not marker or not _ID.issuperset(marker):
         return None
     try:
+        # Others may write here: a file that is not as `make_marker` writes it is none of ours.
         flags = os.O_RDONLY | os.O_NONBLOCK
         with open(open_resolved(_in_root(root, name), flags), "rb") as file:
             row = json.loads(file.read(_LONGEST))

@@ -39,6 +39,7 @@ def _taken(path: bytes) -> int:
     blocks = os.lstat(path).st_blocks
     for directory, _, files in os.walk(path):
         for name in files:
+            # A transfer may be renaming its files while we count.
             with suppress(FileNotFoundError):
                 blocks += os.lstat(os.path.join(directory, name)).st_blocks
     return blocks * _BLOCK

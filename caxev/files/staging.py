@@ -318,6 +318,7 @@ class StagedCopy:
 def _noted(path: Confined) -> str | None:
     """Return the origin in a note; None if there is none that can be read."""
     try:
+        # Without a note the origin is unknown: then data is moved again, which is always right.
         return read_file(path, LONGEST_ORIGIN).decode(errors="replace")
     except OSError:
         return None

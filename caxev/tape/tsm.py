@@ -153,6 +153,7 @@ def _failed(run: ClientRun, why: str) -> GiveUp | Retry:
 def _size(directory: str) -> int:
     """Return the total size of a directory's files in bytes."""
     total = 0
+    # Files come, and get their final names, while dsmc restores.
     with suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:
             with suppress(FileNotFoundError):

@@ -117,6 +117,7 @@ class Agent:
     async def why(self) -> Retry | GiveUp:
         """Return the error that the far end wrote to standard error when it ended."""
         said = bytearray()
+        # Best effort: without it the message only says less.
         with suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(_PATIENCE):
                 while len(said) < _COMPLAINTS and (some := await self.process.stderr.read(_CHUNK)):

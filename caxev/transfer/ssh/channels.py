@@ -56,6 +56,7 @@ class SshProgram:
         self._complaints = Tail(self._process.stderr, _TAIL)
         self._pipes = (self._process.stdout, self._process.stdin, self._process.stderr)
         for pipe in self._pipes[:2]:
+            # Refused beyond the user's limit for pipes: then they stay small, and cost some speed.
             with suppress(OSError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         self.sftp = Sftp(self._pipes[0].fileno(), self._pipes[1].fileno())
@@ -137,6 +138,7 @@ class ConnectionChannel:
 
     def halt(self) -> None:
         """End it at once."""
+        # A shutdown wakes a thread that reads from the socket; a close would not.
         with suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
 

@@ -160,6 +160,7 @@ class Remote(Session):
             # Servers also answer "failure" if the directory exists.
             if not stat.S_ISDIR((await self.ask("lstat", path)).permissions or 0):
                 raise
+        # If the server refuses, its umask decides; the copy is complete all the same.
         with suppress(*NOT_FOR_US):
             await self.ask("setstat", path, SFTPAttrs(permissions=DIR_MODE))
 

@@ -49,6 +49,7 @@ class ProxyLogin:
         if connection.client is None:
             return False
         try:
+            # A socket of the file system has no address, so none that could be trusted.
             peer = ipaddress.ip_address(connection.client.host)
         except ValueError:
             return False
