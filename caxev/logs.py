@@ -133,6 +133,7 @@ class Unbuffered:
         while rest:
             try:
                 rest = rest[os.write(descriptor, rest) :]
+            # Another program has set the terminal or pipe that it shares with us to non-blocking.
             except BlockingIOError:
                 time.sleep(0.1)
 

@@ -148,6 +148,7 @@ def _all_or_nothing() -> Iterator[None]:
     try:
         yield
     except BaseException:
+        # A handler that was recorded before its module failed must not run.
         del recorded[before:]
         raise
 
@@ -163,6 +164,7 @@ def _execute(name: str, file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
+        # Half a module must not pass for a whole one at the next import.
         del sys.modules[name]
         raise
     return module

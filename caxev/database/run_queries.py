@@ -58,6 +58,7 @@ class Runs(RunPages):
 
         async def find() -> AsyncCursor[Document]:
             held = {"data.holds.at": {"$exists": True}}
+            # No index has this order, and the server sorts at most 100 MB in memory.
             return self._shown(held).sort("number").allow_disk_use(True)
 
         return self._by_pages(find, PAGE, lambda page: [*map(Run.from_document, page)], LONG_LIMIT)

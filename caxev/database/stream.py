@@ -161,6 +161,7 @@ class ChangeCursor:
             "aggregate": self._collection or 1,
             "pipeline": [{"$changeStream": begin}, *self._stages],
             "cursor": {"batchSize": BATCH},
+            # A change stream needs it, and a command by hand takes no option of the client.
             "readConcern": {"level": "majority"},
         }
         try:

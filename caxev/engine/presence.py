@@ -68,6 +68,8 @@ class Presence:
 
     async def _report(self) -> None:
         try:
+            # Before the write, which may have been made although its reply was lost: it is
+            # withdrawn.
             self._reported = process = self.process
             await self.database.report_process(process)
             known = await self.database.processes()

@@ -61,6 +61,7 @@ DELIVERY: Final = 30.0
 async def tidy(site: Site) -> None:
     """Remove unfinished copies from the private directory that nobody goes on with."""
     state = state_directory(site)
+    # Abandoned: a disk that hangs must not keep the listener from leaving.
     gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
     if gone:
         logger.info("removed {} unfinished copies from {}", gone, state)

@@ -20,6 +20,7 @@ from caxev.files.resolved import open_resolved
 
 ALIGNED: Final = 4096
 """Offsets and lengths of direct reads are multiples of this, which suits nearly every disk."""
+# O_NONBLOCK: opening a FIFO that somebody put in a file's place would wait for ever.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 _READ_ONLY: Final = {errno.EROFS, errno.EINVAL, errno.EBADF}
 

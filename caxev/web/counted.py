@@ -67,6 +67,7 @@ class Counted(Generic[T]):
             await trio.sleep(max(self.least, SHARE * took))
 
     async def _count(self) -> None:
+        # Before the count: a change during it asks for another.
         at, mark = utcnow(), self.mark()
         try:
             self.value = await self.look_up()

@@ -104,9 +104,11 @@ class Feeder:
             began = trio.current_time()
             if changed:
                 await self._take(changed)
+            # Only now: after an error the stream brings changes again that were not taken.
             self._position = changed.position
             self._well()
             if changed:
+                # Changes that come meanwhile are read together.
                 await trio.sleep_until(began + PAUSE)
 
     def _well(self) -> None:

@@ -56,6 +56,7 @@ class SignedCookie:
     seconds: int
     secure: bool
     same_site: str = "strict"
+    # With a key of this process alone: a restart ends all sessions, and no key must be kept.
     _signer: URLSafeTimedSerializer = field(
         init=False,
         default=Factory(
