@@ -152,7 +152,7 @@ async def derive(job: Job) -> Result:
 
 
 def _plan_own(job: Job) -> Plan:
-    # Of a copy only what is made from it: other data may have been deleted on purpose since.
+    # Only the data that is made from this copy: other data may have been deleted on purpose since.
     aspect = job.event.aspect
     return partial(plan_own, about=aspect.type if isinstance(aspect, CopyKey) else None)
 

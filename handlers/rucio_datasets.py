@@ -146,7 +146,7 @@ class Settling:
 def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     """Decide whether to ask the catalogue about this entry.
 
-    That is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
+    This is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
     a rule is not OK yet. Raises `Retry` if the rule file is invalid.
     """
     # The digest saves the question: most events of a run change nothing that the rules depend on.

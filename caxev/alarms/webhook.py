@@ -66,7 +66,7 @@ class WebhookNotifier(Threaded):
         request = urllib.request.Request(self.url, body, headers)  # noqa: S310  # http(s): checked
         try:
             with urllib.request.build_opener(_AsItIs).open(request, timeout=PATIENCE) as answer:
-                # Of an answer without an end, no more is read.
+                # No more is read of an answer without an end.
                 status, start = answer.status, answer.read(200).decode(errors="replace")
         except URLError as error:
             raise DeliveryFailed(f"{host}: {error.reason}") from None

@@ -1,7 +1,7 @@
 """Plan acts for a person, and carry them out: here asking meets the database.
 
 Writes go to the runs in groups, each in one transaction with its rows of history, so that a row is
-there exactly if its write is. Whoever is interrupted has written whole groups.
+there exactly if its write is. An interrupted command has written whole groups.
 """
 
 from __future__ import annotations

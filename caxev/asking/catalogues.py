@@ -28,8 +28,8 @@ AGAIN: Final = ("RSEreupload", "RSEquota", "error")
 
 def entries_at(run: Run, data: DataChoice, catalogue: str) -> list[Copy]:
     """Return the run's entries at a catalogue: of derived data one for each version."""
-    # Of double entries, which old programs left, the first one counts: reversed, so that it is
-    # the last to be put into the dict.
+    # Old programs left double entries, of which the first counts: reversed, so that it is the last
+    # to be put into the dict.
     found = {one.key: one for one in reversed(data.copies(run, catalogue))}
     return [*reversed(found.values())]
 

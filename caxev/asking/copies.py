@@ -124,7 +124,7 @@ class CopyData(CopyRequests):
             try:
                 return self._from(run, source, context)
             except (NothingToDo, ConfigError) as why:
-                # Of several sources the best has the reason that matters.
+                # If there are several sources, the reason of the best one matters.
                 refused = refused or why
         raise refused or NothingToDo(f"{run} has no good copy of {self.data} data elsewhere", GONE)
 

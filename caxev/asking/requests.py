@@ -259,7 +259,7 @@ async def progress(asker: Asker, request: BulkRequest) -> RequestProgress:
 
 
 def _to_write(request: BulkRequest, number: int) -> dict[str, int]:
-    # Of what nobody writes, the rest was withdrawn.
+    # If nobody writes for it, the rest was withdrawn.
     return {TO_WRITE: number} if number and request.writer is not None else {}
 
 

@@ -133,7 +133,7 @@ async def _restore(
     settings = database.settings
     source = f"{head.get('database')}.{head.get('runs')}"
     here = f"{settings.database}.{settings.collection}"
-    # What it replaced would be reactions to other runs.
+    # It would replace reactions to other runs.
     if force and source != here:
         raise ConfigError(
             f"{file} is of {source}, and would replace the ledger of {here}: choose another by "

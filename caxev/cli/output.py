@@ -197,8 +197,8 @@ async def show_rows(
 ) -> None:
     """Print a table whose rows come one by one, as `show` does if they are few.
 
-    Of many rows none is kept: each is printed as it comes, in columns as wide as the first rows
-    need. The JSON is the same, however many rows there are.
+    Many rows are not kept: each is printed as it comes, in columns as wide as the first rows need.
+    The JSON is the same, however many rows there are.
     """
     first: list[Row] = []
     printer: _Printer | None = None

@@ -74,8 +74,8 @@ class Ask:
     def rows(self, runs: RunChoice, act: Act) -> Rows:
         """Do what an act is about to each selected run, unless it is a dry run; return the rows.
 
-        Of several runs the plan is shown first; of many, a person confirms it. Each run is decided
-        about again when its turn comes. Ctrl-C leaves what is done.
+        For several runs the plan is shown first; for many, a person confirms it. Each run is
+        decided about again when its turn comes. Ctrl-C leaves what is done.
         """
         if self.dry_run:
             return options().with_asker(_planned, runs, act)[1]

@@ -116,7 +116,7 @@ def _handlers(options: GlobalOptions) -> Iterable[str]:
     modules: set[str] = set()
     with suppress(ConfigError):  # without sites.json there are those that come with caxev
         modules = {module for site in options.sites().values() for module in site.handlers}
-    # Of all sites: the command may name another site than this machine's.
+    # The handlers of all sites: the command may name another site than this machine's.
     load_handlers((*BY_METHOD, *sorted(modules)), options.handlers)
     return [name for handler in recorded for name in (handler.name, *handler.aliases)]
 

@@ -48,7 +48,7 @@ class Correction:
     version: Annotated[str | None, Kind("a text", read_name)] = None
     """The version of the rows that count; null: the one made last."""
     factor: Annotated[float | None, Kind("a number", number(-1e308))] = None
-    """What a row's ``function`` returns is multiplied by this. Rows in cax's form need it."""
+    """The value of a row's ``function`` is multiplied by this. Rows in cax's form need it."""
 
     @property
     def version_field(self) -> str:

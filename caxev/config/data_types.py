@@ -1,7 +1,7 @@
 """The types of data: the three of cax, and those that ``types`` of sites.json adds. Pure.
 
-A type is made by the DAQ (or any other program), or from another type by the sites' commands. What
-a type is decides what happens to its copies; no rule but those of cax itself goes by a type's name.
+A type is made by the DAQ (or any other program), or from another type by the sites' commands. The
+attributes of a type decide what happens to its copies; only cax's own rules go by a type's name.
 """
 
 from __future__ import annotations

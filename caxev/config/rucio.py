@@ -71,7 +71,7 @@ _Seconds = Annotated[int, Kind("a whole number of seconds", whole())]
 class Catalogue:
     """How a Rucio catalogue is reached, and how runs are named in it.
 
-    What is None is taken from ``rucio.cfg``.
+    Values that are None are taken from ``rucio.cfg``.
     """
 
     auth_type: Annotated[

@@ -239,8 +239,8 @@ class Site:
     links: Annotated[
         Mapping[str, Link], Kind('limits by site, as {"chicago": {"max_rate": "200MB/s"}}', _links)
     ] = field(default=Factory(dict), hash=False)
-    """Limits of the links to other sites, as seen from here. What a link does not name is as for
-    the site; if both ends name a number, the smaller counts."""
+    """Limits of the links to other sites, as seen from here. Keys that a link does not name are
+    those of the site; if both ends name a number, the smaller counts."""
     priority: Names = ()
     """Names of tags, the most urgent first: data of runs with such a tag is moved first, then that
     of the newest. Low-priority runs can starve."""

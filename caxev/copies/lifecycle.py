@@ -223,7 +223,7 @@ def arrived(run: Run, mine: Copy, **fields: object) -> RunUpdate:
 def broken_off(run: Run, mine: Copy, **fields: object) -> RunUpdate:
     """Return the update by which a copy that nobody goes on with is an ``error``.
 
-    What is in it may be right: see `found_bad` if it is not.
+    Its content may be right: see `found_bad` if it is not.
     """
     return RunUpdate.change_copy(run, mine, ERROR, **{"owner": None, **fields})
 

@@ -79,8 +79,8 @@ def is_disputed(one: Copy) -> bool:
 def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
     """Return the copies of this data that have a vote, in the order of the run.
 
-    Of several entries of the same bytes one has it: the vouched one, else that of this key, else
-    the first.
+    Several entries of the same bytes have one vote: that of the vouched entry, else that of this
+    key, else the first.
     """
     # Two votes for the same bytes could outvote an independent copy.
     mine = run.copy(key)

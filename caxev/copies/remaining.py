@@ -24,7 +24,8 @@ def others(
 
     With `fresh` a copy that can be read again must have such a reading, and one in a catalogue must
     have been compared at any time. A copy on tape was compared before it became good, and counts by
-    its entry. Of copies that share their bytes one counts, and none that shares this copy's.
+    its entry. Copies that share their bytes count as one, and those that share this copy's bytes
+    not at all.
     """
     mine, same = run.copy(key), same_bytes(sites)
     found = [] if mine is None else [mine]

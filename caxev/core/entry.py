@@ -173,7 +173,7 @@ def _hold(row: Mapping[str, Any]) -> Hold:
 
 
 def _days(value: object) -> float | None:
-    # What is no number of days is no end: a hold that is not understood still holds.
+    # A value that is no number of days is no end: a hold that is not understood still holds.
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return float(value) if 0 <= value <= MOST_DAYS else None

@@ -69,7 +69,7 @@ class NoSuchRun(Exception):
 
 
 class NothingToDo(Exception):
-    """What a person asks is impossible, or done already. The message is one line.
+    """A person's request is impossible, or done already. The message is one line.
 
     `status` is that of the copy concerned, if there is one.
     """
@@ -80,7 +80,7 @@ class NothingToDo(Exception):
 
 
 class Ambiguous(NothingToDo):
-    """What a person asks may mean several copies. The message names the option that decides."""
+    """A person's request may mean several copies. The message names the option that decides."""
 
 
 class ConfigError(Exception):

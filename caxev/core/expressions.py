@@ -2,8 +2,8 @@
 
 ``caxev.handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a
 meaning: numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing
-can be reached that was not given. What sympy prints of its ``Piecewise`` is understood, with
-``Eq``, ``Ne``, ``And``, ``Or``, ``Not``, ``pi`` and ``E``::
+can be reached that was not given. The text of sympy's ``Piecewise`` is understood, with ``Eq``,
+``Ne``, ``And``, ``Or``, ``Not``, ``pi`` and ``E``::
 
     Piecewise((1.44e-4, t < 1478000000), (1.45e-4 + 1e-12 * (t - 1.478e9), True))
 

@@ -2,8 +2,8 @@
 
 Rows are only ever added. A reaction that did something leaves the ledger when it is settled, and
 the transaction that removes it writes its row: so there is exactly one for each, however often a
-settlement is repeated. What did nothing leaves none. Alarms, requests and starts of listeners have
-rows as well.
+settlement is repeated. A reaction that did nothing leaves none. Alarms, requests and starts of
+listeners have rows as well.
 
 A handler gives the facts by `Job.did`; the engine adds when, where, on what and how long. Rows are
 small, because there are many: no output of programs, and of many files only the first ones.

@@ -102,9 +102,9 @@ class Job:
 
     `run` is the run as it is now; `event` is the reason for the attempt. `site` is the site that
     this process serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries
-    that this process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater
-    `urgency` (priority, then how new) goes first. `at` is when the event happened, UTC. A test
-    needs to give `run` and `event` only.
+    that this process works on (``lngs#7``: site and epoch). The job with the greater `urgency`
+    (priority, then how new) goes first. `at` is when the event happened, UTC. A test needs to give
+    `run` and `event` only.
     """
 
     run: Run
@@ -160,8 +160,8 @@ class Job:
         update is of another run. On cancellation the update may or may not have happened.
         """
         self._check_own(update)
-        # The ledger must still have our claim: a deposed process writes nothing to a run.
-        # What was done goes with it: a process that dies right after has left both, or none.
+        # The ledger must still have our claim: a deposed process writes nothing to a run. The deed
+        # is written with it: a process that dies right after has left both, or none.
         run = await self.ports.update(update, now=self.now(), deed=self.deed)
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")
@@ -337,7 +337,7 @@ def skip_of(*plans: object) -> Skip | None:
         return None
     if len(skipped) <= 1:  # as of most: it is asked several times for each change
         return skipped[0] if skipped else _NOTHING
-    # What may still be met is what matters: the other reasons are for good.
+    # A condition that may still be met matters most: the other reasons are for good.
     unmet = [one for one in skipped if isinstance(one, Unmet)]
     whys = dict.fromkeys(one.why for one in unmet or skipped)
     why = "; ".join(whys)

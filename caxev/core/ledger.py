@@ -304,7 +304,7 @@ def settle(
             due=now,
             note=reaction.note if reaction.hindered else outcome.why,
         )
-    # Whatever else it waits for, it does not wait for a disk or a refusal any more.
+    # It may wait for something else, but no longer for a disk or a refusal.
     free = evolve(reaction, epoch=None, hindered=None, root="")
     match outcome:
         case Failed(why):

@@ -281,8 +281,8 @@ class FormerCopy(Record):
 class Run:
     """A run document. Unknown fields stay in `document`.
 
-    `number` is None for muon-veto runs, which are known by `name`. Of entries with the same key
-    the first counts as `copy(key)`; entries that name no type or host are left out of `copies`.
+    `number` is None for muon-veto runs, which are known by `name`. If entries have the same key,
+    `copy(key)` is the first; entries that name no type or host are left out of `copies`.
     """
 
     id: RunId
@@ -374,7 +374,7 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
     snapshot: dict[Aspect, str] = {Existence(): YES}
     for tag in _tags(document.get("tags")):
         value = _dated(YES, tag.get("date"))
-        # Of several with one name the latest counts.
+        # If several have one name, the latest counts.
         snapshot[Tag(tag["name"])] = max(value, snapshot.get(Tag(tag["name"]), ""))
     data = document.get("data")
     several: dict[CopyKey, list[str]] = {}

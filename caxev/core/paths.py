@@ -32,7 +32,7 @@ class Root(str):
 def plain(location: str) -> str:
     """Return the one way of writing a path, as far as that can be known without the disk.
 
-    ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
+    ``/a//b/./c/`` is ``/a/b/c``. A text that is no absolute path stays as it is.
     """
     # An entry of an old program may hold anything.
     if not location.startswith("/"):

@@ -3,8 +3,8 @@
 `engine.recorder` calls `compare` with what the site saw last and what is there now, and writes the
 result in one transaction; `engine.requests` calls `again` for a replay.
 
-A handler's decision is asked here, about the very document that the snapshot is of. What there is
-nothing to do about leaves no reaction: the snapshot alone records that it was seen. A decision
+A handler's decision is asked here, about the very document that the snapshot is of. An event
+without anything to do leaves no reaction: the snapshot alone records that it was seen. A decision
 counts only if no reaction stands under its key, and no alarm about the run is active. A reaction
 that stands waits for something, runs or has failed: then the handler is run, so that it can end
 what it began.
@@ -180,7 +180,7 @@ def _made(
         if asked is None and any(one.decide for one in handlers):
             asked = run()
         for handler, decision in maker.decisions(event, asked, at):
-            # Of a run that was never seen no reaction can stand: most of a first scan ends here.
+            # A run that was never seen has no reaction yet: most of a first scan ends here.
             if is_new and isinstance(decision, Skip):
                 continue
             reaction = maker.reaction(event, handler, at, priority)

@@ -347,7 +347,7 @@ class Handler:
         return place_of(self.function)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Return why no trigger fits; None if one does. Of several reasons, the last trigger's."""
+        """Return why no trigger fits (the last trigger's reason); None if one does."""
         reason: str | None = "it has no trigger"
         for trigger in self.triggers:
             reason = trigger.unmet(aspect, status, here)

@@ -38,8 +38,7 @@ def unpacked(parts: Sequence[bytes], number: int) -> str:
 def last_of(parts: Sequence[bytes], number: int, most: int) -> str:
     """Return the last `most` characters, or nearly, of what is kept of `number` parts.
 
-    What anybody may have written there costs little: it is read in little memory, and up to a
-    limit.
+    Anybody may have written the parts: they are read in little memory, and up to a limit.
     """
     text = "\n".join(_end_of(part, most) for part in parts)
     is_whole = len(text) <= most and number <= len(parts)

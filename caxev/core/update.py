@@ -273,7 +273,7 @@ class RunUpdate:
         All requests that stood in the entry when the reading began are answered by it, whoever made
         them. Without any, the answer has an id of its own: it wakes whatever waits for a reading.
         """
-        # Of `seen`, not of the copy as it is now: a request made during the reading is not
+        # The requests of `seen`, not of the copy as it is now: one made during the reading is not
         # answered by it.
         ids = [one.id for one in seen.pending] or [new_id()]
         return _appended(self, seen, "check_answered", ids)

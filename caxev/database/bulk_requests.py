@@ -114,7 +114,8 @@ class BulkRequests(Runs, History):
     ) -> None:
         """Count the runs of a part as written, in the transaction that does it."""
         runs, failed = ({"$literal": [*some]} for some in (part.runs, {*part.refused, *missed}))
-        # What had failed was counted before. The server reckons: it knows what is counted now.
+        # Runs that had failed were counted before. The server reckons: it knows what is counted
+        # now.
         change = {
             "written": {"$add": ["$written", {"$size": {"$setDifference": [runs, "$failed"]}}]},
             "failed": {"$concatArrays": [{"$setDifference": ["$failed", runs]}, failed]},

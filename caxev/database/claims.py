@@ -65,9 +65,9 @@ class Claims(Runs, History):
 
     @operation
     async def _claim(self, reactions: Sequence[Reaction], lease: Lease) -> list[Reaction]:
-        # Whoever ends our lease does so before it opens claims. So if the lease is still ours after
-        # the write, the claim is valid, or the other one will open it. Otherwise we give it back;
-        # if we die before that, the leader finds it among its `claims`.
+        # A process that ends our lease does so before it opens claims. So if the lease is still
+        # ours after the write, the claim is valid, or the other one will open it. Otherwise we give
+        # it back; if we die before that, the leader finds it among its `claims`.
         pending = {"state": State.PENDING.value, "epoch": {"$exists": False}}
         claimed = {"$set": {"state": State.RUNNING.value, **lease.claimed}}
         writes = [
@@ -89,7 +89,7 @@ class Claims(Runs, History):
         return [one for one in reactions if generations.get(one.id) == one.generation]
 
     async def _is_held(self, lease: Lease) -> bool:
-        # Of a helper two documents: its own, and that of the leader who admitted it.
+        # A helper needs two documents: its own, and that of the leader who admitted it.
         keys = [lease.held["_id"], *([] if lease.helper is None else [lease.site])]
         current = {"_id": {"$in": keys}, "epoch": lease.epoch}
         return len(await self._ledger.find(current, {"_id": 1}).to_list(None)) == len(keys)
@@ -98,7 +98,7 @@ class Claims(Runs, History):
     async def claims(self, lease: Lease) -> list[Document]:
         """Return the key, generation, epoch and helper of all that this process has claimed.
 
-        Of the leader, all that the site has claimed, but for what its helpers have.
+        For the leader, all claims of the site, except those of its helpers.
         """
         mine = lease.claimed if lease.helper is not None else {"epoch": {"$lte": lease.epoch}}
         shown = {"generation": 1, "epoch": 1, "helper": 1}
@@ -211,7 +211,7 @@ class Claims(Runs, History):
         if counted < len(reactions):
             freed = [{"q": _claimed(one, lease), "u": _FREED} for one in reactions]
             renewed = await write_all(self._ledger, freed, session)
-        # What was done was done, also if it is to be done again.
+        # It happened, also if the reaction is to run again.
         if happened:
             await self._add_rows([*happened.values()], session)
         point("database.settle.after")

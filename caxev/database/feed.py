@@ -189,7 +189,7 @@ class Feeds(Requests):
         return {one["_id"]: one for one in await cursor.to_list(None)}
 
     async def _ledger_rows(self, keys: Sequence[str]) -> list[Document]:
-        # What programs printed can be large, and is not shown here.
+        # The output of programs can be large, and is not shown here.
         return await self._ledger.find({"_id": {"$in": list(keys)}}, {"kept": 0}).to_list(None)
 
     def _open(self, rows: Iterable[Document]) -> list[tuple[Reaction, Document]]:

@@ -12,7 +12,7 @@ of helpers are never used twice: one that was voided joins again as a new one.
 
 A process that takes the site over voids all helpers at once. They may be at what they have claimed,
 so that stays theirs until their leases have lapsed, or they report that they have stopped (`stop`):
-no reaction is made by two. What they settle meanwhile counts.
+no reaction is made by two. Their settlements count meanwhile.
 
 Only the leader records. The alarms of a helper go through its document.
 """

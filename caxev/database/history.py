@@ -68,7 +68,7 @@ class History(Quarantine):
     async def note(self, *rows: HistoryRow) -> None:
         """Add rows; one whose id is there already changes nothing. Repeatable if rows have ids.
 
-        What a reaction did needs no note: its handler gives the facts by `Job.did`.
+        A reaction needs no note: its handler gives the facts by `Job.did`.
         """
         await self._add_rows(rows, None)
 
@@ -185,7 +185,7 @@ def _query(search: HistorySearch) -> Document:
 def history_document(row: HistoryRow, days: float) -> Document:
     """Return a row as the database keeps it for so many days (0: for ever), without its id.
 
-    What is unknown or empty is left out, but the site: there are many rows, found by their site.
+    Unknown and empty fields are left out, except the site, by which rows are found.
     """
     deed = row.deed
     fields: Document = {

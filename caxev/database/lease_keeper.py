@@ -48,7 +48,7 @@ class LeaseKeeper:
     def keep_alarm(self, state: AlarmState) -> None:
         """Keep an alarm, for this process or the next to deliver. Raises `DatabaseError`.
 
-        That of a helper is left for the leader.
+        An alarm of a helper is left for the leader.
         """
         lease, row = self._lease, alarm_row(state)
         if lease.helper is None:

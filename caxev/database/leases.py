@@ -78,8 +78,8 @@ class Leases(Sites, Reactions, History, Schema):
             return None
         point("database.takeover.epoch")
         await self._require_schema()
-        # What a helper claims from now on it gives back itself. What it has claimed it may still be
-        # at: `reopen_claims` opens that once its lease has lapsed.
+        # A helper gives back by itself what it claims from now on. It may still run earlier claims:
+        # `reopen_claims` opens these once its lease has lapsed.
         await self._void_helpers(site)
         former_claims = {"site": site, "epoch": {"$lt": epoch}, "helper": None}
         claims = await self._interrupt(former_claims, now)

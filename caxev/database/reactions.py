@@ -81,7 +81,7 @@ class Reactions(Quarantine):
         query["epoch"] = {"$exists": False}
         if handlers is not None:
             query["handler"] = {"$in": [*handlers]}
-        # What programs printed can be large, and nobody needs it to start a reaction.
+        # The output of programs can be large, and nobody needs it to start a reaction.
         cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [reaction for reaction, _ in await self._documented(cursor)]
 
@@ -152,7 +152,8 @@ class Reactions(Quarantine):
         named = {"site": site, "state": state, "handler": handler}
         query: Document = {"handler": {"$exists": True}, **_keys(site, run, state)}
         query |= {name: value for name, value in named.items() if value is not None}
-        # What the indexes of claimed and of due reactions need to be used.
+        # Without these conditions the server does not use the indexes of claimed and of due
+        # reactions.
         if state == State.RUNNING.value:
             query["epoch"] = {"$exists": True}
         if state == State.PENDING.value and site is not None and run is None:

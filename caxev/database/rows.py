@@ -209,7 +209,8 @@ def items_from(digest: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str
     from caxev.files import Manifest  # few commands need it, and all wait for what it imports
 
     items = [dict(Row.of(item).document) for part in parts for item in Row.of(part).many("items")]
-    # What was compared with Rucio is kept under a manifest's digest, which is not that of its rows.
+    # Files that were compared with Rucio are kept under a manifest's digest, which is not that of
+    # these rows.
     if not digest.startswith("catalogue:") and Manifest.from_rows(items).digest != digest:
         raise Malformed("its items do not match its digest")
     return items

@@ -134,7 +134,7 @@ class Runs(RunPages):
     async def neighbours(self, wanted: Neighbours) -> list[Run]:
         """Read the runs that have a copy whose files may be those of another copy, too.
 
-        Of the runs only their names, and of their copies at these hosts what and where each is.
+        Only the names of runs, and keys and locations of their copies at these hosts.
         """
         above = {str(one) for name in wanted.names for one in _upwards(name)}
         below = "|".join(map(re.escape, wanted.names))

@@ -118,7 +118,7 @@ def site_role(settings: Settings) -> Role:
         _looking(settings),
         _on(settings, settings.collection, "update"),
         *(_on(settings, name, "insert", "update", "remove", "collStats") for name in own),
-        # What happened is only ever added to.
+        # The history is only ever added to.
         _on(settings, f"{settings.prefix}{HISTORY}", "insert", "collStats"),
     ]
     return Role(f"{settings.prefix}site", allowed)

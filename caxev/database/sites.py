@@ -161,7 +161,7 @@ def _position_from(value: object) -> Position | None:
 def _scanning_from(value: object) -> Scanning | None:
     if value is None:
         return None
-    # Whatever else stands there, a scan was begun: from the start is always right.
+    # A scan was begun, even if this cannot be read: to begin anew is always right.
     row: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
     before, runs = row.get("before"), row.get("runs")
     if before is None or not is_plain(before):
@@ -228,7 +228,7 @@ ACTIVE: Final = {
 
 
 class Sites(Connection):
-    """The sites' own documents. What a listener writes needs its lease."""
+    """The sites' own documents. A listener writes them only with its lease."""
 
     @operation
     async def site_records(self) -> list[SiteRecord]:

@@ -165,7 +165,7 @@ class Recording(Sites, Quarantine):
         return Snapshots(now, last, WholeRuns({one["_id"]: one for one in documents}))
 
     async def _whole(self, runs: Sequence[RunId]) -> list[Document]:
-        # Of a run with too many copies to serve, one more than that many shows it.
+        # One more than the most copies that are served shows that a run has too many.
         most = {"data": {"$slice": MOST_COPIES + 1}}
         return await _found(self._confirmed, runs, most)
 

@@ -60,9 +60,9 @@ _MILLISECONDS: Final = {"$toLong": {"$ifNull": ["$wallTime", {"$toDate": "$clust
 def pipeline(interest: Interest = ALL) -> list[Document]:
     """Return the stages that pass on what can concern a site.
 
-    These are changes of ``data``, ``tags``, watched fields and existence. Of the fields of an entry
-    only those count that snapshots are made of. A new status, with its digests, counts unless the
-    update names its host (`CHANGED`, which only caxev writes), and the status concerns nobody here.
+    These are changes of ``data``, ``tags``, watched fields and existence. Only those fields of an
+    entry count that snapshots are made of. A new status, with its digests, counts unless the update
+    names its host (`CHANGED`, which only caxev writes), and the status concerns nobody here.
     """
     watched = interest.watched
     names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}

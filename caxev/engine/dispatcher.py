@@ -139,8 +139,8 @@ class Dispatcher:
             except BaseException:
                 self._doubtful = True
                 raise
-        # What was given back is pending, and no lane knows of it; nor of what was recorded and of
-        # which we have not heard.
+        # Reactions that were given back are pending, and no lane knows of them, nor of reactions
+        # that were recorded although the reply was lost.
         self.look_again()
 
     def look_again(self) -> None:
@@ -218,7 +218,7 @@ class Dispatcher:
     @property
     def _handlers(self) -> Collection[str] | None:
         """The handlers whose reactions to claim; None: all there are."""
-        # What is not installed on a helper's machine may be on the leader's.
+        # A handler that is not installed on a helper's machine may be on the leader's.
         return self.context.registry.handlers if self.context.is_helper else None
 
     async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
@@ -240,7 +240,8 @@ class Dispatcher:
             claimed = claimed if heard else []
             self._doubtful |= not heard
             lane.running -= keys - {reaction.id for reaction in claimed}
-            # What was renewed, or may have been claimed unheard, is to be fetched again.
+            # Reactions that were renewed, or claimed by a write whose reply was lost, are to be
+            # fetched again.
             if len(claimed) < len(due):
                 lane.refresh()
         self.runner.start([claim(reaction, lease.epoch) for reaction in claimed], {})

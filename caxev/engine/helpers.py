@@ -3,9 +3,9 @@
 `session` runs a `HelperWatch`. The renewal of the lease reports whether there are helpers: without
 any, nothing is asked of the database. See `caxev.database.helpers`; `helping` is the other end.
 
-What a helper raised about itself ends with it. If one vanishes, and none from its host is back
-within `MISSED`, that is an alarm: until one is back, or an operator clears it. One that was asked
-to leave is not missed.
+A helper's alarms about itself end with it. If one vanishes, and none from its host is back within
+`MISSED`, that is an alarm: until one is back, or an operator clears it. One that was asked to leave
+is not missed.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class HelperWatch:
     async def _admit(self, helper: Helper) -> None:
         self._there[helper.name] = helper
         self._share()
-        # What is being recorded now may still claim for us what it renews.
+        # A record that is being written now may still claim for us a reaction that it renews.
         async with self.recorder.beside_stream():
             pass
         await self.context.database.admit(self.context.lease, helper)
@@ -117,7 +117,7 @@ class HelperWatch:
         self._heard.pop(helper.name, None)
         self._share()
         logger.info("{} has gone; {} reactions of it are due again", helper.name, opened)
-        # What it had postponed is known to nobody else.
+        # Nobody else knows the reactions that it had postponed.
         self.dispatcher.look_again()
 
     async def _hear(self, helper: Helper) -> None:

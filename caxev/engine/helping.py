@@ -152,7 +152,7 @@ async def _withdraw(database: Database, asking: Lease) -> None:
 
 @define(eq=False)
 class HelperSession:
-    """What a helper does while one lease lasts."""
+    """The acts of a helper while one lease lasts."""
 
     reloader: Reloader
     database: Database

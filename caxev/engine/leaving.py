@@ -35,7 +35,7 @@ class Leaving:
         name = signal.Signals(number).name
         if self.asked.is_set():
             logger.warning("{} again: stopping at once", name)
-            # What is in flight is claimed in the ledger: the next process opens it.
+            # Reactions in flight are claimed in the ledger: the next process opens them.
             leave_at_once(128 + number)
         logger.info("{}: finishing running reactions; send it again to stop at once", name)
         self.asked.set()

@@ -1,8 +1,8 @@
 """Push the metrics to a collector of OpenTelemetry, by OTLP over HTTP.
 
-`listener` starts it if an address is given. What is pushed is what a scrape shows: the same
-registry, read in a thread of its own. A push that fails is not repeated, since the next one has
-newer values of all that it had.
+`listener` starts it if an address is given. It pushes what a scrape shows: the same registry, read
+in a thread of its own. A push that fails is not repeated, since the next one has newer values of
+all that it had.
 """
 
 from __future__ import annotations

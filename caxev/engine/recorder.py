@@ -124,9 +124,9 @@ class Recorder:
     # Changes whenever something is recorded beside the stream: then what was read ahead is stale.
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
-    # What was recorded or deferred since the batch that is read ahead was begun to be read.
+    # Snapshots that were recorded or deferred since we began to read the batch that is read ahead.
     _newer: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
-    # What led to nothing and is not recorded yet: newer than what the database has.
+    # Snapshots of changes that led to nothing, not recorded yet: newer than those in the database.
     _deferred: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
     _behind: Position | None = field(init=False, default=None)
     _has_deferred: trio.Event = field(init=False, factory=trio.Event)
@@ -277,7 +277,7 @@ class Recorder:
 
     async def compare(self, runs: Mapping[RunId, datetime], snapshots: Snapshots) -> Ingest:
         """Return what is to be written about these runs."""
-        # Whatever comes of it: a state that was read before may be followed by no change any more.
+        # In any case: no further change may follow a state that was read before.
         self._outdate(runs)
         # Due at once, whatever clock the server had that dated the change.
         now, context = utcnow(), self.context

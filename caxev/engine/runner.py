@@ -394,7 +394,7 @@ def no_news(run: Run, reaction: Reaction) -> str | None:
     seen = time_of(event.before)
     ours = f"{reaction.site}: {reaction.handler}: "
     for one in run.given_up(event.aspect):
-        # What was given up before the state that was seen last is of a former life of the copy.
+        # A note of before the state that was seen last is about a former life of the copy.
         is_ours, at = (one.trigger or "").startswith(ours), one.at
         if is_ours and at is not None and seen is not None and at >= seen:
             return (

@@ -111,7 +111,7 @@ class LeaderSession:
                 if context.options.once:
                     with trio.move_on_after(DELIVERY):
                         await self.alarms.leave(deliver=True)
-                # What is not delivered now is in the database, for the next process.
+                # Alarms that are not delivered now are in the database, for the next process.
                 with trio.move_on_after(FLUSH):
                     await self.alarms.hang_up()
                 outer.cancel_scope.cancel()
@@ -203,7 +203,7 @@ class LeaderSession:
                 await watcher.persist(service.catch_up)
             await watcher.persist(self.requests.serve)
             await self.dispatcher.wait_idle()
-            # What was done here may have made more to do here.
+            # These reactions may have changed runs, which leads to more.
             while await watcher.persist(watcher.catch_up):
                 await self.dispatcher.wait_idle()
             nursery.cancel_scope.cancel()

@@ -2,8 +2,8 @@
 
 After an outage, or after a change of very many runs, what changes now may come behind a hundred
 thousand changes. Then a second stream is opened, from now on, and served in turn with the first.
-That one leaves nothing out: it comes by the same changes later and finds them recorded. So nothing
-depends on the second stream, whose position is kept nowhere.
+The first one leaves nothing out: it meets the same changes later and finds them recorded. So
+nothing depends on the second stream, whose position is kept nowhere.
 
 `watcher` runs a `Shortcut` beside the stream.
 """

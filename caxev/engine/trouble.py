@@ -63,7 +63,7 @@ class Trouble:
     ) -> T:
         """Call an async function until the database lets it through.
 
-        What lasts less than `quiet` seconds is not reported. Raises an error that neither time nor
+        Trouble of less than `quiet` seconds is not reported. Raises an error that neither time nor
         leaving out one write can cure (`is_fatal`).
         """
         pause, began = 0.1, trio.current_time()

@@ -9,8 +9,8 @@ nothing else could end the handler, and another process makes its reaction.
 
 A library in C that keeps the interpreter's lock stops this thread as well, and with it whatever
 this process could do in Python. The lease lapses then; systemd, which hears nothing, ends the
-process after `WatchdogSec`; after `INTERRUPTIONS` such ends the reaction is parked as failed. What
-needs no lock is `faulthandler`: after `HELD` it writes to stderr what every thread is doing, so the
+process after `WatchdogSec`; after `INTERRUPTIONS` such ends the reaction is parked as failed.
+`faulthandler` needs no lock: after `HELD` it writes to stderr what every thread is doing, so the
 handler can be found.
 """
 

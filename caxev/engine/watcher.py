@@ -166,7 +166,7 @@ class Watcher:
             raise failed
 
     async def _record_all(self, stream: Stream) -> None:
-        # Of size 0: one batch ahead is enough to keep the database busy, more would cost memory.
+        # Without a buffer: one batch ahead keeps the database busy, and more would cost memory.
         send, receive = trio.open_memory_channel[Ahead](0)
         shortcut = Shortcut(self.context, self.recorder)
         async with trio.open_nursery() as nursery:

@@ -88,8 +88,8 @@ def wrong_below(
     Every item's digests must be known. Raises `Retry` if a file cannot be read, or changes
     meanwhile.
     """
-    # Through the cache: this checks what was transferred, which is mostly still in memory. What the
-    # disk holds is checked later, by a verification that goes round the cache.
+    # Through the cache: this checks what was transferred, which is mostly still in memory. The disk
+    # itself is checked later, by a verification that bypasses the cache.
     todo = {seen.path: _whole_parts(seen, items[seen.path].size) for seen in found}
     reading = [one for file in todo.values() for one in file if one.size]
     if reading:

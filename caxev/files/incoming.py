@@ -296,7 +296,7 @@ def forget_incoming(state: str) -> int:
     incoming = _incoming(state)
     for name in os.listdir(incoming):
         path = join(incoming, name)
-        # What is in use, or cannot be removed now, is tried again the next day.
+        # If it is in use, or cannot be removed now, it is tried again the next day.
         with suppress(OSError, Retry), _in_use(path):
             if name.endswith(_PASSING) or _changed(path) < time.time() - KEPT:
                 remove(path)

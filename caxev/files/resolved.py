@@ -1,9 +1,9 @@
 """Act on files by their resolved paths without following a link in any component.
 
-`confine` resolves a path. Whoever may write to a directory on it can put a link there afterwards;
-the functions here then fail (ELOOP, ENOTDIR) and are not redirected. Linux' openat2(2) does that in
-one call; if it is missing (before 5.6, or in a sandbox), each directory is opened in turn. Paths
-must be absolute and without ``..``.
+`confine` resolves a path. Somebody who may write to a directory on it can put a link there
+afterwards; the functions here then fail (ELOOP, ENOTDIR) and are not redirected. Linux' openat2(2)
+does that in one call; if it is missing (before 5.6, or in a sandbox), each directory is opened in
+turn. Paths must be absolute and without ``..``.
 """
 
 from __future__ import annotations

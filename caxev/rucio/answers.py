@@ -1,4 +1,4 @@
-"""What Rucio's server and a storage answer is read up to a limit.
+"""Answers of Rucio's server and of a storage are read up to a limit.
 
 Rucio's client library joins the pieces of a line until it ends, and reads an error's text whole: a
 server, or a gateway before it, that never stops would fill the memory. `caxev.rucio.connection` has

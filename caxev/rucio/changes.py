@@ -150,7 +150,7 @@ def changes(
     """Return the necessary changes. Pure and idempotent: afterwards there are none.
 
     A lifetime counts from the creation of the rule: applying the rules again does not extend it,
-    and an expired rule is not created again. Of several suitable RSEs one that has a rule is
+    and an expired rule is not created again. If several RSEs are suitable, one that has a rule is
     chosen, else one by the run's name.
     """
     if wishes.only_verify is not None:

@@ -251,8 +251,8 @@ class _GridCopy:
             sized = present[seen.path].size == seen.size
             return sized and not suspects(seen.path) and self.is_same(seen)
 
-        # Whatever is sent below must find its place free, so foreign entries go first; sorted, so
-        # that a directory comes before what is in it and goes with one call.
+        # Files that are sent below must find their places free, so foreign entries go first;
+        # sorted, so that a directory comes before what is in it and goes with one call.
         present = {seen.path: seen for seen in self._present(source)}
         wanted = {seen.path: seen.kind for seen in source}
         gone: list[bytes] = []

@@ -114,7 +114,7 @@ class Rsync:
             meter.left(todo)
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(path) + slash)
-            # What a far end sends need not end.
+            # The far end might send without an end.
             limits = Limits(file_size=max((seen.size for seen in source), default=0))
             _Run(route, endpoint, shell, meter, limits).move(far, inner.partial + slash)
             inner.finish(todo)

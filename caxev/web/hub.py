@@ -88,7 +88,7 @@ class Topic:
             self.send(message("reload", {}))
             return
         except DatabaseError as error:
-            # What viewers have stays; all is rendered anew when the database is back.
+            # Viewers keep what they have; all is rendered anew when the database is back.
             logger.debug("a view is not up to date: {}", error)
             return
         if self.parts and parts.keys() != self.parts.keys():

@@ -60,5 +60,5 @@ async def output_rows(state: LiveState, database: Database, run: RunId) -> list[
 
 
 async def _text(parts: Sequence[bytes], number: int) -> Markup:
-    # What a hostile writer has compressed may be long.
+    # A hostile writer may have compressed a very long text.
     return lines(await trio.to_thread.run_sync(last_of, parts, number, SHOWN))

@@ -88,7 +88,7 @@ def _moving(document: Mapping[str, Any], key: CopyKey, entry: Mapping[str, Any])
 
 
 def shape_of(document: Mapping[str, Any]) -> Shape:
-    """Return a run's copies with their statuses. Of entries with one key the first counts."""
+    """Return a run's copies with their statuses. If entries have one key, the first counts."""
     found: dict[CopyKey, str] = {}
     for entry in entries_of(document):
         if (key := key_of(entry)) is not None:

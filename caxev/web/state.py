@@ -170,7 +170,7 @@ class LiveState:
     def unnamed(self, most: int) -> list[RunId]:
         """Return runs with running or failed reactions of which no name is known.
 
-        Of very many only the first: their names must all find room, or this would never end.
+        Only the first of very many: their names must all find room, or this would never end.
         """
         shown = [*self.of_state(State.RUNNING), *self.of_state(State.FAILED)]
         runs = dict.fromkeys(one.reaction.run for one in shown)

@@ -261,7 +261,7 @@ class CatalogueComparison:
 def differing(entry: Copy, found: DatasetState) -> list[str]:
     """Return how the catalogue's RSEs and rules differ from those in an entry, a line each. Pure.
 
-    Of rules only those count that keep the data for ever, since others come to their ends.
+    Only rules that keep the data for ever count, since others end.
     """
     from caxev.rucio.changes import ENDED, recorded_in
 

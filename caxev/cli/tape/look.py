@@ -147,8 +147,8 @@ async def _notes(database: Database) -> tuple[dict[Any, str], set[Any]]:
     """Return a note on each run that has reactions about tape, and the runs on their way to it."""
     notes: dict[Any, str] = {}
     on_their_way: set[Any] = set()
-    # A query for each state and handler, and none for each run, of which there are thousands. Of
-    # several notes on a run the worst, read last, remains.
+    # A query for each state and handler, and none for each run, of which there are thousands. If a
+    # run has several notes, the worst, read last, remains.
     sites = [record.site for record in await database.site_records()]
     for state, handler, site in product(("pending", "running", "failed"), _HANDLERS, sites):
         for reaction, _ in await database.reactions(site, state=state, handler=handler):

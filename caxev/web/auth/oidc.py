@@ -89,7 +89,7 @@ class Provider:
 class OidcLogin:
     """People who log in at a provider; the session holds who they are until it ends.
 
-    What the provider has said about a person is believed for `BELIEVED` seconds. The next page then
+    The provider's answer about a person is believed for `BELIEVED` seconds. The next page then
     leads there and back, which asks for nothing while the person is still logged in there; who has
     lost a group or the account has lost it here, too.
     """

@@ -40,7 +40,7 @@ class NotAdmitted(Exception):
 
 
 class LogInAgain(NotAdmitted):
-    """What is known about the person is too old: at a page, their browser goes to the log-in."""
+    """The facts about the person are too old: at a page, their browser goes to the log-in."""
 
     def __init__(self) -> None:
         super().__init__(401, "You logged in too long ago: log in again.")
