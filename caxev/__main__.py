@@ -27,7 +27,7 @@ def main() -> None:
 def _collect_rarely() -> None:
     """Have Python look for reference cycles less often, and not at the end.
 
-    What is imported stays: looking through it again and again, and once more before it is freed
+    Imported modules stay: looking through them again and again, and once more before they are freed
     with the process, took a quarter of the processor time in which a listener starts and ends.
     """
     gc.set_threshold(5_000, 10, 10)

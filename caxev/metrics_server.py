@@ -28,7 +28,7 @@ LOOPBACK: Final = "127.0.0.1"
 TOKEN: Final = "CAXEV_METRICS_TOKEN"  # noqa: S105  # a variable's name
 PASSWORD: Final = "CAXEV_METRICS_PASSWORD"  # noqa: S105  # the same
 USER: Final = "caxev"
-"""Who logs in with the password."""
+"""The name that belongs to the password."""
 
 
 @frozen

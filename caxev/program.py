@@ -29,7 +29,7 @@ MOST: Final = 256 << 20
 _TAIL: Final = 16 << 10  # bytes of standard error that are kept
 _CHUNK: Final = 1 << 16
 _LONGEST: Final = 1 << 20  # bytes of a line
-_TICK: Final = 1.0  # seconds without output after which the program is looked at
+_TICK: Final = 1.0  # seconds without output after which the program is checked
 _PATIENCE: Final = 120.0  # seconds that a program whose answer is wanted may take
 
 Output = Callable[[bytes], object]

@@ -1,16 +1,17 @@
 """Requests about many runs: kept under an id, carried out, followed, cancelled and resumed.
 
-What is asked of several runs is one request, whatever it is. Its document holds the act and the
-runs; one process at a time writes to these, and counts them there in the same transactions. Whoever
-cancels the request, or goes on with it, ends that process's right to write.
+One act on several runs is one request. Its document holds the act and the runs; one process at a
+time writes to these, and counts them there in the same transactions. A process that cancels the
+request, or resumes it, ends the right of the former one to write.
 
-What listeners do later (copies, deletions, readings) shows in the entries of copies, each of which
-names the request. It is withdrawn by the same conditional writes that a listener's claim excludes,
-so that nothing is left half-done; resumed, it is carried out for the runs of which nothing is
-pending or done. What listeners are asked for themselves (a replay) shows by which parts still wait.
+There are three kinds of acts:
 
-What is done once it is written (tags, comments, holds) shows in the counts. Cancelled, what is
-written stays; resumed, the rest is written.
+- Listeners do them later (copies, deletions, readings). The entry of each copy names the request.
+  Cancelled, it is withdrawn by conditional writes that exclude a listener's claim, so that nothing
+  is left half-done. Resumed, it is written for the runs of which nothing is pending or done.
+- Listeners do them for themselves (a replay). The parts that still wait stand in the request.
+- They are done once they are written (tags, comments, holds). The request counts them. Cancelled,
+  written ones stay; resumed, the rest is written.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ class RequestProgress:
 async def keep(asker: Asker, act: Act | ListenerAct, runs: Sequence[RunId] | None) -> BulkRequest:
     """Keep a request for runs, such as those of a plan, or (None) for all.
 
-    What listeners are asked for themselves waits for them then; `carry_out` does the rest.
+    A `ListenerAct` then waits for the listeners; an `Act` needs `carry_out`.
     """
     from caxev.database import BulkRequest
 
@@ -173,10 +174,10 @@ async def request_called(asker: Asker, name: str) -> BulkRequest:
 
 
 async def carry_out(asker: Asker, request: BulkRequest) -> AsyncGenerator[Step, None]:
-    """Do what is missing of a request: of a new one all, of a resumed one what was withdrawn.
+    """Do what is missing of a request: all if it is new, what was withdrawn if it is resumed.
 
-    The person who asks now is who asked for that. Raises `NothingToDo` once the request is
-    cancelled, or goes on elsewhere. Whatever ends this, the rest is not done then.
+    The person who asks now counts as the author of that. Raises `NothingToDo` once the request is
+    cancelled, or another process resumes it. If this is ended, the rest is not done.
     """
     act = act_of(request)
     if isinstance(act, ListenerAct):

@@ -190,7 +190,7 @@ class FoundCopy:
     async def _sure_its(self, database: Database, run: Run) -> None:
         """Raise `NothingToDo` if these files may belong to another entry.
 
-        That is, if they do not have the run's name, or if an entry names that place, or one above
+        They may if they do not have the run's name, or if an entry names that place, or one above
         or below it.
         """
         called, detector = run_called(self.real)

@@ -183,14 +183,14 @@ class Site:
     dataset_list: Names = ()
     """Only the runs of these names are acted on; by default all."""
     rucio_account: Text = None
-    """Of a catalogue: the account."""
+    """The account, of a catalogue."""
     rucio_upload_rse: Text = None
-    """Of a catalogue: the entrance RSE, to which data is uploaded."""
+    """The entrance RSE of a catalogue, to which data is uploaded."""
     rucio_download_rse: Text = None
     """The RSE that this site downloads from if it has the data; ``caxev rucio get --rse`` overrides
     it. Null: the replica that Rucio puts first."""
     rucio_transfer: Names = ()
-    """Of a catalogue: the RSEs that everything is replicated to."""
+    """The RSEs of a catalogue that everything is replicated to."""
     rucio_config_p2: Text = None
     """A set-up script of old clients: accepted, unused."""
     rucio_config_p3: Text = None
@@ -200,7 +200,7 @@ class Site:
     rucio: Annotated[Catalogue, Kind('an object, as {"auth_type": "userpass"}')] = field(
         default=Catalogue()
     )
-    """Of a catalogue: how it is reached and arranged."""
+    """How a catalogue is reached and arranged."""
     listener: Flag = field(default=Factory(_listens, takes_self=True))
     """Whether a caxev listens for the site; if none does, the site that pushed verifies. By default
     true, but false for ``gfal-copy``, ``lcg-cp``, ``tsm``, ``directory`` and ``rucio`` unless the

@@ -319,7 +319,7 @@ async def serve_each(
             failed.append(error)
         else:
             if why is None:
-                # That copy is finished: a later failure concerns only those before it.
+                # This copy is finished: a later failure must not write what was set for it.
                 job.on_failure(*others)
             else:
                 skipped.append(why)

@@ -48,7 +48,7 @@ class DeletionWish:
 class DeletionPlan(DeletionWish):
     """A copy that may be deleted; the others must have the content of `like`.
 
-    That is this copy or, if it is bad, a good one.
+    `like` is this copy or, if it is bad, a good one.
     """
 
     like: Copy = field(kw_only=True)
@@ -140,7 +140,7 @@ def plan(
     copy = wish.copy
     if wish.by_entries and copy.status != ERROR:
         return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
-    # What cannot be made again keeps its last copy, whatever is configured.
+    # Data that cannot be made again keep their last copy, whatever is configured.
     keep = max(wish.keep, 1) if copy.type in site.types.protected else wish.keep
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)

@@ -193,7 +193,7 @@ class BatchJob(Record):
     """The ``job`` of an entry: the job that makes derived data. See `caxev.batch`."""
 
     name = EntryField(text)
-    """Of the present attempt."""
+    """The name of the present attempt's job."""
     claimed = EntryField(count)
     """Milliseconds since 1970: when the entry was claimed. Part of the names of its jobs."""
     attempt = EntryField(count)
@@ -225,7 +225,7 @@ class JobResult(Record):
     """The ``job_ended`` of an entry, which the job itself writes. See `caxev.batch.base.JobEnd`."""
 
     name = EntryField(text)
-    """That of the job, as in `BatchJob`."""
+    """The name of the job, as in `BatchJob`."""
     how = EntryField(text)
     why = EntryField(words)
     host = EntryField(text)

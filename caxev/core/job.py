@@ -228,7 +228,7 @@ class Job:
 
         For heavy work: moving bytes, hashing. `function` is a module's top-level function;
         arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
-        What it raises is raised here; `Retry` if the process dies. On cancellation the process and
+        Its errors are raised here, and `Retry` if the process dies. On cancellation the process and
         the programs that it has started are killed, and files that it wrote stay.
         """
         return await self.ports.work(function, *args, job=self)

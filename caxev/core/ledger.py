@@ -243,7 +243,7 @@ def site_prefix(site: str) -> str:
 
 
 def _run_text(run: RunId) -> str:
-    # An ObjectId's own text is short and unique. Of any other id, `repr` separates 1 from "1".
+    # An ObjectId's own text is short and unique. For other ids, `repr` separates 1 from "1".
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)
 
 

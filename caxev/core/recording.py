@@ -141,8 +141,8 @@ def decision_of(handler: Handler, job: Job) -> Decision:
     try:
         decision = handler.decide(job)
         return decision if _is_decision(decision) else None
-    # The handler will meet the same error, and is retried or parked for it. Whatever the error is,
-    # as the panic of a library in Rust: else the listener would end here, at every start.
+    # The handler will meet the same error, and is retried or parked for it. BaseException, as a
+    # library in Rust panics with one: else the listener would end here, at every start.
     except BaseException:  # noqa: BLE001
         return None
 

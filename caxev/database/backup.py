@@ -98,7 +98,7 @@ class Backup(Connection):
             await self._own(name).bulk_write(writes, ordered=False)
         except BulkWriteError as error:
             failed = error.details.get("writeErrors", [])
-            # What is there already was not removed, or was written by a restore that was killed.
+            # A row that is there already was not removed, or a restore that was killed wrote it.
             if any(one.get("code") != DUPLICATE for one in failed):
                 raise
         return len(documents)

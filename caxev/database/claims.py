@@ -118,7 +118,7 @@ class Claims(Runs, History):
     @operation
     async def claimed_elsewhere(self, run: RunId, lease: Lease) -> set[str]:
         """Return the handlers whose reactions to a run other processes of the site have claimed."""
-        # Of any epoch: a helper under the leader before this one may still be at it.
+        # Claims of any epoch: a helper under the leader before this one may still be at it.
         query = {**run_keys(lease.site, run), "epoch": {"$exists": True}}
         rows = self._ledger.find({**query, "helper": {"$ne": lease.helper}}, {"handler": 1})
         return {str(one.get("handler")) async for one in rows}

@@ -131,7 +131,7 @@ def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
     which = "documentKey._id"
     wanted = [
         {"ns.coll": runs, **match["$match"]},
-        # Of the ledger: sites and reactions, whose keys are texts, alarms and processes.
+        # The ledger's sites and reactions, whose keys are texts, its alarms and its processes.
         {"ns.coll": ledger, which: {"$type": "string"}},
         *({"ns.coll": ledger, f"{which}.{kind}": {"$exists": True}} for kind in (ALARM, PROCESS)),
         {"ns.coll": requests},

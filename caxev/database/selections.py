@@ -1,8 +1,8 @@
 """Selections of runs in MongoDB's language: queries, indexes to read them by, and counts. Pure.
 
 A query may match runs that a selection does not mean, but never misses one, whatever old programs
-and people wrote into the documents: `Selection.means` decides. Of documents as caxev and cax write
-them, it matches exactly those that are selected.
+and people wrote into the documents: `Selection.means` decides. If all documents are as caxev and
+cax write them, it matches exactly those that are selected.
 """
 
 from __future__ import annotations

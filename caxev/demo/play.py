@@ -51,7 +51,7 @@ BIRTH: Final = "lngs"
 PROTECTED: Final = "keep"
 """The tag of runs that stay at their site of birth."""
 PERSON: Final = "caxev demo"
-"""Who does what a person would do."""
+"""The name under which the demo acts as a person."""
 SETTLING: Final = 1.0
 """Seconds in which the page has read the last changes."""
 IDLE: Final = 5.0

@@ -45,7 +45,7 @@ from caxev.metrics import Samples
 Rows = dict[str, dict[tuple[str, ...], float]]
 
 PATIENCE: Final = 8.0
-"""Seconds that a scrape waits: Prometheus gives up after 10, unless told otherwise."""
+"""Seconds that a scrape waits: Prometheus gives up after 10, by default."""
 COUNTING: Final = 5.0
 """Seconds that figures of the ledger may take; then a scrape goes without them."""
 COUNTING_COPIES: Final = 600.0

@@ -8,7 +8,7 @@ before anything below a root is touched, and `steady` checks it again at the end
 vanish at any moment.
 
 A marker that was copied to another disk would pass for the original. So the UUID of the file
-system, where the kernel tells one (`file_system`), is noted with the marker, and another one counts
+system, if the kernel gives one (`file_system`), is noted with the marker, and another one counts
 as a disk that is away until ``caxev sites init`` finds the copies there. No other identity would
 do: device numbers change when the machine starts, inode numbers on FUSE at each mount; the id of
 `statvfs` (`f_fsid`) contains the device number on XFS, is 0 on NFS, and differs between kernels on

@@ -65,7 +65,7 @@ def idle_disk() -> Iterator[None]:
     before = None
     with suppress(AttributeError, OSError, psutil.Error):
         before = process.ionice()
-        # Of this thread alone: those that read inherit it, because they are started in the block.
+        # The priority of this thread alone: threads that read inherit it, as the block starts them.
         process.ionice(psutil.IOPRIO_CLASS_IDLE)
     try:
         yield

@@ -109,7 +109,7 @@ def check_links(found: Iterable[Seen]) -> None:
 def check_paths(found: Sequence[Seen]) -> None:
     """Raise `GiveUp` if a listing from another machine is not one of a tree.
 
-    That is, if it has a path or a link that leads out, a path twice, a name of our own files, or an
+    A tree has no path or link that leads out, no path twice, no name of our own files, and no
     unknown kind.
     """
     alone = len(found) == 1 and found[0].path == b"" and found[0].kind == "file"

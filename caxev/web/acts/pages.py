@@ -49,7 +49,7 @@ _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
 
 @frozen
 class ActingOptions:
-    """That operators act: the database as their user reaches it, and the handlers of a site."""
+    """What operators' acts need: the database as their user reaches it, and a site's handlers."""
 
     settings: Settings
     registry: Callable[[str], Registry]

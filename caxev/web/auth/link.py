@@ -19,7 +19,7 @@ from caxev.web.auth.sessions import LoginSession, Sessions
 
 @frozen
 class LinkLogin:
-    """Who opens the link acts, in the name of the person who started the page.
+    """A person who opens the link may act, in the name of the person who started the page.
 
     The link is printed where that person alone sees it, and is good until the page ends. A browser
     that has opened it holds a session, as after any log-in.
