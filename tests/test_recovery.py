@@ -237,17 +237,19 @@ async def test_a_new_change_is_served_while_the_stream_is_late(
     """What was missed does not hold up what changes now; the stream brings that once more."""
     monkeypatch.setattr("caxev.engine.shortcut.BACKLOG", 2)
     monkeypatch.setattr("caxev.engine.shortcut.LATE", 0.0)
-    record, take_in, next_batch = Recorder(), Watcher._take_in, Database.next_batch
-    beside, go_on = trio.Event(), trio.Event()
+    record, take_in, open_stream = Recorder(), Watcher._take_in, Database.open_stream
+    go_on, opened = trio.Event(), trio.Event()
 
     async def slow(self: Watcher, ahead: Ahead) -> None:
-        if beside.is_set():
-            await go_on.wait()
+        await go_on.wait()
         await take_in(self, ahead)
 
-    async def noted(self: Database, *args: Any) -> Batch:
-        beside.set()
-        return await next_batch(self, *args)
+    async def opening(self: Database, *args: Any) -> Stream:
+        stream = await open_stream(self, *args)
+        if not opened.is_set():
+            opened.set()
+            await add(db, 4)
+        return stream
 
     async with engine.opened(database) as db:
         async with engine.listener(db, record.options(database)):
@@ -255,15 +257,15 @@ async def test_a_new_change_is_served_while_the_stream_is_late(
             await engine.until(lambda: record.numbers == {1: 1})
         await add(db, 2, 3)  # were missed
         monkeypatch.setattr(Watcher, "_take_in", slow)
-        monkeypatch.setattr(Database, "next_batch", noted)
+        monkeypatch.setattr(Database, "open_stream", opening)
         async with engine.listener(db, record.options(database)):
-            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1})
-            await engine.until(beside.is_set)
-            await add(db, 4)
-            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1, 4: 1})
-            go_on.set()
+            await engine.until(lambda: record.numbers == {1: 1, 4: 1})
             await add(db, 5)
+            await engine.until(lambda: record.numbers == {1: 1, 4: 1, 5: 1})
+            go_on.set()
             await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 6), 1))
+            await add(db, 6)
+            await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 7), 1))
 
 
 async def _scanning(db: Database) -> bool:

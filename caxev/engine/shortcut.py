@@ -1,9 +1,9 @@
 """Shortcut: serve what changes now while the stream works through what was missed.
 
 After an outage, or after a change of very many runs, what changes now may come behind a hundred
-thousand changes. Then a second stream is opened, from now on, and served in turn with the first.
-The first one leaves nothing out: it meets the same changes later and finds them recorded. So
-nothing depends on the second stream, whose position is kept nowhere.
+thousand changes. Then a second stream is opened, from now on (after a start: from the start on),
+and served in turn with the first. The first one leaves nothing out: it meets the same changes later
+and finds them recorded. So nothing depends on the second stream, whose position is kept nowhere.
 
 `watcher` runs a `Shortcut` beside the stream.
 """
@@ -51,10 +51,11 @@ def is_late(batch: Batch) -> bool:
 
 @define(eq=False)
 class Shortcut:
-    """A second stream, from now on, for as long as the first one is late."""
+    """A second stream, for as long as the first one is late: from `start` on, later from now on."""
 
     context: Context
     recorder: Recorder
+    start: Position | None
     _wanted: trio.Event = field(init=False, factory=trio.Event)
     _reading: trio.CancelScope = field(init=False, factory=trio.CancelScope)
 
@@ -62,9 +63,11 @@ class Shortcut:
         """Open or close the second stream by what the first one has brought."""
         if is_late(batch):
             self._wanted.set()
-        elif self._wanted.is_set() and age(batch) < LATE:
-            self._wanted = trio.Event()
-            self._reading.cancel()
+        elif age(batch) < LATE:
+            self.start = None  # what has changed since has come
+            if self._wanted.is_set():
+                self._wanted = trio.Event()
+                self._reading.cancel()
 
     async def run(self) -> None:
         """Serve what changes now whenever the stream is late, for ever.
@@ -78,8 +81,10 @@ class Shortcut:
                 await self._serve()
 
     async def _serve(self) -> None:
-        """Serve what changes from now on, until the first stream is there, or this one is late."""
-        start = Position(start=await self.context.database.cluster_time())
+        """Serve what has changed since, until the first stream is there, or this one is late."""
+        start, self.start = self.start, None
+        if start is None:
+            start = Position(start=await self.context.database.cluster_time())
         async with opened(self.context, start) as stream:
             while (batch := await self._next(stream)) is not None and not is_late(batch):
                 await self.recorder.snapshot(batch.runs)

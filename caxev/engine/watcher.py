@@ -152,12 +152,14 @@ class Watcher:
     async def _follow_stream(self) -> None:
         assert self._position is not None
         failed: DatabaseError | None = None
+        # Before the first batch is read: what changes meanwhile need not wait for a backlog either.
+        start = Position(start=await self.context.database.cluster_time())
         async with opened(self.context, self._position) as stream:
             # While the stream was away a reply to a claim may have been lost, too.
             await self.recorder.intake.reconcile()
             self.context.trouble.over("stream")
             try:
-                await self._record_all(stream)
+                await self._record_all(stream, Shortcut(self.context, self.recorder, start))
             except* DatabaseError as group:
                 failed = _worst(group)  # raised here, Python before 3.11.4 would group it
             finally:
@@ -165,28 +167,30 @@ class Watcher:
         if failed is not None:
             raise failed
 
-    async def _record_all(self, stream: Stream) -> None:
+    async def _record_all(self, stream: Stream, shortcut: Shortcut) -> None:
         # Without a buffer: one batch ahead keeps the database busy, and more would cost memory.
         send, receive = trio.open_memory_channel[Ahead](0)
-        shortcut = Shortcut(self.context, self.recorder)
         async with trio.open_nursery() as nursery:
             # While one batch is recorded the next one is read.
-            nursery.start_soon(self._read, stream, send)
+            nursery.start_soon(self._read, stream, send, shortcut)
             nursery.start_soon(self.recorder.record_deferred)
             nursery.start_soon(shortcut.run)
             async for ahead in receive:
                 await self._take_in(ahead)
                 ahead.recorded.set()
-                shortcut.judge(ahead.batch)
 
     def reopen(self) -> None:
         """Open the stream anew, from where it is: what concerns the site has changed."""
         if self._following is not None:
             self._following.cancel()
 
-    async def _read(self, stream: Stream, send: trio.MemorySendChannel[Ahead]) -> None:
+    async def _read(
+        self, stream: Stream, send: trio.MemorySendChannel[Ahead], shortcut: Shortcut
+    ) -> None:
         while True:
             ahead = await self.recorder.read_ahead(stream)
+            # At once: the batch may take seconds to be recorded.
+            shortcut.judge(ahead.batch)
             await send.send(ahead)
             if ahead.batch.changes < BACKLOG:
                 # Asking for more now would only delay the recording of these few.
