@@ -9,7 +9,7 @@ from math import nan
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 
 from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, copy_field, field, new_run, on, tag
 from caxev.core.model import (
@@ -106,6 +106,7 @@ def test_any_tag() -> None:
 @given(make.aspects)
 def test_one_kind_of_aspect_meets_one_kind_of_trigger(aspect: Aspect) -> None:
     """What is about a copy never triggers what waits for a tag or a run, and so on."""
+    assume("." not in getattr(aspect, "field", ""))  # `copy_field` refuses such names
     triggers: dict[type, Trigger] = {
         CopyKey: copy("transferred"),
         Tag: tag("*"),
