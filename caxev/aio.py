@@ -72,7 +72,9 @@ def free(error: BaseException) -> None:
     one: BaseException | None = error
     while one is not None:
         clear_frames(one.__traceback__)
-        one = one.__cause__ or one.__context__
+        # Not its context: somebody may still be handling that, and clearing the frame of a
+        # coroutine that is suspended would end it.
+        one = one.__cause__
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
