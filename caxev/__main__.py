@@ -1,4 +1,4 @@
-"""What ``caxev`` and ``python -m caxev`` start."""
+"""The entry point of ``caxev`` and ``python -m caxev``."""
 
 import atexit
 import gc

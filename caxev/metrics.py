@@ -1,4 +1,4 @@
-"""What a listener counts, for Prometheus. `metrics_server` serves it if a port is given.
+"""The counters of a listener, for Prometheus. `metrics_server` serves it if a port is given.
 
 Counters and histograms are moved on when something ends. All that describes a state (`STATES`,
 `COPIES`) is looked up when somebody asks for it, by whoever registered with `Sampled.source`, so

@@ -33,7 +33,7 @@ USER: Final = "caxev"
 
 @frozen
 class Login:
-    """What a scrape must present: a bearer token, or a password of `USER`. Neither: nothing."""
+    """Credentials that a scrape must present: a bearer token, or `USER`'s password; or none."""
 
     token: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)

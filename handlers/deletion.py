@@ -91,8 +91,8 @@ LOOK_AGAIN = 15 * 60.0
 
 
 BEGINNING: Final = ("purge", "purge_processed", "make_room", "BufferPurger", "PurgeProcessed")
-"""What begins deletions: a ``task_list`` with any of these names enables what finishes them, too.
-Else a marked copy would stay ``deleting``, and count for nothing."""
+"""Names that begin deletions: a ``task_list`` with any of them enables the handlers that finish
+deletions, too. Else a marked copy would stay ``deleting``, and count for nothing."""
 
 NOT_GOING: Final = Skip("nothing of it is to go by us")
 

@@ -1,4 +1,4 @@
-"""What an alarm sink implements, and what ours share."""
+"""The interface of an alarm sink, and the base of ours."""
 
 from __future__ import annotations
 

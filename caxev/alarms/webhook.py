@@ -21,7 +21,7 @@ from caxev.core.clock import utcnow
 LONGEST_KEY: Final = 255
 """Characters that PagerDuty accepts for the key that identifies an incident."""
 GATEWAY: Final = {502, 503, 504}
-"""What a gateway answers while the server behind it is away."""
+"""The statuses of a gateway while the server behind it is away."""
 
 
 class _AsItIs(urllib.request.HTTPErrorProcessor):

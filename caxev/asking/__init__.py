@@ -1,4 +1,4 @@
-"""What people ask of caxev, for every program in which they do: the command line and the page.
+"""Acts that people ask for, for every program in which they do: the command line and the page.
 
 A person asks for something by an *act*: a frozen value, such as ``TagRuns("good")`` or
 ``HoldCopies("lngs", DataChoice("raw"), Keep(days=14))``. An act is made without the database, and

@@ -1,4 +1,4 @@
-"""What people ask of archives on tape: bring raw data there, back, or read it again. Pure.
+"""Acts on archives on tape: bring raw data there, back, or read it again. Pure.
 
 Only raw data goes to tape. `caxev.tape` has the archives themselves.
 """

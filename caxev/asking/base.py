@@ -62,7 +62,7 @@ class DataChoice:
 
 @frozen
 class ActContext:
-    """What an act is decided by, beside the run: the sites, their listeners, and who asks.
+    """All that decides about an act, beside the run: the sites, their listeners, and who asks.
 
     `sites` have the markers of their directories, `records` are what the database knows of each.
     `registry` returns a site's handlers, and raises `ConfigError` if they cannot be loaded here.
@@ -149,7 +149,7 @@ class Act:
 
     @property
     def words(self) -> str:
-        """What is done, in the list of requests."""
+        """The act in words, for the list of requests."""
         return f"{self.kind}: {self.what}"
 
     @property
@@ -220,7 +220,7 @@ FAILED: Final = "failed"
 
 @define
 class ActPlan:
-    """What an act does: counts and bytes by what is done, counts by why nothing is.
+    """The effect of an act: counts and bytes by what is done, counts by why nothing is.
 
     `runs` are the ids of those for which something is to be written.
     """

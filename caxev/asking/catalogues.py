@@ -1,4 +1,4 @@
-"""What people ask of a catalogue: upload data, fetch it, give it up, or free a disk. Pure.
+"""Acts on a catalogue: upload data, fetch it, give it up, or free a disk. Pure.
 
 `caxev.rucio` has the catalogue itself.
 """

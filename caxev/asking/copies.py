@@ -53,7 +53,7 @@ class PlannedCopy:
 
 
 class CopyRequests(RequestedAct):
-    """What requests for copies have in common: the entry of a copy names its request."""
+    """The base of requests for copies: the entry of a copy names its request."""
 
     def state_of(self, run: Run, request: str) -> str | None:
         """Return how far the run's copy is."""

@@ -39,7 +39,7 @@ class Terms:
 
 
 class Deletions(RequestedAct):
-    """What requests for deletions have in common: the intent and the tombstone name the request."""
+    """The base of requests for deletions: the intent and the tombstone name the request."""
 
     def refusal(self, run: Run, why: Exception) -> Step:
         """Return the step of a copy that stays, for this reason."""

@@ -1,4 +1,4 @@
-"""What listeners are asked for themselves: retry, replay, the end of an alarm.
+"""Acts that concern listeners themselves: retry, replay, the end of an alarm.
 
 Such a request is a document for each site, and for each so many runs, that waits until the site's
 listener carries it out.
@@ -53,7 +53,7 @@ class ListenerAct:
 
     @property
     def words(self) -> str:
-        """What is done, in a plan."""
+        """The act in words, for a plan."""
         raise NotImplementedError
 
     def plan(self, runs: Sequence[RunId]) -> ActPlan:

@@ -22,7 +22,7 @@ WAITING = "asked"
 
 
 class Readings(RequestedAct):
-    """What requests for readings have in common: their id stands in the entry of the copy."""
+    """The base of requests for readings: their id stands in the entry of the copy."""
 
     def state_of(self, run: Run, request: str) -> str | None:
         """Return how far the run's copies are: all must have been read."""

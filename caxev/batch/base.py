@@ -1,4 +1,4 @@
-"""What each batch system implements, and how one is found by its name in sites.json."""
+"""The interface of batch systems, and how one is found by its name in sites.json."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _report_of(place: Place, ended: JobEnd) -> RunUpdate | None:
 
 @frozen
 class _Changes:
-    """What the kernel reports of a directory, by an inotify descriptor."""
+    """The kernel's events of a directory, by an inotify descriptor."""
 
     descriptor: int
 

@@ -1,4 +1,4 @@
-"""What batch systems that are reached by programs have in common: groups, and watches.
+"""The base of batch systems that are reached by programs: groups, and watches.
 
 Jobs of the same needs are filed in a group (`caxev.batch.folder`), which is sent and given a number
 by the batch system. A subclass sends, asks and cancels; here is what makes a crash in between

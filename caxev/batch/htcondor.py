@@ -34,7 +34,7 @@ _LEAVES: Final = (
 """The last line of a description: a job that would start again, or that has ended by a hold, leaves
 the queue."""
 _LEFT: Final = re.compile(r"PeriodicRemove expression")
-"""What HTCondor writes of a job that has left by `_LEAVES`."""
+"""The text that HTCondor has for a job that has left by `_LEAVES`."""
 _HOLDS: Final[Mapping[tuple[int, int] | int, End]] = {
     (34, 102): End.MEMORY,
     46: End.TIMEOUT,
@@ -45,7 +45,7 @@ _REASONS: Final[Mapping[End, re.Pattern[str]]] = {
     End.MEMORY: re.compile(r"memory", re.IGNORECASE),
     End.TIMEOUT: re.compile(r"wall|(run|execut\w+|allowed) ?(time|duration)", re.IGNORECASE),
 }
-"""What the reason for a hold contains, if a pool's own policy held the job."""
+"""A part of the reason for a hold, if a pool's own policy held the job."""
 _POLICIES: Final = (3, 21, 26)
 _HOPELESS: Final = re.compile(r"parse error|invalid|unknown|must be|not a valid", re.IGNORECASE)
 _GONE: Final = re.compile(r"couldn't find|not found", re.IGNORECASE)

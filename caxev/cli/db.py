@@ -62,7 +62,7 @@ _INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Colu
 
 @frozen
 class Grantee:
-    """Who gets rights: a site's listener, a person who may look or ask, or who runs `db init`."""
+    """Users that get rights: of a listener, of people who look or ask, or who run `db init`."""
 
     site: str | None
     reader: str | None

@@ -134,7 +134,7 @@ async def one_step(asker: Asker, runs: RunChoice, act: Act) -> Step:
 
 @define
 class _Doing:
-    """What a plan does, while it is being done. `rows` begins with what the plan leaves alone."""
+    """The acts of a plan, being done. `rows` begins with what the plan leaves alone."""
 
     act: Act
     plan: ActPlan

@@ -1,4 +1,4 @@
-"""What `caxev listen` and `caxev work` have in common: options, and what is checked of a site."""
+"""Options of both `caxev listen` and `caxev work`, and the checks of a site."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from caxev.database import BulkRequest, Database, RequestPart
 
 Verdict: TypeAlias = tuple[str, str | None]
-"""What was found of a copy, and why."""
+"""A finding about a copy, and its reason."""
 _Manifests: TypeAlias = Mapping[str | None, Manifest | None]
 """Manifests by their digests; None: it is not there."""
 

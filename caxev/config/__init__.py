@@ -1,4 +1,4 @@
-"""What an operator decides: sites.json, the database's address, and which handlers are loaded.
+"""The operator's configuration: sites.json, the database's address, and which handlers are loaded.
 
 Read by `cli` and `listener` at the start, and handed down as frozen classes. Every mistake is a
 `ConfigError`: its message names file, site, key and value, and what to do. `loading` reads

@@ -124,8 +124,8 @@ class Webhook(Sink):
     """A POST of JSON. Raises ValueError if there is no address to post to."""
 
     shape: Annotated[str, one_of("slack", "pagerduty", "json")]
-    """What is posted: a message (``slack``, also for Mattermost and Rocket.Chat), an event of the
-    Events API v2, or all fields of the alarm, for a program of yours."""
+    """The form of a post: a message (``slack``, also for Mattermost and Rocket.Chat), an event of
+    the Events API v2, or all fields of the alarm, for a program of yours."""
     url: Annotated[
         str | None,
         Kind("an address that begins with https:// (or http://), without a user", _url),

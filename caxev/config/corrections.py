@@ -1,4 +1,4 @@
-"""What is computed for each run from tables: ``corrections`` of a site's entry in sites.json.
+"""Values computed for each run from tables: ``corrections`` of a site's entry in sites.json.
 
 `caxev.handlers.corrections` goes by them. Pure.
 """

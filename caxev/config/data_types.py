@@ -101,7 +101,7 @@ class DataTypes:
 
     @property
     def groups(self) -> dict[str, frozenset[str]]:
-        """What stands for several types in triggers."""
+        """The names that stand for several types in triggers."""
         return {
             registry.PRIMARY: self.primary,
             registry.DERIVED: self.derived,

@@ -14,7 +14,7 @@ _LONG: Final = 60  # characters of a value that are shown
 
 
 class Problems(ValueError):
-    """What is wrong with a value of several parts, a line each, to stand after the key's name."""
+    """The errors in a value of several parts, a line each, to stand after the key's name."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = list(lines)

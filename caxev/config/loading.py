@@ -104,7 +104,7 @@ class SitesFile:
 
     @property
     def document(self) -> Any:
-        """What the file holds: a list of sites, or an object with ``types`` and ``sites``."""
+        """The content of the file: a list of sites, or an object with ``types`` and ``sites``."""
         return self.sites if self.types is None else {"types": self.types, "sites": self.sites}
 
 

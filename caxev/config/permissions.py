@@ -1,4 +1,4 @@
-"""Who may read copies at a site: ``permissions`` of its entry in sites.json.
+"""The right to read copies at a site: ``permissions`` of its entry in sites.json.
 
 `caxev.handlers.permissions` goes by them. Pure.
 """
@@ -27,7 +27,7 @@ def _mode(value: Any) -> int:
 
 @frozen
 class Permission:
-    """What files and directories of a copy are given; None: left as it is."""
+    """The mode, group and entries of an ACL that a copy's files are given; None: left as it is."""
 
     mode: Annotated[
         int | None,
@@ -40,7 +40,7 @@ class Permission:
         str | None,
         Kind('entries for setfacl, as "g:xenon:rX"', matching(rf"{_ENTRY}(,{_ENTRY})*")),
     ] = None
-    """What ``setfacl --modify`` adds (Debian: acl)."""
+    """Entries that ``setfacl --modify`` adds (Debian: acl)."""
 
     @property
     def file_mode(self) -> int | None:

@@ -44,7 +44,7 @@ BATCH: Final = "caxev.batch"
 PLACEHOLDERS: Final = frozenset(
     ("input", "output", "run", "name", "suffix", "version", "cores", "events", "detector", "python")
 )
-"""What may stand in braces in ``command`` and ``output``."""
+"""The names that may stand in braces in ``command`` and ``output``."""
 FAILURES: Final = ("exit", "timeout", "memory", "cancelled", "node", "lost")
 """How a job can fail: by its exit status, its time limit, its memory, a person, its node, or
 without a trace."""
@@ -53,7 +53,7 @@ INPUTS: Final = (
     "processor.DEFAULT.drift_velocity_liquid",
     "processor.DEFAULT.electron_lifetime_liquid",
 )
-"""What pax needs of a run."""
+"""The fields of a run that pax needs."""
 _RETRIES: Final = MappingProxyType(
     {"exit": 1, "timeout": 1, "memory": 1, "cancelled": 0, "node": 3, "lost": 1}
 )
@@ -171,7 +171,7 @@ class Processing:
         Mapping[str, str],
         Kind('hashes by version, as {"v6.8.0": "5b3d..."}', mapped(_version, read_name)),
     ] = field(factory=dict, hash=False)
-    """What is noted in the entries, for each version."""
+    """The hash that is noted in the entries, for each version."""
 
     def needs(self, type: str) -> tuple[str, ...]:  # noqa: A002  # the field's own name
         """Return the fields that a run must have before data of that type is made of it."""

@@ -34,7 +34,7 @@ class Patrol:
 
 @frozen
 class Deletion:
-    """What must hold before a copy is deleted here."""
+    """Conditions under which a copy may be deleted here."""
 
     copies: Count = 2
     """Good copies of raw data that must remain at other sites: with this one three, as in cax."""

@@ -260,7 +260,7 @@ class Site:
         Mapping[str, Permission],
         Kind('an object, as {"mode": "0750", "group": "xenon"}', read_permissions),
     ] = field(default=Factory(dict), hash=False)
-    """What copies are given here once they are good. Nothing depends on the umask."""
+    """Mode, group and ACL that copies get here once they are good. Nothing depends on the umask."""
     corrections: Annotated[
         tuple[Correction, ...],
         Kind('a list, as [{"name": ..., "field": ..., "table": ...}]', read_corrections),
@@ -270,7 +270,7 @@ class Site:
         tuple[Sink, ...],
         Kind('addresses of people, as [{"email": {"to": ["shift@example.org"]}}]', read_alarms),
     ] = field(default=(), hash=False)
-    """Who is notified of alarms."""
+    """People and services that are notified of alarms."""
     patrol: Annotated[Patrol | None, Kind('an object, as {"days": 90, "max_rate": "50MB/s"}')] = (
         None
     )
@@ -278,7 +278,7 @@ class Site:
     deletion: Annotated[Deletion, Kind('an object, as {"copies": 3, "protect": ["keep"]}')] = field(
         factory=Deletion
     )
-    """What must hold before a copy is deleted here."""
+    """Conditions under which a copy may be deleted here."""
     stalled: Annotated[Stalled, Kind('an object, as {"warn": 2, "retry": 24}')] = field(
         factory=Stalled
     )

@@ -119,7 +119,7 @@ class Alarms:
 
 @frozen
 class DeliveryRule:
-    """What a sink receives: alarms of at least `severity`, each again after `repeat`.
+    """The alarms that a sink receives: those of at least `severity`, each again after `repeat`.
 
     `resolves`: it also receives the end of an alarm, after `calm`.
     """

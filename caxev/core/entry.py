@@ -269,7 +269,7 @@ class Entry(Record):
     moved_from = EntryField(text)
     """The hidden path at which a move has left files."""
 
-    # Who made it, and who works on it.
+    # Its makers, and the process that works on it.
     creation_time = EntryField(as_utc)
     creation_place = EntryField(text)
     source = EntryField(text)
@@ -301,7 +301,7 @@ class Entry(Record):
     resends = EntryField(count)
     """How often it was sent to tape again."""
 
-    # What is in it.
+    # Its content.
     checksum = EntryField(sha512)
     """cax's SHA-512 in hexadecimal."""
     manifest = EntryField(text)

@@ -8,8 +8,9 @@ from math import isfinite
 from typing import Final
 
 UNFORESEEN: Final = (ValueError, OverflowError, struct.error)
-"""What libraries raise for input that they were not written for: a date, a byte, a number. At our
-borders with them it becomes `Retry` or `GiveUp`, whose message names the far end or file."""
+"""Errors of libraries on input that they were not written for: a date, a byte, a number. At our
+borders with them, such an error becomes `Retry` or `GiveUp`, whose message names the far end or
+file."""
 
 
 class Retry(Exception):

@@ -30,7 +30,7 @@ MOST_TEXT: Final = 1000
 
 
 class What(StrEnum):
-    """What happened. A row may have another word, such as one of a handler of your own."""
+    """The kinds of rows. A row may have another word, such as one of a handler of your own."""
 
     DONE = "done"
     """A handler ran that gave no facts."""

@@ -1,4 +1,4 @@
-"""What a handler is given, what it may return, and what it may raise.
+"""The input of a handler, its results, and the errors that it may raise.
 
 `engine.runner` makes a `Job` for each attempt. Handlers see this module, `model` and `registry`
 through ``from caxev import ...`` and need nothing else. The job's abilities are ports, which
@@ -65,7 +65,7 @@ class Wait:
 
 
 class Ports(Protocol):
-    """What a job can do to the world. `engine.ports` implements it; tests may."""
+    """The effects that a job can have on the world. `engine.ports` implements it; tests may."""
 
     async def update(
         self, update: RunUpdate, *, now: datetime, deed: Deed | None = None
@@ -321,10 +321,10 @@ class Job:
 
 
 Result = RunUpdate | Skip | None
-"""What a handler returns: a last update (written together with the settlement), or nothing."""
+"""The result of a handler: a last update (written together with the settlement), or nothing."""
 
 Decision = Skip | Wait | None
-"""What a handler's decision returns: nothing to do, not yet, or (None) run the handler."""
+"""The result of a handler's decision: nothing to do, not yet, or (None) run the handler."""
 
 
 _NOTHING: Final = Skip("it concerns no copy of ours, and no site")

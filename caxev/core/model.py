@@ -160,7 +160,7 @@ NO_FIELDS: Final = Watched()
 
 @frozen
 class Interest:
-    """What the change stream must bring to a site: changes of these fields, and these statuses.
+    """The changes that the stream must bring to a site: of these fields, and to these statuses.
 
     `pairs` are the statuses that concern the site at certain hosts, `hosts` these hosts, `statuses`
     those that concern it at any other host. At its own, `site`, all do. Without `site`, everything
@@ -273,7 +273,7 @@ class FormerCopy(Record):
     """The reaction that gave it up. Without one an old program had begun it: what that left is at
     `location`."""
     by = EntryField(words)
-    """Who deleted it."""
+    """The person or site that deleted it."""
     why = EntryField(words)
 
 
@@ -313,7 +313,7 @@ class Run:
 
     @property
     def suffix(self) -> str:
-        """What cax put behind the name of a muon veto's run, as the TPC has one of that name."""
+        """The end that cax gave the name of a muon veto's run, as the TPC has one of that name."""
         return "_MV" if self.detector == "muon_veto" else ""
 
     def copy(self, key: CopyKey) -> Copy | None:

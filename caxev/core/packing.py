@@ -19,8 +19,8 @@ _COMMON: Final = (
     b'"requested","error","deleting","minitrees",null,"verifying@17"],["processed",null,'
     b'"transferring@17"],["yes"],["raw",null,"transferred@17"]]'
 )
-"""What most snapshots contain, the most frequent last. Changing it makes all snapshots unreadable:
-the ledger's schema must change with it."""
+"""Texts that most snapshots contain, the most frequent last. A change makes all snapshots
+unreadable: the ledger's schema must change with it."""
 _WINDOW: Final = -10
 """log2 of the window, negative for a raw stream. With a small one, packing takes 12 µs, not 50."""
 _MEMORY: Final = 4

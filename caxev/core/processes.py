@@ -1,4 +1,4 @@
-"""What each process of a site reports of itself, and in what their configurations differ. Pure."""
+"""The report of each process of a site on itself, and how their configurations differ. Pure."""
 
 from __future__ import annotations
 

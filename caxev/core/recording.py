@@ -59,7 +59,7 @@ class WholeRuns(Mapping[RunId, Run]):
 
 @frozen
 class Recording:
-    """What is new of some runs.
+    """The changes of some runs.
 
     `snapshots` are to be stored; None: the run is gone. `priorities` are those of runs whose tags
     changed them. `unless_standing` are reactions that decisions found needless or premature: each
@@ -88,7 +88,7 @@ class Recording:
 class Maker:
     """Makes the reactions of a site.
 
-    `sites` are all sites, for decisions. Of the tags `urgent`, the first is the most urgent.
+    `sites` are all sites, for decisions. The first of the tags `urgent` is the most urgent.
     Generations come from an iterator whose numbers must never have been used, unless the reactions
     are only shown.
     """
@@ -249,7 +249,7 @@ def possible_keys(registry: Registry, snapshots: ByRun) -> list[str]:
 
 @frozen
 class Outlook:
-    """What a handler would do about an event: `decision` None, run; `why` in words."""
+    """The reply of a handler to an event: `decision` None, run; `why` in words."""
 
     reaction: Reaction
     decision: Decision

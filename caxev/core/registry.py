@@ -66,7 +66,7 @@ F = TypeVar("F", bound=HandlerFunction)
 
 @frozen
 class Here:
-    """What a trigger must know about the site that this process serves.
+    """The facts that triggers need about the site that this process serves.
 
     `passive` are the sites without a listener, `correction_inputs` and `processing_inputs` the
     fields of runs that the site's corrections and its processing wait for; `wants` returns whether

@@ -57,7 +57,7 @@ class NumberRange(NamedTuple):
 
 @frozen(kw_only=True)
 class CopyPattern:
-    """What a copy must be: of that type, version and status, at that host; None: any.
+    """A condition on a copy: of that type, version and status, at that host; None: any.
 
     As a text: ``TYPE:VERSION@HOST=STATUS``, with any part left out. Without a status, a
     `transferred` copy is meant; ``=any`` means any.
@@ -126,7 +126,7 @@ class Selection:
     """Globs: ``*`` stands for any text, ``?`` for one character; `glob_of` escapes a name."""
     detectors: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
-    """What was measured: ``source.type`` of the run."""
+    """The source of the measurement: ``source.type`` of the run."""
     tags: tuple[str, ...] = ()
     not_tags: tuple[str, ...] = ()
     since: Moment | None = None

@@ -1,4 +1,4 @@
-"""What a write to a run may do, and what it expects to find.
+"""Writes to a run: their changes, and the state that they expect to find.
 
 A handler returns a `RunUpdate`. Its expectations go into the write's own filter, so that of two
 sites that try the same change one wins. Pure: `database` turns an update into a write.
@@ -65,7 +65,7 @@ class TagThere:
 
 @frozen
 class Fresh:
-    """What makes a reading of a copy count: it answers `request`, whatever any clock shows.
+    """A condition for a reading of a copy: it answers `request`, whatever any clock shows.
 
     With `since`, so does one that began between `since` and `until` (UTC): a time that is, or was
     when it was written, in the future proves nothing.

@@ -1,4 +1,4 @@
-"""What people ask of many runs at once: the requests that are kept, and their writes to runs.
+"""Acts on many runs at once: the requests that are kept, and their writes to runs.
 
 The document of such a request says what was asked. How far listeners are with it show the entries
 of copies, which name it, or the requests to listeners that are part of it. How far the writing is

@@ -1,4 +1,4 @@
-"""What the page is fed with: one pass over all that it shows, then what changes, in batches.
+"""The feed of the page: one pass over all that it shows, then what changes, in batches.
 
 A stream of the whole database brings only which documents changed. They are read afterwards, a
 batch at once and only the fields that are shown, so a change is small, and nothing is read while
@@ -72,7 +72,7 @@ class Changed:
 
 @frozen
 class News:
-    """What changed documents are now.
+    """The present content of changed documents.
 
     `runs`: documents with `SHOWN_OF_RUNS`, by id; None: it was deleted. `gone` are the keys of
     reactions that are done, were removed or cannot be read.

@@ -21,7 +21,7 @@ FORGOTTEN: Final = 86400.0
 
 
 class Processes(Connection):
-    """What processes report of themselves. It decides nothing, so it needs no lease."""
+    """The reports of processes on themselves. It decides nothing, so it needs no lease."""
 
     @operation
     async def report_process(self, process: Process) -> None:

@@ -37,7 +37,7 @@ _BEGUN: Final = "begun"
 
 @frozen
 class Request:
-    """What a person asked a site's listener to do.
+    """A person's request to a site's listener.
 
     `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
     reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`

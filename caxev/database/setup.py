@@ -1,4 +1,4 @@
-"""What an administrator does once: making indexes, and the users of sites and people.
+"""An administrator's work, to do once: making indexes, and the users of sites and people.
 
 MongoDB gives rights to collections, not to documents: a site may change any run and any site's
 reactions, but can neither add nor delete runs, nor touch another database or another user. A

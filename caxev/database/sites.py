@@ -1,4 +1,4 @@
-"""What is known of each site: its position in the stream, scans, directories and rule files.
+"""The document of each site: its position in the stream, scans, directories and rule files.
 
 A site has a document in the ledger, whose key is its name. Its listener writes the fields anew, so
 one that is malformed is read as if it were missing.

@@ -80,7 +80,7 @@ def _replace(mine: dict[RunId, T], newer: Mapping[RunId, T], runs: Iterable[RunI
 
 @define
 class Ingest:
-    """What one batch of changes leads to; written in one transaction.
+    """The result of one batch of changes, written in one transaction.
 
     `handlers` is the id of the set of handlers that has seen all of a run whose snapshot is new;
     with `replayed` they have seen all of each. `runs` are those that were read whole; they are not

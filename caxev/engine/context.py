@@ -1,4 +1,4 @@
-"""What the tasks that act for one lease share.
+"""The state that the tasks of one lease share.
 
 `session` makes a `Context` for each lease; watcher, recorder, requests, dispatcher, runner and
 settler hold it. A reload replaces its `options`, so read them anew each time.

@@ -1,4 +1,4 @@
-"""What the processes of a site have in common: a listener and its helpers are run by `run`.
+"""The base of a site's processes: a listener and its helpers are run by `run`.
 
 ::
 

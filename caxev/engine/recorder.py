@@ -260,7 +260,7 @@ class Recorder:
 
     @property
     def maker(self) -> recording.Maker:
-        """What makes reactions, by the options of now."""
+        """The maker of reactions, by the options of now."""
         context = self.context
         return recording.Maker(
             context.registry, context.sites, context.site.priority, self._generations

@@ -1,4 +1,4 @@
-"""What reactions to one run share: a lock.
+"""The lock that reactions to one run share.
 
 `runner` holds the lock around each attempt.
 """

@@ -55,7 +55,7 @@ SHORTEST: Final = 0.05
 
 @frozen
 class Culprit:
-    """What blocks the loop: the handler, if it is one, and the line that was running."""
+    """The cause of a blocked loop: the handler, if it is one, and the line that was running."""
 
     handler: str | None
     place: str

@@ -33,7 +33,7 @@ _WIDE: Final = 64 << 20  # bytes, above which one file is worth several cores
 
 
 class Hash(Protocol):
-    """What is computed from bytes as they pass."""
+    """A digest that is computed from bytes as they pass."""
 
     def update(self, data: ReadableBuffer, /) -> object: ...
 

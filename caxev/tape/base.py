@@ -1,4 +1,4 @@
-"""What each kind of tape archive implements, and how one is found by its method."""
+"""The interface of tape archives, and how one is found by its method."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ LONGEST: Final = 64 << 20
 LINE: Final = 32
 """The longest line with a message's length, in bytes."""
 MISSHAPEN: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
-"""What reading a malformed message can raise."""
+"""Errors that reading a malformed message can raise."""
 
 Row = list[Any]
 

@@ -1,4 +1,4 @@
-"""What only the database knows: sizes, readings, holds, requests for many copies."""
+"""Facts that only the database has: sizes, readings, holds, requests for many copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only the database can count, by reading every run: seldom, and nobody waits for it.
+"""Figures that only the database can count, by reading every run: seldom, and nobody waits for it.
 
 It is counted when somebody asks for it and runs have changed, in the background; who asks has the
 answer of before. So the database is left alone while nobody looks, and while nothing changes.

@@ -1,4 +1,4 @@
-"""What the page reads in a run's document, whatever stands there. Pure."""
+"""Read what the page shows of a run's document, whatever it contains. Pure."""
 
 from __future__ import annotations
 

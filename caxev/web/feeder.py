@@ -42,7 +42,7 @@ Documents = Sequence[dict[str, Any]]
 
 @frozen
 class Heard:
-    """What a batch brought: runs as they are now, and which of them are new.
+    """The content of a batch: runs as they are now, and which of them are new.
 
     `touched` are all whose page may have changed; None: all runs.
     """

@@ -1,4 +1,4 @@
-"""What every page has around its content: navigation, who is logged in, and what is wrong."""
+"""The frame of every page: navigation, who is logged in, and what is wrong."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ HELD: Final = frozenset({TRANSFERRED, ERROR, DELETING})
 """The statuses of a copy whose bytes have arrived."""
 
 HostType: TypeAlias = tuple[str, str]
-"""What bytes are counted by: host and type of data."""
+"""The key by which bytes are counted: host and type of data."""
 Series: TypeAlias = dict[datetime, int]
 
 

@@ -1,4 +1,4 @@
-"""Who may ask: checked before any view, and headers that let a browser run nothing but our own.
+"""The right to ask, checked before any view, and headers that let a browser run only our scripts.
 
 The page is for readers on this machine, or for people who log in: `caxev.web.auth`. Another site's
 page in the same browser must neither read it (the name that was asked for is checked, against DNS

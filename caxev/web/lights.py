@@ -47,7 +47,7 @@ class Forecast(NamedTuple):
 
 @frozen
 class Light:
-    """What a site's state asks of people: the worst reason first."""
+    """How urgently a site needs a person, with the reasons, the worst first."""
 
     level: Level
     reasons: tuple[tuple[Level, str], ...]

@@ -1,4 +1,4 @@
-"""What moves and has moved from site to site: a matrix, and a row for each link. Pure."""
+"""Transfers from site to site, present and past: a matrix, and a row for each link. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Ends = tuple[str, str]
 
 @frozen
 class LinkRow:
-    """What moves and has moved from one site to another."""
+    """Transfers from one site to another, present and past."""
 
     source: str
     target: str

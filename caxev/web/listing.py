@@ -26,7 +26,7 @@ MOST: Final = 500
 COLUMNS: Final = 8
 """So many sites have a column of their own; of more, each run lists those that have a copy."""
 PAGING: Final = frozenset({"before", "limit"})
-"""What an address holds beside conditions."""
+"""The parts of an address beside conditions."""
 _SHORT: Final = {"raw": "raw", "processed": "proc", "minitrees": "mini"}
 _OBJECT_ID: Final = re.compile("[0-9a-f]{24}")
 

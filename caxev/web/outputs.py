@@ -1,4 +1,4 @@
-"""What programs printed while a run's reactions ran, as far as the database keeps it."""
+"""The output of programs while a run's reactions ran, as far as the database keeps it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHOWN: Final = 50_000
 
 @frozen
 class OutputRow:
-    """What the programs of one reaction printed last."""
+    """The last output of the programs of one reaction."""
 
     at: datetime
     site: str

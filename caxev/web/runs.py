@@ -1,4 +1,4 @@
-"""What the page keeps of all runs: where their copies are, the latest changes, and the links. Pure.
+"""The page's table of all runs: where their copies are, the latest changes, and the links. Pure.
 
 Most runs have the same copies as many others. So a run costs one entry of a dictionary that refers
 to a *shape*, its copies with their statuses, of which there are few. Counters by host, type and
@@ -31,7 +31,7 @@ Shape: TypeAlias = tuple[tuple[CopyKey, str], ...]
 
 
 class CopyGroup(NamedTuple):
-    """What copies are counted by."""
+    """The key by which copies are counted."""
 
     host: str
     type: str
@@ -74,7 +74,7 @@ class Moving:
 
 @define
 class Arrivals:
-    """What arrived over a link in an hour."""
+    """Copies and bytes that arrived over a link in an hour."""
 
     copies: int = 0
     bytes: int = 0
@@ -98,7 +98,7 @@ def shape_of(document: Mapping[str, Any]) -> Shape:
 
 @define(eq=False)
 class Links:
-    """What arrived over each link, from host to host, by the hour."""
+    """Arrivals over each link, from host to host, by the hour."""
 
     hours: dict[tuple[str, str], dict[datetime, Arrivals]] = field(factory=dict)
 

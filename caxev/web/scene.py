@@ -1,4 +1,4 @@
-"""What is concluded from the state, for the page and for ``caxev top``. Pure."""
+"""Conclusions from the state, for the page and for ``caxev top``. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADLINES: Final = {
 
 @define(eq=False)
 class Scene:
-    """What views are made of: the state, the sites of sites.json, and the time."""
+    """The input of views: the state, the sites of sites.json, and the time."""
 
     state: LiveState
     sites: Sites

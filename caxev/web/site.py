@@ -26,7 +26,7 @@ DIFFERENCES: Final = 20
 
 @frozen
 class LaneRow:
-    """What is running and waiting in a lane; `workers` None: as many as caxev has by default."""
+    """Running and waiting reactions of a lane; `workers` None: as many as caxev has by default."""
 
     name: str
     workers: int | None

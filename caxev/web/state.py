@@ -1,4 +1,4 @@
-"""What the page shows, as it is now. Pure: `feeder` feeds it, `views` read it.
+"""The state that the page shows. Pure: `feeder` feeds it, `views` read it.
 
 Everything is bounded: of runs their shapes (see `runs`), of the ledger what is open, and the latest
 changes. Times are UTC.
@@ -59,7 +59,7 @@ class Open:
 
 
 class OpenGroup(NamedTuple):
-    """What open reactions are counted by. `host`: of the copy that they are about, if any."""
+    """The key for counts of open reactions. `host`: of the copy that they are about, if any."""
 
     site: str
     state: State
@@ -97,7 +97,7 @@ class LiveState:
     runs: KnownRuns = field(factory=KnownRuns)
     sites: dict[str, Record] = field(factory=dict)
     processes: dict[str, Process] = field(factory=dict)
-    """What processes reported last, by their owners."""
+    """The last reports of processes, by their owners."""
     requests: Sequence[Asked] = ()
     """The oldest of what waits for a listener."""
     waiting: int = 0
@@ -105,7 +105,7 @@ class LiveState:
     reactions: dict[str, Open] = field(factory=dict)
     alarms: dict[tuple[str, str], AlarmState] = field(factory=dict)
     labels: dict[RunId, str] = field(factory=dict)
-    """What runs are called of which something was heard lately."""
+    """The names of runs that changed lately."""
     health: FeedHealth = field(factory=FeedHealth)
     changed: int = 0
     """How many batches with changed runs there were."""
@@ -114,7 +114,7 @@ class LiveState:
     _places: dict[tuple[str, State], dict[str, Open]] = field(init=False, factory=dict)
     """The open reactions by site and state."""
     _due: dict[str, list[tuple[datetime, str]]] = field(init=False, factory=dict)
-    """Of each site a heap of the times at which reactions are due, with some that are no more."""
+    """For each site a heap of the times at which reactions are due, with some that are no more."""
 
     def of_site(self, record: Record) -> None:
         """Take a site's record as it is now."""

@@ -1,4 +1,4 @@
-"""What the sites hold: numbers, bytes over time, room on disks, and when it was read again."""
+"""The data at each site: numbers, bytes over time, room on disks, and when it was read again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PURGES: Final = frozenset({"purge", "purge_processed", "make_room"})
 
 @frozen
 class Holdings:
-    """What only the database can count.
+    """Figures that only the database can count.
 
     `bytes` by host and type; `readings` are, by host, how many good copies were read so many days
     ago (None: never, as far as is known), `oldest` when the first of these was. `at` is when they

@@ -122,7 +122,7 @@ def status(*, runs: RunChoice, archive: ArchiveChoice, offline: bool, by_day: bo
 
 
 _DATED: Final = ("status", "since", "arrived_at", "bytes")
-"""What `days` needs of a row: rows may be many."""
+"""The fields of a row that `days` needs: rows may be many."""
 _STATUS: Final = columns("run", "status", SIZE, Column("on_tape", "ON TAPE"), "note")
 _DAYS: Final = columns(
     "day", "runs", SIZE, Column("bytes_per_s", "RATE", lambda rate: f"{size(rate)}/s for each run")

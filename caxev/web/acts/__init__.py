@@ -1,4 +1,4 @@
-"""What an operator has done from the page: the acts of `caxev.asking`, as forms.
+"""Acts that an operator starts from the page: those of `caxev.asking`, as forms.
 
 An act is offered (`offers`), shown as a plan with the command that does the same (`doing`,
 `command_line`), and done when its form is sent (`pages`). Nothing is done by GET, and nothing that

@@ -38,7 +38,7 @@ SHOWN: Final = 100
 
 @frozen
 class Wish:
-    """What a form asks for: an offer with its values, about the runs of a selection."""
+    """The act that a form asks for: an offer with its values, about the runs of a selection."""
 
     offer: Offer
     values: Values
@@ -57,7 +57,7 @@ class Wish:
 
 @define
 class ActOutcome:
-    """What has been done: how many steps came out how, and those that went wrong."""
+    """The outcome of an act: how many steps came out how, and those that went wrong."""
 
     states: Counter[str] = field(factory=Counter)
     wrong: list[Step] = field(factory=list)

@@ -49,7 +49,7 @@ _OWN: Final = frozenset({TOKEN, SEEN, NUMBER})
 
 @frozen
 class ActingOptions:
-    """What operators' acts need: the database as their user reaches it, and a site's handlers."""
+    """The base of operators' acts: the database as their user reaches it, and a site's handlers."""
 
     settings: Settings
     registry: Callable[[str], Registry]

@@ -1,4 +1,4 @@
-"""Who gets in, and what they may do there.
+"""Log-ins, and the rights of those who are in.
 
 `gate` stands before every page: it asks one `Way` who a person is, `proxy`, `oidc` or `link`, and
 refuses the rest. Without one everybody who reaches the address reads, and nobody acts. `forms`

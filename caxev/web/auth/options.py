@@ -51,7 +51,7 @@ class LoginOptions:
 
     @property
     def entrance(self) -> str:
-        """What follows the address of the page in the link by which a person gets in."""
+        """The text behind the page's address, in the link by which a person gets in."""
         return f"{LOGIN}?key={self.by.key}" if isinstance(self.by, LinkOptions) else ""
 
 

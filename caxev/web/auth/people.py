@@ -13,7 +13,7 @@ LONGEST: Final = 200
 
 
 class PersonRole(StrEnum):
-    """What a person may do: an operator also acts."""
+    """The rights of a person: an operator also acts."""
 
     READER = "reader"
     OPERATOR = "operator"
@@ -21,7 +21,7 @@ class PersonRole(StrEnum):
 
 @frozen
 class Person:
-    """Who asks. The name is what requests and the history have."""
+    """The person who asks. Requests and the history have the name."""
 
     name: str
     role: PersonRole
