@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.error import URLError
@@ -255,6 +256,25 @@ def test_a_library_writes_no_file_over_what_was_announced(
     with limited.no_file_over(2000), pytest.raises(OSError, match="too large"):
         file.write_bytes(bytes(5000))
     assert file.write_bytes(bytes(5000)) == 5000
+
+
+def test_a_fifo_without_a_writer_is_empty(tmp_path: Path) -> None:
+    """As a sites.json it would keep a listener waiting for ever; of another one all is read."""
+    os.mkfifo(tmp_path / "fifo")
+    code = "import sys; from caxev.limited import read_limited; print(read_limited(sys.argv[1], 9))"
+    command = [sys.executable, "-c", code, str(tmp_path / "fifo")]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=30)
+    assert done.stdout == b"b''\n"
+    reader, writer = os.pipe()
+    os.write(writer, b"12")
+
+    def end() -> None:
+        os.write(writer, b"3")
+        os.close(writer)
+
+    Timer(0.1, end).start()
+    assert limited.read_limited(f"/dev/fd/{reader}", 3) == b"123"
+    os.close(reader)
 
 
 def test_a_file_that_does_not_end_is_not_read_on() -> None:
