@@ -69,6 +69,13 @@ def test_csv_is_read_by_others(online: Caxev, database: Named) -> None:  # noqa:
     assert (row["start"], row["bytes"], row["good"]) == ("2016-11-11T00:00:00Z", "", "")
 
 
+def test_csv_holds_no_formula(online: Caxev, database: Named) -> None:  # noqa: F811
+    """A spreadsheet would calculate it, whoever may write a name or a tag."""
+    insert(database, 1, name="=1+1", tags=[{"name": "@x"}])
+    (row,) = csv.DictReader(io.StringIO(online("runs", "--csv").out))
+    assert (row["name"], row["tags"]) == ("'=1+1", "'@x")
+
+
 def test_paths_are_those_of_good_copies(online: Caxev, database: Named) -> None:  # noqa: F811
     """With the host, unless one was asked for; a bad copy's only if it was."""
     bad = {"type": "raw", "host": "chicago", "status": "error", "location": "/bad"}

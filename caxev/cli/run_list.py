@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +10,7 @@ import click
 
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import SIZE, Column, Parts, cell, columns, print_line, show_rows
+from caxev.cli.output import SIZE, Column, columns, print_line, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HOST
@@ -20,6 +18,7 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import NoSuchRun
 from caxev.core.model import TRANSFERRED, Run
 from caxev.core.selection import CopyPattern, source_of
+from caxev.core.sheet import HEADINGS, as_csv, cells
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -137,20 +136,5 @@ def _paths(choice: RunChoice, *, plain: bool) -> Printer:
 
 
 def _csv() -> Printer:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("number", "name", *_IN_CSV))
-
-    def show(run: Run) -> None:
-        writer.writerow([*_cells(_row(run))])
-
-    return show
-
-
-_IN_CSV: Final = ("detector", "start", "source", "bytes", "good", "tags")
-
-
-def _cells(row: Mapping[str, Any]) -> Iterator[str]:
-    run: Parts = row["run"]
-    values = (run.parts["number"], run.parts["name"], *(row[name] for name in _IN_CSV))
-    for value in values:
-        yield "" if value in (None, "", []) else cell(value)
+    click.echo(as_csv([HEADINGS]), nl=False)
+    return lambda run: click.echo(as_csv([cells(run)]), nl=False)

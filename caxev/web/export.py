@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from contextlib import aclosing
 from typing import Final
@@ -12,14 +10,12 @@ import trio
 from attrs import frozen
 
 from caxev.core.clock import utcnow
-from caxev.core.escapes import escaped
-from caxev.core.model import Copy, Run
-from caxev.core.selection import Selection, source_of
+from caxev.core.selection import Selection
+from caxev.core.sheet import HEADINGS, as_csv, cells
 from caxev.database import Database, DatabaseError
 from caxev.web.guard import Receive, Scope, Send
 from caxev.web.stream import until_gone
 
-HEADINGS: Final = ("number", "name", "detector", "start", "source", "bytes", "tags", "copies")
 _HEADERS: Final = (
     (b"content-type", b"text/csv; charset=utf-8"),
     (b"content-disposition", b'attachment; filename="runs.csv"'),
@@ -44,44 +40,18 @@ class RunsExport:
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": [*_HEADERS]}
         await send(start)
-        await _part(send, lines([HEADINGS]))
+        await _part(send, [HEADINGS])
         pages = self.database.pages(self.selection, utcnow(), newest_first=True)
         try:
             async with aclosing(pages):
                 async for page in pages:
-                    await _part(send, lines(map(cells, page)))
+                    await _part(send, map(cells, page))
         except DatabaseError as error:
             # Too late for another status: nobody must take this for all runs.
-            await _part(send, lines([["incomplete", escaped(str(error))]]))
+            await _part(send, [["incomplete", str(error)]])
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _part(send: Send, body: bytes) -> None:
+async def _part(send: Send, rows: Iterable[Iterable[object]]) -> None:
+    body = as_csv(rows).encode()
     await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-def lines(rows: Iterable[Iterable[object]]) -> bytes:
-    """Return rows as CSV."""
-    text = io.StringIO()
-    csv.writer(text).writerows([_cell(one) for one in row] for row in rows)
-    return text.getvalue().encode()
-
-
-def cells(run: Run) -> Iterable[object]:
-    """Return a run's row."""
-    start = run.start and f"{run.start:%Y-%m-%d %H:%M:%S}"
-    copies = ", ".join(map(_copy, run.copies))
-    tags = ", ".join(run.tags)
-    return run.number, run.name, run.detector, start, source_of(run), run.raw_size, tags, copies
-
-
-def _copy(copy: Copy) -> str:
-    return f"{copy.type}{f' {copy.version}' if copy.version else ''}@{copy.host} {copy.status}"
-
-
-def _cell(value: object) -> object:
-    if value is None or isinstance(value, int):
-        return value
-    text = escaped(str(value))
-    # A spreadsheet would calculate what begins so, whoever wrote it.
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
