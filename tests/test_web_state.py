@@ -22,7 +22,7 @@ from caxev.core.alarms import Alarm, AlarmState, Severity
 from caxev.core.ledger import Reaction, State
 from caxev.core.model import CopyKey
 from caxev.database import Gap, SiteRecord
-from caxev.web import app, views
+from caxev.web import app
 from caxev.web.documents import label_of
 from caxev.web.hub import MOST_VIEWERS, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
@@ -296,13 +296,14 @@ def scene(state: LiveState) -> Scene:
     return Scene(state, Sites(Path("sites.json"), sites), lambda: NOW)
 
 
-def test_nothing_is_known_and_every_view_is_there() -> None:
+async def test_nothing_is_known_and_every_view_is_there() -> None:
     """Before the first document every view shows that there is nothing."""
-    made = scene(LiveState())
-    for name in ("now", "alarms", "failures:site=x", "links:7d", "site:lngs"):
-        view = views.view_of(made, name)
-        assert view is not None
-        assert all(view(made).values()), name
+    database = SimpleNamespace(settings=SimpleNamespace(safe_uri=""))
+    pages = app.Pages(scene(LiveState()), cast("Any", database), Hub(), lambda *_: [])
+    simple = ("now", "alarms", "handlers", "storage", "requests")
+    for name in (*simple, "failures:site=x", "links:7d", "site:lngs"):
+        parts = await pages._rendering(name)()
+        assert all(parts.values()), name
 
 
 @given(make.names)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import Any, Final
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from attrs import define, field
 from markupsafe import Markup
@@ -40,6 +40,8 @@ from caxev.web.storage import rules_of, storage_parts
 from caxev.web.stream import ADMITTED, EventStream
 from caxev.web.views import Failures, Parts
 
+LIVE: Final = {"/": "now", "/alarms": "alarms", "/handlers": "handlers"}
+"""The addresses of views that need nothing else."""
 TEXTS: Final = (
     ("run", "Number", "1-100,205"),
     ("name", "Name", "1611*"),
@@ -79,7 +81,7 @@ class Pages:
         # `:path`, as ids of runs and names of sites may contain a slash. So what is more specific
         # comes first.
         routes = [
-            Route("/", self.now),
+            *(Route(path, partial(self.live, name=name)) for path, name in LIVE.items()),
             Route("/runs", self.runs),
             Route("/runs.csv", self.export),
             Route("/runs/{id:path}", self.run),
@@ -87,10 +89,8 @@ class Pages:
             Route("/links", self.links),
             Route("/failures", self.failures),
             Route("/storage", self.storage),
-            Route("/alarms", self.alarms),
             Route("/requests", self.requests),
             Route("/holds", self.holds),
-            Route("/handlers", self.handlers_page),
             Route("/sites", self.sites),
             Route("/sites/{name}/purge", self.purge),
             Route("/sites/{name:path}", self.site),
@@ -107,37 +107,26 @@ class Pages:
         }
         return Starlette(routes=routes, exception_handlers=handlers)
 
-    # -- pages of the state -----------------------------------------------------------------
+    # -- pages that follow the state ---------------------------------------------------------
 
-    async def now(self, request: Request) -> Response:
-        """Show what is going on."""
-        return self.frame.live(request, "Now", "now", "now.html", now_parts(self.scene))
+    async def live(self, request: Request, name: str, title: str = "", **values: Any) -> Response:
+        """Show the view of that name, whose parts are sent as they change."""
+        parts = await self._rendering(name)()
+        return self.frame.live(request, title or name.capitalize(), name, parts, **values)
 
     async def failures(self, request: Request) -> Response:
         """Show what has failed."""
         which = Failures.of(request.query_params)
-        live = f"failures:{urlencode(which.given, errors='surrogateescape')}"
-        parts = views.failures_parts(self.scene, which)
-        return self.frame.live(request, "Failures", live, "failures.html", parts)
-
-    async def alarms(self, request: Request) -> Response:
-        """Show the active alarms."""
-        parts = views.alarms_parts(self.scene)
-        return self.frame.live(request, "Alarms", "alarms", "alarms.html", parts)
+        query = urlencode(which.given, errors="surrogateescape")
+        return await self.live(request, f"failures:{query}", "Failures")
 
     async def links(self, request: Request) -> Response:
         """Show what moves between the sites."""
         window = request.query_params.get("window", "24h")
         if window not in WINDOWS:
             raise BadFilter(f"the period is one of {', '.join(WINDOWS)}")
-        parts = links_parts(self.scene, window)
         more = {"window": window, "windows": list(WINDOWS)}
-        return self.frame.live(request, "Links", f"links:{window}", "links.html", parts, **more)
-
-    async def handlers_page(self, request: Request) -> Response:
-        """Show the handlers, and what they have to do."""
-        parts = views.handlers_parts(self.scene, self.handlers)
-        return self.frame.live(request, "Handlers", "handlers", "handlers.html", parts)
+        return await self.live(request, f"links:{window}", "Links", **more)
 
     # -- pages that ask the database --------------------------------------------------------
 
@@ -157,8 +146,7 @@ class Pages:
             "digest": self.scene.sites.digest,
             "configuration": lines(configuration(self.scene.sites, name)),
         }
-        parts = site_parts(self.scene, name)
-        return self.frame.live(request, name, f"site:{name}", "site.html", parts, **more)
+        return await self.live(request, f"site:{name}", name, **more)
 
     async def purge(self, request: Request) -> Response:
         """Show which copies the rules of a site delete, and why not others."""
@@ -178,13 +166,13 @@ class Pages:
 
     async def storage(self, request: Request) -> Response:
         """Show what the sites hold."""
-        parts = storage_parts(self.scene, await self.answers.holdings.get())
-        return self.frame.live(request, "Storage", "storage", "storage.html", parts)
+        await self.answers.holdings.get()
+        return await self.live(request, "storage")
 
     async def requests(self, request: Request) -> Response:
         """Show what people asked for that is not done."""
-        parts = views.requests_parts(self.scene, await self.answers.bulks.get())
-        return self.frame.live(request, "Requests", "requests", "requests.html", parts)
+        await self.answers.bulks.get()
+        return await self.live(request, "requests")
 
     async def holds(self, request: Request) -> Response:
         """Show the copies that somebody holds."""
@@ -252,7 +240,7 @@ class Pages:
         except GiveUp as gone:
             raise HTTPException(404, str(gone)) from gone
         title = shown(self.scene.state.label(listing.id_of(path)), 60)
-        return self.frame.live(request, title, f"run:{path}", "run.html", parts, current="Runs")
+        return self.frame.live(request, title, f"run:{path}", parts, current="Runs")
 
     async def output(self, request: Request) -> Response:
         """Show what programs printed while reactions to a run ran."""
@@ -270,10 +258,7 @@ class Pages:
     async def events(self, request: Request) -> ASGIApp:
         """Send a view's parts as they change."""
         name = request.query_params.get("view", "")
-        found = self._rendering(name)
-        if found is None:
-            raise HTTPException(404, "There is no such view.")
-        return self._stream(request, name, found)
+        return self._stream(request, name, self._rendering(name))
 
     async def api_events(self, request: Request) -> ASGIApp:
         """Send the state as data, as it changes, and each change of a copy."""
@@ -287,20 +272,30 @@ class Pages:
         seconds = inf if session_of(request) is None else ADMITTED
         return EventStream(self.hub, name, render, seen, seconds)
 
-    def _rendering(self, name: str) -> Render | None:
+    def _rendering(self, name: str) -> Render:
+        """Return what makes the parts of a view; after a colon stands what it is about."""
         scene, answers = self.scene, self.answers
+        kind, _, rest = name.partition(":")
         known: dict[str, Callable[[], Parts]] = {
             RUNS: dict,  # rows of it are sent as they change
+            "now": lambda: now_parts(scene),
+            "alarms": lambda: views.alarms_parts(scene),
             "storage": lambda: storage_parts(scene, answers.holdings.peek()),
             "requests": lambda: views.requests_parts(scene, answers.bulks.peek()),
             "handlers": lambda: views.handlers_parts(scene, self.handlers),
         }
-        if name in known:
-            return partial(_at_once, known[name])
-        if name.startswith("run:"):
-            return partial(self.run_view.parts, name.removeprefix("run:"))
-        view = views.view_of(scene, name)
-        return None if view is None else partial(_at_once, partial(view, scene))
+        if kind == "run":
+            return partial(self.run_view.parts, rest)
+        if kind == "failures":
+            which = Failures.of(dict(parse_qsl(rest, errors="surrogateescape")))
+            return partial(_at_once, lambda: views.failures_parts(scene, which))
+        if kind == "links" and rest in WINDOWS:
+            return partial(_at_once, lambda: links_parts(scene, rest))
+        if kind == "site" and rest in scene.hosts:
+            return partial(_at_once, lambda: site_parts(scene, rest))
+        if name not in known:
+            raise HTTPException(404, "There is no such view.")
+        return partial(_at_once, known[name])
 
     # -- all else ----------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from attrs import frozen
 from markupsafe import Markup
@@ -13,8 +14,20 @@ from caxev.web.assets import assets_version
 from caxev.web.auth.sessions import LOGOUT_KEY, OUTSIDE_KEY, session_of
 from caxev.web.hub import digest
 from caxev.web.rendering import render
-from caxev.web.scene import Number, Scene, numbers
-from caxev.web.views import Parts
+from caxev.web.scene import Scene, numbers
+
+NAVIGATION: Final = {
+    "Now": "/",
+    "Runs": "/runs",
+    "Links": "/links",
+    "Failures": "/failures",
+    "Alarms": "/alarms",
+    "Storage": "/storage",
+    "Sites": "/sites",
+    "Requests": "/requests",
+    "Holds": "/holds",
+    "Handlers": "/handlers",
+}
 
 
 @frozen(eq=False)
@@ -25,9 +38,10 @@ class Frame:
     database: str
 
     def live(
-        self, request: Request, title: str, live: str, template: str, parts: Parts, **values: Any
+        self, request: Request, title: str, live: str, parts: Mapping[str, str], **values: Any
     ) -> Response:
         """Return a page whose parts are sent as they change, as those of the view `live`."""
+        template = f"{live.partition(':')[0]}.html"
         safe = {name: Markup(html) for name, html in parts.items()}  # noqa: S704  # of templates
         more = {"seen": digest(parts), **values}
         return self.page(request, title, template, live=live, parts=safe, **more)
@@ -49,7 +63,8 @@ class Frame:
             live=live,
             seen=values.get("seen", ""),
             content=Markup(render(template, **values)),  # noqa: S704  # made by templates
-            navigation=self._navigation(),
+            navigation=NAVIGATION,
+            badges=self._badges(),
             current=values.get("current", title),
             now=self.scene.now,
             assets=assets_version(),
@@ -68,23 +83,6 @@ class Frame:
             request, heading, "problem.html", status=status, heading=heading, words=words
         )
 
-    def _navigation(self) -> list[dict[str, Any]]:
-        by_name = {one.name: one for one in numbers(self.scene.state)}
-        failed, alarms = by_name["reactions failed"], by_name["alarms"]
-        return [
-            _link("Now", "/"),
-            _link("Runs", "/runs"),
-            _link("Links", "/links"),
-            _link("Failures", "/failures", failed),
-            _link("Alarms", "/alarms", alarms),
-            _link("Storage", "/storage"),
-            _link("Sites", "/sites"),
-            _link("Requests", "/requests"),
-            _link("Holds", "/holds"),
-            _link("Handlers", "/handlers"),
-        ]
-
-
-def _link(name: str, path: str, number: Number | None = None) -> dict[str, Any]:
-    badge = number.value if number is not None and number.value else None
-    return {"name": name, "path": path, "badge": badge, "kind": "bad", "what": name.lower()}
+    def _badges(self) -> dict[str, int]:
+        """Return what is wrong, by the address of the view that shows it."""
+        return {one.path: one.value for one in numbers(self.scene.state) if one.kind and one.path}

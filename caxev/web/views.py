@@ -7,9 +7,9 @@ without waiting; `app` has the views that ask the database.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from attrs import frozen
 from markupsafe import Markup, escape
@@ -17,15 +17,15 @@ from markupsafe import Markup, escape
 from caxev.core.alarms import urgency
 from caxev.core.ledger import State
 from caxev.core.model import REQUESTED
-from caxev.web.links import WINDOWS, links_parts
-from caxev.web.now import now_parts
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import render
 from caxev.web.scene import Scene
-from caxev.web.site import site_parts
 from caxev.web.state import Open
 
 Parts: TypeAlias = dict[str, str]
+
+LISTED: Final = 200
+"""Waiting requests that the page lists."""
 
 # -- failures -------------------------------------------------------------------------------------
 
@@ -133,27 +133,3 @@ def handlers_parts(scene: Scene, handlers: Sequence[Mapping[str, Any]]) -> Parts
             "handlers_part.html", rows=rows, sites=sum(map(scene.listens, scene.names))
         )
     }
-
-
-# -- which view a browser watches -----------------------------------------------------------------
-
-View: TypeAlias = Callable[[Scene], Parts]
-
-
-def view_of(scene: Scene, name: str) -> View | None:
-    """Return the view of that name, with what it names after a colon; None: there is none."""
-    kind, _, rest = name.partition(":")
-    if kind == "failures":
-        which = Failures.of(dict(parse_qsl(rest, errors="surrogateescape")))
-        return lambda one: failures_parts(one, which)
-    if kind == "links" and rest in WINDOWS:
-        return lambda one: links_parts(one, rest)
-    if kind == "site" and rest in scene.hosts:
-        return lambda one: site_parts(one, rest)
-    return SIMPLE.get(name)
-
-
-LISTED: Final = 200
-"""Waiting requests that the page lists."""
-SIMPLE: Final[Mapping[str, View]] = {"now": now_parts, "alarms": alarms_parts}
-"""The views that have no parameters."""
