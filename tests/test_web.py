@@ -419,7 +419,8 @@ def test_a_browser_runs_only_our_own(page: Page) -> None:
 def test_what_is_not_there_is_said(page: Page) -> None:
     """An address that means nothing has a page, and no traceback in the log."""
     for path in (
-        *("/no", "/runs/no", "/runs/" + "0" * 24, "/sites/no", "/static/..%2fapp.py", "/events"),
+        *("/no", "/runs/no", "/runs/%7B%7D", "/runs/" + "0" * 24, "/sites/no", "/events"),
+        "/static/..%2fapp.py",
         *("/static/app.py", "/events?view=no", "/api/v1/runs/no", "/links?window=9y"),
     ):
         assert page.get(path).status in (400, 404), path

@@ -6,6 +6,7 @@ import json
 import urllib.request
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from html import escape
 from http.client import HTTPException
 from typing import Any, Final, Self
 from urllib.error import URLError
@@ -98,9 +99,8 @@ def slack(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
     del token
     mark = ":white_check_mark:" if over else ":rotating_light:"
     text = "\n".join([sentence(alarm, over=over), *([] if over else lines(alarm))])
-    for character, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(character, name)  # so that an alarm's text mentions nobody
-    return {"text": f"{mark} {text}"}
+    # Escaped so that an alarm's text mentions nobody.
+    return {"text": f"{mark} {escape(text, quote=False)}"}
 
 
 def pagerduty(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:

@@ -61,10 +61,9 @@ def _of(row: HistoryRow) -> str | None:
     """Return in words which data or tag it was about."""
     match row.aspect:
         case CopyKey() | CopyField() as one:
-            version = f" {one.version}" if one.version else ""
+            key = CopyKey(one.type, one.host, one.version)
             # From and to name the sites between which it went.
-            place = "" if row.deed.source or row.deed.target else f" at {one.host}"
-            return f"{one.type}{version}{place}"
+            return key.data if row.deed.source or row.deed.target else str(key)
         case Tag(tag):
             return f"tag {tag!r}"
         case None:

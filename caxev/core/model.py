@@ -69,9 +69,13 @@ class CopyKey(NamedTuple):
         """Return the key of the same data at another host."""
         return CopyKey(self.type, host, self.version)
 
+    @property
+    def data(self) -> str:
+        """The type, and the version if it has one: ``processed v6.8.0``."""
+        return f"{self.type} {self.version or ''}".rstrip()
+
     def __str__(self) -> str:
-        version = f" {self.version}" if self.version else ""
-        return f"{self.type}{version} at {self.host}"
+        return f"{self.data} at {self.host}"
 
 
 class Tag(NamedTuple):

@@ -141,10 +141,9 @@ class Answers:
 
 def _hold_rows(run: Run, now: datetime) -> Iterator[HoldRow]:
     for copy in run.copies:
-        what = f"{copy.type} {copy.version or ''}".rstrip()
         for one in standing(copy, now):
             until = terms(copy, one)
-            yield HoldRow(run.id, str(run), what, copy.host, copy.status, one.by, until)
+            yield HoldRow(run.id, str(run), copy.key.data, copy.host, copy.status, one.by, until)
 
 
 def _bulk_row(request: BulkRequest, now: RequestProgress) -> BulkRow:

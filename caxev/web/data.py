@@ -17,7 +17,7 @@ from caxev.web.rendering import run_path
 from caxev.web.runs import Change
 from caxev.web.scene import Scene, numbers, work
 from caxev.web.state import Open
-from caxev.web.storage import Holdings, Reading, host_rows
+from caxev.web.storage import Holdings, host_rows
 
 Value: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -73,16 +73,11 @@ def reaction_value(scene: Scene, one: Open) -> Value:
     reaction = one.reaction
     return {
         "key": reaction.id,
-        "site": reaction.site,
-        "handler": reaction.handler,
-        "lane": reaction.lane,
+        **_picked(reaction, "site", "handler", "lane", "due", "attempts", "note"),
         "state": reaction.state.value,
         "run": run_path(reaction.run),
         "label": scene.state.label(reaction.run),
         "event": str(reaction.event),
-        "due": reaction.due,
-        "attempts": reaction.attempts,
-        "note": reaction.note,
         "progress": one.progress and one.progress.values,
     }
 
@@ -109,50 +104,29 @@ def run_value(document: Mapping[str, Any]) -> Value:
     names = ("type", "host", "version", "status", "since", "source", "size", "error")
     return {
         "id": run_path(run.id),
-        "number": run.number,
-        "name": run.name,
-        "detector": run.detector,
-        "start": run.start,
+        **_picked(run, "number", "name", "detector", "start"),
         "tags": list(run.tags),
         "raw_size_byte": run.raw_size,
-        "copies": [{name: getattr(one, name) for name in names} for one in run.copies],
+        "copies": [_picked(one, *names) for one in run.copies],
     }
 
 
 def job_value(row: JobRow) -> Value:
     """Return the last job of a copy."""
     names = ("system", "id", "attempt", "state", "since", "node", "why", "log")
-    key = {"type": row.copy.type, "host": row.copy.host, "version": row.copy.version}
-    return {**key, **{name: getattr(row, name) for name in names}}
+    return {**row.copy.key._asdict(), **_picked(row, *names)}
 
 
 def change_value(change: Change) -> Value:
     """Return a change of a copy. Its `number` counts from the start of the page's process."""
-    return {
-        "number": change.number,
-        "at": change.at,
-        "run": run_path(change.run),
-        "label": change.label,
-        "type": change.key.type,
-        "host": change.key.host,
-        "version": change.key.version,
-        "before": change.before,
-        "after": change.after,
-    }
+    names = ("number", "at", "label", "before", "after")
+    return {"run": run_path(change.run), **change.key._asdict(), **_picked(change, *names)}
 
 
 def request_value(request: Any) -> Value:
     """Return a request that waits for a listener; `runs` None: all."""
-    return {
-        "id": str(request.id),
-        "site": request.site,
-        "kind": request.kind,
-        "handler": request.handler,
-        "runs": request.runs,
-        "alarm": request.alarm,
-        "by": request.by,
-        "at": request.at,
-    }
+    names = ("site", "kind", "handler", "runs", "alarm", "by", "at")
+    return {"id": str(request.id), **_picked(request, *names)}
 
 
 def storage_values(scene: Scene, counted: Holdings) -> list[Value]:
@@ -160,24 +134,13 @@ def storage_values(scene: Scene, counted: Holdings) -> list[Value]:
     return [
         {
             "host": host.host,
-            "type": row.type,
-            "good": row.good,
-            "busy": row.busy,
-            "bad": row.bad,
-            "bytes": row.bytes,
+            **_picked(row, "type", "good", "busy", "bad", "bytes"),
             "bytes_by_day": row.by_day,
-            "patrol": _patrol(host.reading),
+            "patrol": host.reading and _picked(host.reading, "days", "share", "oldest", "never"),
         }
         for host in host_rows(scene, counted)
         for row in host.types
     ]
-
-
-def _patrol(reading: Reading | None) -> Value | None:
-    if reading is None:
-        return None
-    names = ("days", "share", "oldest", "never")
-    return {name: getattr(reading, name) for name in names}
 
 
 def after(
@@ -187,6 +150,10 @@ def after(
     ordered = sorted((one for one in rows if start is None or key(one) > start), key=key)
     page = ordered[:limit]
     return page, key(page[-1]) if len(ordered) > limit else None
+
+
+def _picked(one: object, *names: str) -> Value:
+    return {name: getattr(one, name) for name in names}
 
 
 def _pair(found: tuple[datetime, str] | None) -> Value | None:

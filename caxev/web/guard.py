@@ -37,10 +37,10 @@ WRITING: Final = READING | {"POST"}
 
 @frozen
 class Guard:
-    """Lets through what asks for one of the names `hosts` (None: any), with one of the methods."""
+    """Lets through what asks for one of the names `hosts`, with one of the methods."""
 
     app: App
-    hosts: Collection[str] | None
+    hosts: Collection[str]
     methods: Collection[str] = READING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,8 +62,6 @@ class Guard:
 
     def _is_known(self, scope: Scope) -> bool:
         named = [value for name, value in scope["headers"] if name == b"host"]
-        if self.hosts is None:
-            return True
         return len(named) == 1 and _without_port(named[0].decode("latin-1")) in self.hosts
 
 

@@ -70,9 +70,11 @@ class Filter:
 def id_of(path: str) -> RunId:
     """Return the run's id that an address has. Raises `BadFilter`."""
     try:
-        return id_from(f'{{"$oid": "{path}"}}' if _OBJECT_ID.fullmatch(path) else path)
+        found = id_from(f'{{"$oid": "{path}"}}' if _OBJECT_ID.fullmatch(path) else path)
+        hash(found)  # an object or a list is no id
     except Exception as error:  # whatever a parser makes of what anybody may write
         raise BadFilter("there is no such run") from error
+    return found
 
 
 @frozen
@@ -152,5 +154,4 @@ def cells(run: Run, sites: Iterable[str]) -> list[Cell]:
 
 
 def _mark(copy: Copy) -> Mark:
-    what = f"{copy.type} {copy.version or ''}".rstrip()
-    return Mark(what, _SHORT.get(copy.type, copy.type), copy.status)
+    return Mark(copy.key.data, _SHORT.get(copy.type, copy.type), copy.status)

@@ -13,7 +13,7 @@ from caxev.config import Sites
 from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
-from caxev.core.model import ERROR, TRANSFERRED, CopyKey
+from caxev.core.model import ERROR, TRANSFERRED
 from caxev.web.lights import Forecast, Level, Light, light_of
 from caxev.web.state import LiveState, Open
 
@@ -167,22 +167,18 @@ def work(state: LiveState) -> list[WorkRow]:
         one = running.get(key)
         used.add(key)
         progress = one.progress if one else None
-        label, what = moving.label, _kind(moving.key)
+        label, what = moving.label, moving.key.data
         place = moving.key.host
         rows.append(WorkRow(moving.run, label, what, moving.source, place, progress, moving.since))
     for key, one in running.items():
         if key not in used:
             reaction, about = one.reaction, one.copy
-            what = f"{reaction.handler}{f' {_kind(about)}' if about else ''}"
+            what = f"{reaction.handler}{f' {about.data}' if about else ''}"
             label, since = state.label(reaction.run), reaction.started
             rows.append(
                 WorkRow(reaction.run, label, what, None, reaction.site, one.progress, since)
             )
     return sorted(rows, key=lambda row: row.progress is None)
-
-
-def _kind(key: CopyKey) -> str:
-    return f"{key.type} {key.version or ''}".rstrip()
 
 
 def trigger_of(one: Open) -> tuple[Any, str]:
