@@ -413,6 +413,16 @@ def test_runs_that_cannot_be_named_are_not_all_runs() -> None:
             naming(runs)
 
 
+def test_runs_of_several_detectors_are_named_only_if_no_other_is_meant() -> None:
+    """Numbers and detectors are conditions of their own: each number of each detector is meant."""
+    five, seven = Run(id=1, number=5, detector="tpc"), Run(id=2, number=7, detector="muon_veto")
+    for odd in (seven, Run(id=3, number=7)):
+        with pytest.raises(BadFilter, match="several detectors"):
+            naming([five, odd])
+    both = naming([five, Run(id=4, number=5, detector="muon_veto")])
+    assert str(both) == "--run 5 --detector tpc --detector muon_veto"
+
+
 def links_of(text: str) -> list[str]:
     inside = Inside()
     inside.feed(text)
@@ -470,7 +480,7 @@ def parsed(line: str, sites: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any
         return []
 
     # What is verified by one command is planned by none: the rows are made as they are read.
-    monkeypatch.setattr(verify, "stream", lambda _, rows, runs: capture(None, _planned, runs))
+    monkeypatch.setattr(verify, "stream", lambda *given: capture(None, _planned, given[-1]))
     monkeypatch.setattr(command, "check_known", lambda _: None)  # it asks the database
     for name in ("with_database", "with_asker"):
         monkeypatch.setattr(GlobalOptions, name, capture)

@@ -53,6 +53,13 @@ def naming(runs: Iterable[Run]) -> Selection:
     """
     found = list(runs)
     detectors = tuple(dict.fromkeys(run.detector for run in found if run.detector))
+    # A selection of several means each number, or name, of each of them.
+    each = {run.detector for run in found}, {run.number or run.name for run in found}
+    if len(each[0]) > 1 and ("" in each[0] or len(found) < len(each[0]) * len(each[1])):
+        raise BadFilter(
+            "these runs are of several detectors, which cannot be named together: narrow them by "
+            "site and handler, or give caxev retry for each --detector"
+        )
     numbers = [run.number for run in found if run.number is not None]
     names = [glob_of(run.name) for run in found if run.name and run.name == run.name.strip()]
     if numbers and len(numbers) == len(found):
