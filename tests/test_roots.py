@@ -25,7 +25,7 @@ from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Hindered, State
-from caxev.core.paths import Root
+from caxev.core.paths import UNKNOWN, Root
 from caxev.core.registry import recorded
 from caxev.database import Database, Unreachable
 from caxev.engine import root_markers, root_watch, workers
@@ -34,13 +34,19 @@ from caxev.engine.options import Options
 from caxev.engine.root_markers import init_roots
 from caxev.engine.runner import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
-from caxev.files.roots import Probe, absent, file_system, find_markers, make_marker, probe
+from caxev.files.roots import Probe, absent, file_system, find_markers, make_marker, missing, probe
 from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
 from tests import engine
 from tests.conftest import Database as Named
 from tests.places import vouched
 from tests.test_cli import Caxev, assert_one_line, caxev, insert, online  # noqa: F401  # fixtures
+
+
+@pytest.mark.parametrize("marker", [UNKNOWN, "ab"])
+def test_hints_name_no_site_that_is_not_known(marker: str) -> None:
+    """What is printed can be typed: a directory does not know whose it is."""
+    assert "--site" not in missing(Root("/data", marker))
 
 
 def marked(directory: Path, key: str = "dir_raw") -> Root:
@@ -736,7 +742,7 @@ def test_two_hosts_with_one_directory(
     insert(database, 1, data=data)
     answer = online("rm", "--run", "1", "--site", "depot", "--force-less")
     assert answer.code == 1
-    assert "there are 0" in answer.err
+    assert "there are 0" in answer.out
 
 
 @pytest.mark.replicaset

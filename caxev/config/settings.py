@@ -172,7 +172,8 @@ class Settings:
 
     @database.validator
     def _check_database(self, _attribute: object, value: str) -> None:
-        if not value or len(value.encode()) > 63 or re.search(r'[\s/\\."$*<>:|?\0]', value):  # noqa: PLR2004  # MongoDB's limit
+        length = len(_utf8("CAXEV_DATABASE or --database", value))
+        if not value or length > 63 or re.search(r'[\s/\\."$*<>:|?\0]', value):  # noqa: PLR2004  # MongoDB's limit
             raise ConfigError(
                 f"CAXEV_DATABASE or --database is {value!r}: "
                 "a database's name has no dots, slashes or spaces"
@@ -180,6 +181,7 @@ class Settings:
 
     @collection.validator
     def _check_collection(self, _attribute: object, value: str) -> None:
+        _utf8("CAXEV_COLLECTION or --collection", value)
         if not value or value.startswith(("system.", ".")) or re.search(r"[$\0]", value):
             raise ConfigError(
                 f"CAXEV_COLLECTION or --collection is {value!r}: "
@@ -249,6 +251,13 @@ class Settings:
     def safe_uri(self) -> str:
         """The address without password and options, for messages."""
         return Address.of(self.mongo_uri).safe
+
+
+def _utf8(what: str, value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what} is {value!r}, which is not UTF-8") from None
 
 
 def _days(value: str | None) -> float:

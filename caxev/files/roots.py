@@ -81,12 +81,12 @@ def missing(root: Root) -> str:
     """Return the message about a root without its marker."""
     if root.marker == UNKNOWN:
         return (
-            f"nothing shows that the disk of {root} is mounted: if it is, run caxev sites init "
-            "--site S"
+            f"nothing shows that the disk of {root} is mounted: if it is, run caxev sites init for "
+            "its site"
         )
     return (
         f"{root} is not the disk that it was: its marker is not there. Mount the disk, or run "
-        "caxev sites init --site S --force if this is the right directory"
+        "caxev sites init --force for its site if this is the right directory"
     )
 
 
@@ -143,8 +143,8 @@ def _check_disk(root: Root) -> None:
     if disk not in {None, root.disk}:
         raise RootAway(
             f"{root} is on another disk than before, to which its marker was copied (file system "
-            f"{disk}, not {root.disk}). Mount the right disk, or run caxev sites init --site S if "
-            "the data was moved",
+            f"{disk}, not {root.disk}). Mount the right disk, or run caxev sites init for its site "
+            "if the data was moved",
             root=root,
         )
 
