@@ -398,7 +398,7 @@ def test_what_no_person_may_do(
         (("--reader", "me", "--operator", "me"), "give one of"),
         (("--reader", "lngs"), "lngs is the name of another user"),
         (("--operator", "init"), "init is the name of another user"),
-        (("--operator", ""), "the name is empty"),  # not the user caxev_init
+        (("--operator", ""), "--operator is empty"),  # not the user caxev_init
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
-"""Define ``caxev batch`` for its help only.
+"""Define ``caxev batch`` and ``receive`` for their help only.
 
-`caxev.__main__` runs it without importing this module: it starts with each job and must be quick.
+`caxev.__main__` runs them without importing this module: machines start them, and wait for them.
 """
 
 from __future__ import annotations
@@ -29,3 +29,25 @@ def batch(context: click.Context) -> None:
     from caxev.batch.runner import main
 
     sys.exit(main(context.args))
+
+
+@click.command(
+    short_help="The remote end of a transfer, started over SSH.",
+    epilog=example("ssh xe1t@chicago caxev receive --root /data/raw"),
+)
+@click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="DIR",
+    help="Act only inside this directory; may be repeated.",
+)
+def receive(roots: tuple[str, ...]) -> None:
+    """Take or give one copy over standard input and output.
+
+    Another site's caxev starts this over SSH if sites.json names it in `receiver`. It is not
+    for people.
+    """
+    from caxev.transfer.receive import serve
+
+    sys.exit(serve(roots))

@@ -60,56 +60,48 @@ def db_init(*, dry_run: bool) -> None:
 _INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Column("for", minor=2))
 
 
+_RIGHTS = {
+    "site": "{}'s listener",
+    "reader": "a reader",
+    "operator": "an operator",
+    "init": "caxev db init",
+}
+"""The rights of each kind of user, in words."""
+
+
 @frozen
 class Grantee:
     """Users that get rights: of a listener, of people who look or ask, or who run `db init`."""
 
-    site: str | None
-    reader: str | None
-    operator: str | None
-    for_init: bool
+    kind: str
+    name: str
 
     @classmethod
-    def of(
-        cls, *, site: str | None, reader: str | None, operator: str | None, for_init: bool
-    ) -> Grantee:
+    def of(cls, **given: Any) -> Grantee:
         """Take it from the options. Raises click's error."""
-        names = [one for one in (site, reader, operator) if one is not None]
-        if len(names) + for_init != 1:
+        chosen = [(kind, name) for kind, name in given.items() if name]
+        if len(chosen) != 1:
             raise click.UsageError("give one of --site, --reader, --operator and --init")
-        if "" in names:  # as of a shell's variable that is not set
-            raise click.UsageError("the name is empty")
-        found = cls(site, reader, operator, for_init)
+        kind, name = chosen[0]
         taken = {"init"}
         with suppress(ConfigError):  # it is not needed for anything else
             taken |= {*options().sites()}
         # Their users would have one name, and the one made last would have its own rights only.
-        if found.person in taken:
-            raise click.UsageError(f"{found.person} is the name of another user: choose another")
-        return found
-
-    @property
-    def person(self) -> str | None:
-        return self.reader or self.operator
-
-    @property
-    def name(self) -> str:
-        return self.site or self.person or "init"
-
-    @property
-    def rights(self) -> str:
-        """Return the rights in words."""
-        if self.person is not None:
-            return "a reader" if self.reader else "an operator"
-        return f"{self.site}'s listener" if self.site else "caxev db init"
+        if kind in {"reader", "operator"} and name in taken:
+            raise click.UsageError(f"{name} is the name of another user: choose another")
+        return cls(kind, "init" if kind == "init" else name)
 
     def role(self, settings: Settings) -> Role:
         """Return the role with these rights."""
         from caxev.database import setup
 
-        if self.person is not None:
-            return (setup.reader_role if self.reader else setup.operator_role)(settings)
-        return (setup.site_role if self.site else setup.init_role)(settings)
+        roles = {
+            "site": setup.site_role,
+            "reader": setup.reader_role,
+            "operator": setup.operator_role,
+            "init": setup.init_role,
+        }
+        return roles[self.kind](settings)
 
 
 @command(
@@ -127,9 +119,7 @@ class Grantee:
     click.option("--site", type=SITE, help="The site whose listener's user it is."),
     click.option("--reader", metavar="NAME", help="A person who may look."),
     click.option("--operator", metavar="NAME", help="A person who may look, and ask listeners."),
-    click.option(
-        "--init", "for_init", is_flag=True, help="A user that may run only caxev db init."
-    ),
+    click.option("--init", is_flag=True, help="A user that may run only caxev db init."),
 )
 @click.option(
     "--x509",
@@ -160,7 +150,8 @@ def db_grants(*, grantee: Grantee, x509: str | None, apply_: bool) -> None:
         await database.grant(user, password, role, x509=x509 is not None)
 
     options().with_database(grant)
-    row = {"user": user, "rights": grantee.rights, "database": settings.safe_uri}
+    rights = _RIGHTS[grantee.kind].format(grantee.name)
+    row = {"user": user, "rights": rights, "database": settings.safe_uri}
     show_lines([row], "{user} has the rights of {rights} at {database}".format_map)
 
 

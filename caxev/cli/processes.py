@@ -13,7 +13,7 @@ from loguru import logger
 from caxev.cli.admin import catalogue_problems, private_problems
 from caxev.cli.command import Function, together
 from caxev.cli.options import GlobalOptions
-from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
+from caxev.config import ConfigError, Sites, private_directories
 from caxev.core.registry import Registry
 from caxev.files import is_bare, not_private
 from caxev.finite import Finite
@@ -163,8 +163,7 @@ def check_private(site: str, sites: Sites) -> None:
 
 def _reread(given: GlobalOptions, site: str) -> Sites:
     """Read sites.json again, and check it as at the start."""
-    # Not `given.sites()`, which reads the file once. An error leaves the process with what it
-    # has: see the caller.
-    sites = load_sites(find_sites(given.config))
+    # An error leaves the process with what it has: see the caller.
+    sites = given.reread()
     check_private(site, sites)
     return sites

@@ -14,7 +14,7 @@ from caxev.cli.command import Function, together
 from caxev.cli.options import requester
 
 if TYPE_CHECKING:
-    from caxev.web.auth.options import LinkOptions, LoginOptions, OidcOptions, ProxyOptions
+    from caxev.web.auth.options import LoginOptions
 
 _NEEDS: Final = {
     "none": (),
@@ -36,10 +36,6 @@ class LoginChoice:
 
     way: str
     given: Mapping[str, Any]
-
-    @property
-    def is_needed(self) -> bool:
-        return self.way != "none"
 
     def check(self, *, operator: bool, host: str) -> None:
         """Check that it goes with the other options. Raises click's error."""
@@ -70,40 +66,23 @@ class LoginChoice:
 
     def options(self) -> LoginOptions | None:
         """Return the options of the page; None: nobody logs in."""
-        if not self.is_needed:
+        if self.way == "none":
             return None
-        from caxev.web.auth.options import LoginOptions
+        from caxev.web.auth.options import LinkOptions, LoginOptions, OidcOptions, ProxyOptions
         from caxev.web.auth.people import Membership
 
-        readers, operators = self._groups("reader_group"), self._groups("operator_group")
-        return LoginOptions(self._by(), Membership(readers, operators))
-
-    def _by(self) -> ProxyOptions | OidcOptions | LinkOptions:
-        if self.way == "proxy":
-            return self._proxy()
-        return self._oidc() if self.way == "oidc" else _link()
-
-    def _groups(self, name: str) -> frozenset[str]:
-        return frozenset(self.given.get(name, ()))
-
-    def _proxy(self) -> ProxyOptions:
-        from caxev.web.auth.options import ProxyOptions
-
         given = self.given
-        trusted = tuple(map(_network, given["trust"]))
-        return ProxyOptions(trusted, given["user_header"], given.get("groups_header"))
-
-    def _oidc(self) -> OidcOptions:
-        from caxev.web.auth.options import OidcOptions
-
-        own = ("issuer", "client_id", "scope", "name_claim", "groups_claim")
-        return OidcOptions(**{name: self.given[name] for name in own if name in self.given})
-
-
-def _link() -> LinkOptions:
-    from caxev.web.auth.options import LinkOptions
-
-    return LinkOptions(requester())
+        groups = (frozenset(given.get(name, ())) for name in ("reader_group", "operator_group"))
+        by: ProxyOptions | OidcOptions | LinkOptions
+        if self.way == "proxy":
+            trusted = tuple(map(_network, given["trust"]))
+            by = ProxyOptions(trusted, given["user_header"], given.get("groups_header"))
+        elif self.way == "oidc":
+            own = ("issuer", "client_id", "scope", "name_claim", "groups_claim")
+            by = OidcOptions(**{name: given[name] for name in own if name in given})
+        else:
+            by = LinkOptions(requester())
+        return LoginOptions(by, Membership(*groups))
 
 
 def _option(name: str) -> str:
