@@ -29,7 +29,7 @@ from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.base import DONE, FAILED, Act, ActContext, DataChoice, RequestedAct
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
-from caxev.asking.deletions import DeleteCopies, Terms
+from caxev.asking.deletions import DeleteCopies, Terms, WithdrawDeletions
 from caxev.asking.forgetting import ForgetCopies
 from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.asking.listeners import ListenerAct, Replay, RetryReactions
@@ -103,11 +103,12 @@ KEPT: tuple[Act | ListenerAct, ...] = (
     CopyData(RAW, None, "lngs", Keep(3.0, utcnow(), "for a talk")),
     CopyData(DataChoice("processed", "v1"), "chicago", "lngs"),
     DeleteCopies("lngs", RAW, Terms(less=True, why="full")),
+    WithdrawDeletions("lngs", RAW),
     ReadCopies(CopyPattern(host="lngs")),
     BringRaw(("lngs", "chicago"), "tape", held=True),
     ReadArchived("tape"),
     CopyCatalogued(RAW, "rucio", "lngs", {"from_rse": "DISK1"}),
-    GiveUpDatasets(RAW, "rucio", "taken in error"),
+    GiveUpDatasets("rucio", RAW, "taken in error"),
     FreeDisk("lngs", RAW, "rucio"),
     TagRuns("good", remove=True),
     CommentRuns("the gate was open"),

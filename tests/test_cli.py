@@ -9,7 +9,7 @@ import pty
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,12 +23,14 @@ from loguru import logger
 from pymongo import MongoClient
 
 from caxev import Job, tag
+from caxev.asking.base import Step
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import report_errors
 from caxev.cli.options import GlobalOptions
 from caxev.cli.output import (
     Column,
     Table,
+    _JsonPrinter,
     cell,
     columns,
     event_parts,
@@ -37,7 +39,7 @@ from caxev.cli.output import (
     show_json,
     show_rows,
 )
-from caxev.cli.plans import showing_steps
+from caxev.cli.plans import StepPrinter
 from caxev.cli.reaction_rows import progress_cells
 from caxev.config import Settings
 from caxev.core.amounts import ReportedProgress, lasting, size
@@ -49,6 +51,7 @@ from caxev.core.model import (
     Event,
     Existence,
     Field,
+    Run,
     Tag,
 )
 from caxev.core.registry import recorded
@@ -600,6 +603,65 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     assert cell(["a\x07", "b"]) == r"a\x07, b"
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("mv", "--run", "1", "--site", "lngs", "--to", ""),
+        ("mv", "--run", "1", "--site", "lngs", "--to="),
+        ("--config", "", "status"),
+        ("register", "", "--site", "lngs"),
+    ],
+    ids=str,
+)
+def test_a_shells_variable_that_is_not_set_is_refused(caxev: Caxev, args: tuple[str, ...]) -> None:
+    """As a path it would be the directory in which the command is given."""
+    assert_one_line(caxev(*args), 2, "is empty: give a value")
+
+
+@pytest.mark.parametrize("option", ["--database", "--collection"])
+def test_names_that_are_not_text_are_refused(caxev: Caxev, option: str) -> None:
+    """Before the driver is asked to encode them."""
+    answer = caxev("--mongo-uri", "mongodb://127.0.0.1:1/", option, "\udcff", "status")
+    assert_one_line(answer, 3, "which is not UTF-8")
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("tag", "add", "x", "--run", "1-9", "--dry-run"),
+        ("tag", "add", "x", "--run", "1-9"),
+        ("tag", "add", "go", "--run", "1-9"),
+        ("holds",),
+        ("replay", "--run", "1-9", "--dry-run"),
+        ("listen", "--site", "lngs", "--dry-run"),
+        ("status", "--run", "1-9"),
+        ("runs",),
+    ],
+    ids=" ".join,
+)
+def test_rows_are_printed_as_they_come(
+    online: Caxev, database: Named, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    """Of however many runs: none is kept until the last one is read."""
+    held = {"by": "me", "why": "", "at": datetime(2020, 1, 1, tzinfo=UTC)}
+    insert(database, *range(1, 10))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        change = {"$set": {"data.0.holds": [held]}}
+        client[database.name]["runs_new"].update_many({}, change)
+    monkeypatch.setattr("caxev.cli.output._FEW", 1)
+    kept, add = [], _JsonPrinter.add
+
+    def noted(printer: _JsonPrinter, rows: Sequence[Any]) -> None:
+        kept.append(len(rows))
+        add(printer, rows)
+
+    monkeypatch.setattr(_JsonPrinter, "add", noted)
+    answer = online(*args, "--json")
+    assert len(answer.rows) >= 9
+    assert (max(kept), sum(kept)) == (2, len(answer.rows))
+
+
 @pytest.mark.parametrize("number", [2, 200], ids=["few", "many"])
 @pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
 async def test_what_was_done_before_ctrl_c_is_printed(
@@ -622,20 +684,24 @@ async def test_what_was_done_before_ctrl_c_is_printed(
     assert found == [*range(number)]
 
 
-def test_what_was_fetched_before_ctrl_c_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_was_fetched_before_ctrl_c_is_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Whether or not it went well; the interruption is what the command ends with."""
-    row = {"run": run_parts("id", 1), "what": "raw", "state": "no space", "ok": False}
+    printer = StepPrinter()
 
-    def fetch(end: BaseException | None) -> None:
-        with showing_steps() as rows:
-            rows.append(row)
-            if end is not None:
-                raise end
+    async def fetched(end: BaseException | None) -> AsyncGenerator[Step, None]:
+        yield Step(Run.from_document({"_id": 1, "number": 1}), "raw", "no space")
+        if end is not None:
+            raise end
 
-    for end, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (None, click.exceptions.Exit)):
-        with pytest.raises(raised):
-            fetch(end)
-        assert "no space" in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        await printer.show(fetched(KeyboardInterrupt()))
+    assert "no space" in capsys.readouterr().out
+    await printer.show(fetched(None))
+    assert "no space" in capsys.readouterr().out
+    with pytest.raises(click.exceptions.Exit):
+        printer.fail()
 
 
 def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> None:
@@ -917,7 +983,7 @@ def test_listens_dry_run_names_all_that_is_due(
     online: Caxev, database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many fall due at one time: those of every page are named, each once."""
-    monkeypatch.setattr("caxev.cli.listen._PAGE", 2)
+    monkeypatch.setattr("caxev.database.reactions._AT_A_TIME", 2)
     insert(database, *range(1, 10))
     online("listen", "--site", "lngs", "--once")
     with MongoClient[dict[str, Any]](database.uri) as client:

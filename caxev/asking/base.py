@@ -191,6 +191,10 @@ class AtSite(Act):
     def what(self) -> str:
         return f"{self.data.kind} at {self.site}"
 
+    @property
+    def place(self) -> str:
+        return self.site
+
 
 class RequestedAct(Act):
     """An act whose steps only request: listeners do the rest. The entries of copies show how far.

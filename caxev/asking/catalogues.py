@@ -77,25 +77,15 @@ class CopyCatalogued(CopyRequests):
 
 
 @frozen
-class GiveUpDatasets(Deletions):
-    """Give up datasets, so that the catalogue deletes all replicas."""
+class GiveUpDatasets(AtSite, Deletions):
+    """Give up datasets, so that the catalogue `site` deletes all replicas."""
 
     kind: ClassVar[str] = "rucio rm"
-    data: DataChoice
-    catalogue: str
     why: str
-
-    @property
-    def place(self) -> str:
-        return self.catalogue
-
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.catalogue}"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
-        found = entries_at(run, self.data, self.catalogue)
+        found = entries_at(run, self.data, self.site)
         if not found:
             return Step(run, self.what, "the catalogue has no such copy")
         # Never guess a version for a deletion.
@@ -103,7 +93,7 @@ class GiveUpDatasets(Deletions):
             versions = ", ".join(one.version or "none" for one in found)
             state = f"it has several ({versions}): choose one by --version"
             return Step(run, self.what, state)
-        return _deletion(run, found[0], context.sites.get(self.catalogue), context, self.why)
+        return _deletion(run, found[0], context.sites.get(self.site), context, self.why)
 
     def refusal(self, run: Run, why: Exception) -> Step:
         """Return the step of a dataset that stays, for this reason."""
@@ -119,10 +109,6 @@ class FreeDisk(AtSite, Deletions):
 
     kind: ClassVar[str] = "rucio purge"
     catalogue: str
-
-    @property
-    def place(self) -> str:
-        return self.site
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""

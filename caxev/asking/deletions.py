@@ -138,27 +138,15 @@ class DeleteCopies(AtSite, Deletions):
     kind: ClassVar[str] = "rm"
     terms: Terms = field(factory=Terms)
 
-    @property
-    def place(self) -> str:
-        return self.site
-
-    def copy(self, run: Run) -> Copy:
-        """Return the copy that is meant. Raises `NothingToDo` if there is none."""
-        return copy_at(run, self.data, self.site)
-
-    def decide(self, run: Run, context: ActContext) -> DeletionPlan | Skip | Wait:
-        """Decide whether the copy may go. Raises `NothingToDo` if there is none."""
+    def step(self, run: Run, context: ActContext) -> Step:
+        """Decide about a run. Raises `NothingToDo` if the copy stays."""
+        copy, here = copy_at(run, self.data, self.site), context.sites.get(self.site)
         # Derived data can be made again, so its usual number is 1, and `less` needs none.
-        copy, here = self.copy(run), context.sites.get(self.site)
         is_protected = copy.type in here.types.protected
         usual, least = (here.deletion.copies, 1) if is_protected else (1, 0)
         terms, keep = self.terms, least if self.terms.less else usual
         wish = DeletionWish(copy, context.by, terms.why or "caxev rm", keep, terms.by_entries)
-        return plan_asked(run, wish, here, context)
-
-    def step(self, run: Run, context: ActContext) -> Step:
-        """Decide about a run. Raises `NothingToDo` if the copy stays."""
-        decision, copy = self.decide(run, context), self.copy(run)
+        decision = plan_asked(run, wish, here, context)
         if not isinstance(decision, DeletionPlan):
             raise NothingToDo(decision.why, copy.status)
         # Such an intent would wait until the disk is back, and the person should know.
@@ -169,14 +157,14 @@ class DeleteCopies(AtSite, Deletions):
 
 
 @frozen
-class WithdrawDeletions(DeleteCopies):
+class WithdrawDeletions(AtSite):
     """Withdraw the deletion of copies at a site, while the files are still there."""
 
-    kind: ClassVar[str] = ""
+    kind: ClassVar[str] = "rm --cancel"
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or there is none."""
-        return withdrawal(run, self.copy(run), context)
+        return withdrawal(run, copy_at(run, self.data, self.site), context)
 
 
 def copy_at(run: Run, data: DataChoice, site: str) -> Copy:

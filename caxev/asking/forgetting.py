@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from caxev.asking.base import Act, ActContext, DataChoice, Step
+from caxev.asking.base import ActContext, AtSite, Step
 from caxev.asking.catalogues import entries_at
 from caxev.core.clock import utcnow
 from caxev.core.history import What
@@ -16,22 +16,16 @@ from caxev.core.update import RunUpdate
 
 
 @frozen
-class ForgetCopies(Act):
-    """Remove the entries of data at a host, of any status or one; `why` is kept."""
+class ForgetCopies(AtSite):
+    """Remove the entries of data at a site, of any status or one; `why` is kept."""
 
     kind: ClassVar[str] = "forget"
-    host: str
-    data: DataChoice
     why: str
     status: str | None = None
 
-    @property
-    def what(self) -> str:
-        return f"{self.data.kind} at {self.host}"
-
     def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Decide about a run: each of its entries goes."""
-        found = entries_at(run, self.data, self.host)
+        found = entries_at(run, self.data, self.site)
         found = [one for one in found if self.status in (None, one.status)]
         if not found:
             return [Step(run, self.what, "there is no such entry")]
@@ -40,15 +34,9 @@ class ForgetCopies(Act):
     def _step(self, run: Run, copy: Copy, context: ActContext) -> Step:
         planned = f"would be forgotten: it is {copy.status}"
         row = context.row(run, copy.key, What.FORGOTTEN, self.why)
-        update = self.update(run, copy, context.by)
+        # Unlike the tombstone of a deletion it records that nothing was deleted.
+        proof = f"status {copy.status}; nothing at {copy.host} was deleted"
+        tombstone = {"by": context.by, "at": utcnow(), "why": self.why, "proof": proof}
+        update = RunUpdate.remove_copy(run, copy, tombstone=tombstone)
         size = run.size_of(copy)
         return Step(run, str(copy.key), "forgotten", update, planned, size=size, row=row)
-
-    def update(self, run: Run, copy: Copy, by: str) -> RunUpdate:
-        """Return the write that removes an entry.
-
-        The tombstone records who did that and why, and that nothing was deleted.
-        """
-        proof = f"status {copy.status}; nothing at {copy.host} was deleted"
-        tombstone = {"by": by, "at": utcnow(), "why": self.why, "proof": proof}
-        return RunUpdate.remove_copy(run, copy, tombstone=tombstone)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from attrs import evolve, field, frozen
 
@@ -28,6 +28,15 @@ class Keep:
     days: float | None = None
     until: datetime | None = None
     why: str | None = None
+
+    @classmethod
+    def of(cls, length: timedelta | None, until: datetime | None, why: str | None) -> Self:
+        """Take it as a person gave it. Raises ValueError."""
+        if length is not None and until is not None:
+            raise ValueError("keep it for a time, or until one, not both")
+        if until is not None and until <= utcnow():
+            raise ValueError(f"{until:%Y-%m-%d %H:%M} UTC has passed already")
+        return cls(None if length is None else length / timedelta(days=1), until, why)
 
     @property
     def is_given(self) -> bool:

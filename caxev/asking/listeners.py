@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from attrs import evolve, field, frozen
@@ -37,6 +38,7 @@ class ListenerAct:
     """
 
     kind: ClassVar[str] = ""
+    done: ClassVar[str] = ""
     sites: tuple[str, ...]
     handler: str | None = None
 
@@ -54,7 +56,7 @@ class ListenerAct:
     @property
     def words(self) -> str:
         """The act in words, for a plan."""
-        raise NotImplementedError
+        return f"{self.done} at {', '.join(self.sites)}"
 
     def plan(self, runs: Sequence[RunId]) -> ActPlan:
         """Return the plan for these runs."""
@@ -68,10 +70,7 @@ class RetryReactions(ListenerAct):
     """Try failed reactions again, as if they had never been tried."""
 
     kind: ClassVar[str] = "retry"
-
-    @property
-    def words(self) -> str:
-        return f"retried at {', '.join(self.sites)}"
+    done: ClassVar[str] = "retried"
 
 
 @frozen
@@ -79,11 +78,8 @@ class Replay(ListenerAct):
     """Run the reactions for existing runs again; with `force` also those that are done."""
 
     kind: ClassVar[str] = "replay"
+    done: ClassVar[str] = "replayed"
     force: bool = field(default=False, kw_only=True)
-
-    @property
-    def words(self) -> str:
-        return f"replayed at {', '.join(self.sites)}"
 
     def requests(self, runs: Sequence[RunId] | None, bulk: str | None = None) -> list[Request]:
         """Return what the sites are asked for, as parts of the request `bulk`."""
@@ -170,15 +166,23 @@ def row_of(request: Request, what: str, by: str) -> HistoryRow:
 async def failures(
     database: Database, site: str, runs: Sequence[RunId] | None, handler: str | None
 ) -> int:
-    """Return how many reactions have failed; of a selection, counted up to `COUNTED` for a run."""
+    """Return how many reactions have failed; of a selection, counted up to `COUNTED` or so."""
     # The tally is one cheap query. For a selection the reactions themselves are counted.
     if runs is None and handler is None:
         return (await database.tally(site)).get(site, {}).get("failed", 0)
-    found = [
-        await database.reactions(site, run=run, state="failed", handler=handler, limit=COUNTED)
-        for run in runs or (None,)
-    ]
-    return sum(map(len, found))
+    if runs is not None and len(runs) == 1:
+        return len(
+            await database.reactions(
+                site, run=runs[0], state="failed", handler=handler, limit=COUNTED
+            )
+        )
+    number, meant = 0, None if runs is None else frozenset(runs)
+    async with aclosing(database.reaction_pages(site, "failed", handler)) as pages:
+        async for page in pages:
+            number += sum(meant is None or one.run in meant for one, _ in page)
+            if number >= COUNTED:
+                break
+    return number
 
 
 async def clear_alarm(asker: Asker, name: str) -> Mapping[str, Any]:

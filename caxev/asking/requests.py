@@ -35,10 +35,17 @@ from caxev.asking.asker import Asker
 from caxev.asking.base import DONE, FAILED, Act, ActContext, RequestedAct, Step
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
-from caxev.asking.deletions import DeleteCopies
+from caxev.asking.deletions import DeleteCopies, WithdrawDeletions
 from caxev.asking.forgetting import ForgetCopies
 from caxev.asking.holding import HoldCopies, ReleaseCopies
-from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, row_of
+from caxev.asking.listeners import (
+    ListenerAct,
+    Replay,
+    RetryReactions,
+    asked,
+    leave,
+    row_of,
+)
 from caxev.asking.readings import ReadCopies
 from caxev.config.errors import known_names
 from caxev.core.amounts import lasting, size
@@ -55,6 +62,7 @@ KINDS: Final[Mapping[str, type[Act | ListenerAct]]] = {
     for one in (
         CopyData,
         DeleteCopies,
+        WithdrawDeletions,
         ReadCopies,
         BringRaw,
         ReadArchived,
@@ -171,6 +179,26 @@ async def request_called(asker: Asker, name: str) -> BulkRequest:
 
 
 # -- carrying one out -----------------------------------------------------------------------------
+
+
+async def begin(
+    asker: Asker, act: Act, runs: Sequence[RunId], *, keeps: bool
+) -> tuple[BulkRequest | None, AsyncGenerator[Step, None]]:
+    """Return what does it for these runs; with `keeps` as a request, if such acts can be one."""
+    if not (keeps and act.kind and runs):
+        return None, asker.carry_out(act, runs)
+    request = await keep(asker, act, runs)
+    return request, carry_out(asker, request)
+
+
+async def ask_listeners(
+    asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, *, keeps: bool
+) -> tuple[BulkRequest | None, list[dict[str, Any]]]:
+    """Leave what an act asks of listeners; with `keeps` as a request. Returns rows as `asked`."""
+    parts = act.requests(runs)
+    if not (keeps and parts):
+        return None, await leave(asker, parts)
+    return await keep(asker, act, runs), await asked(asker, parts)
 
 
 async def carry_out(asker: Asker, request: BulkRequest) -> AsyncGenerator[Step, None]:

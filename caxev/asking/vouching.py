@@ -27,10 +27,6 @@ class VouchFor(AtSite):
 
     why: str | None = None
 
-    @property
-    def place(self) -> str:
-        return self.site
-
     def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the mark, and then what has every other copy judged again by its own site.
 

@@ -9,6 +9,7 @@ has the exit codes. Commands import what is heavy when they run, so that ``caxev
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -39,10 +40,7 @@ GROUPS: Final = {
     },
     "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy runs to another site, and watch."),
-        "requests": (
-            "caxev.cli.requests:requests",
-            "List, watch, cancel, resume requests.",
-        ),
+        "requests": ("caxev.cli.requests:requests", "List, watch, cancel, resume requests."),
         "rm": ("caxev.cli.rm:rm", "Delete copies of runs, if enough others are good."),
         "hold": ("caxev.cli.hold:hold", "Keep copies, although rules would delete them."),
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),
@@ -76,7 +74,7 @@ GROUPS: Final = {
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },
     "Started by other programs": {
-        "receive": ("caxev.cli.receive:receive", "The remote end of a transfer over SSH."),
+        "receive": ("caxev.cli.batch:receive", "The remote end of a transfer over SSH."),
     },
 }
 """The import path of each command and its line in ``--help``, grouped by what people want."""
@@ -84,6 +82,10 @@ COMMANDS: Final = {
     **{name: path for group in GROUPS.values() for name, (path, _) in group.items()},
     "batch": "caxev.cli.batch:batch",  # hidden: only batch systems start it
 }
+
+
+_EMPTY: Final = re.compile("--[a-z0-9-]+=")
+"""An option without its value."""
 
 
 class Caxev(CommandGroup):
@@ -112,10 +114,22 @@ class Caxev(CommandGroup):
                 rows = [(name.ljust(width), summary) for name, (_, summary) in commands.items()]
                 formatter.write_dl(rows)
 
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **more: Any,
+    ) -> click.Context:
         """Read the options before the command's name; their errors are one line as well."""
         with report_errors(debug=lambda: False):
-            return super().make_context(*args, **more)
+            # A shell's variable that is not set: as a path it would be the present directory.
+            if not more.get("resilient_parsing"):
+                for word, before in zip(args, ["caxev", *args], strict=False):
+                    if not word or _EMPTY.fullmatch(word):
+                        what = (word or before).rstrip("=")
+                        raise click.UsageError(f"what follows {what} is empty: give a value")
+            return super().make_context(info_name, args, parent, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and turn its errors into one line and an exit code."""

@@ -36,8 +36,6 @@ def backup(*, file: Path) -> None:
     readable for its owner only. It is replaced when the new one is complete. Back up the runs
     collection by MongoDB's own means.
     """
-    if not file.name:
-        raise click.UsageError("FILE is empty")
     place = file.resolve()
     if place.exists() and not place.is_file():  # the new file would take the place of /dev/null
         raise click.UsageError(f"{file} is no regular file")

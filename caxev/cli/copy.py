@@ -103,17 +103,19 @@ def copy(
         data, None if source is None else sites.get(source).name, sites.get(target).name, keep
     )
     runs = runs.of_status(type=data.kind, version=data.version)
-    if ask.dry_run:
-        ask(runs, act)
-        return
     if not runs.names_one:
+        if ask.dry_run:
+            ask(runs, act)
+            return
         if cancel:
             raise click.UsageError("many copies are one request: caxev requests cancel ID")
         copy_many(runs, act, yes=ask.yes, patience=patience)
         return
     one = CopyCommand(runs, act, Display(as_json=options().as_json), source)
     with one.summed_up():
-        if cancel:
+        if ask.dry_run:
+            options().with_asker(one.plan)
+        elif cancel:
             options().with_asker(one.cancel)
         else:
             options().with_asker(one.run, patience)
@@ -149,6 +151,16 @@ class CopyCommand:
     found: Run | None = None
     size: int | None = None
     _begun: float = field(init=False, factory=monotonic)
+
+    async def plan(self, asker: Asker) -> None:
+        """Show what would be written. Raises `NothingToDo` with the rule that is against it."""
+        found = await self._find(asker.database)
+        run = (await asker.database.runs([found.id])).get(found.id, found)  # with all its fields
+        step = self.act.step(run, await asker.context(self.act))
+        self.size = step.size
+        if step.row is not None:
+            self.source = step.row.deed.source or self.source
+        self._note(CopyState(step.planned, step.what))
 
     async def run(self, asker: Asker, patience: float) -> None:
         """Request the copy, and watch it for `patience` seconds at most."""

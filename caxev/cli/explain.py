@@ -202,6 +202,7 @@ class Explanation:
         return False
 
     def _of(self, handler: Handler) -> Iterator[dict[str, Any]]:
+        snapshot = self.snapshot
         owed = [pair for pair in self.reactions if pair[0].handler == handler.name]
         for reaction, document in owed:
             yield self._reaction_document(reaction, document)
@@ -215,7 +216,7 @@ class Explanation:
             why = options().sites().get(self.registry.here.name).unmet(handler)
             yield _row(handler.name, None, "off", f"not enabled: {why}")
             return
-        standing |= {aspect for aspect, row in done.items() if row.after == self._value(aspect)}
+        standing |= {aspect for aspect, row in done.items() if row.after == snapshot.get(aspect)}
         ahead = [
             one
             for one in self.outlook
@@ -226,9 +227,6 @@ class Explanation:
         # No reaction, and none is due: only the triggers' conditions explain that.
         if not owed and not ahead and not done:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
-
-    def _value(self, aspect: Aspect | None) -> str | None:
-        return None if aspect is None else self.snapshot.get(aspect)
 
     def _ahead(self, one: Outlook) -> tuple[str, str]:
         """Return the state, and why, of what has no reaction."""
@@ -276,7 +274,8 @@ class Explanation:
 
     def _reasons(self, trigger: Trigger) -> Iterator[str]:
         # Only aspects of the trigger's kind: a tag is no reason why a copy's trigger did not fire.
-        aspects = [aspect for aspect in self.snapshot if isinstance(aspect, _about(trigger))]
+        about = _ABOUT.get(type(trigger), Existence)
+        aspects = [aspect for aspect in self.snapshot if isinstance(aspect, about)]
         for aspect in aspects:
             status = self.snapshot[aspect].partition("@")[0]
             yield f"{aspect}: {trigger.unmet(aspect, status, self.registry.here)}"
@@ -285,21 +284,13 @@ class Explanation:
 
 
 _SHOWN = 4
-
-
-def _about(trigger: Trigger) -> type:
-    """Return the kind of aspect to which a trigger reacts."""
-    match trigger:
-        case CopyTrigger():
-            return CopyKey
-        case TagTrigger():
-            return Tag
-        case FieldTrigger():
-            return Field
-        case CopyFieldTrigger():
-            return CopyField
-        case _:
-            return Existence
+_ABOUT: Mapping[type, type] = {
+    CopyTrigger: CopyKey,
+    TagTrigger: Tag,
+    FieldTrigger: Field,
+    CopyFieldTrigger: CopyField,
+}
+"""The kind of aspect to which a kind of trigger reacts."""
 
 
 def _done(row: HistoryRow) -> dict[str, Any]:

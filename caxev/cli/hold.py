@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,8 +15,8 @@ import click
 from caxev.asking.base import DataChoice
 from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.cli.command import command, together
-from caxev.cli.options import options, requester
-from caxev.cli.output import Column, Table, columns, show
+from caxev.cli.options import requester
+from caxev.cli.output import Column, columns, stream
 from caxev.cli.plans import Ask, acts
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
@@ -30,12 +31,10 @@ if TYPE_CHECKING:
 
 def _keep(*, length: timedelta | None, until: datetime | None, why: str | None) -> Keep:
     """Return how long to keep a copy, by the options. Raises click's error."""
-    days = None if length is None else length / timedelta(days=1)
-    if days is not None and until is not None:
-        raise click.UsageError("--keep-for and --keep-until exclude each other")
-    if until is not None and until <= utcnow():
-        raise click.UsageError(f"--keep-until {until:%Y-%m-%d %H:%M} UTC has passed already")
-    return Keep(days, until, why)
+    try:
+        return Keep.of(length, until, why)
+    except ValueError as error:
+        raise click.UsageError(f"--keep-for and --keep-until: {error}") from None
 
 
 keeps: Final = together(
@@ -120,19 +119,18 @@ def holds(*, site: str | None, mine: bool) -> None:
 
     Without a time they are held until they are released, or for so many days from their arrival.
     """
-    rows = options().with_database(_listed, site, requester() if mine else None)
-    show(Table(_COLUMNS, rows), empty="nobody holds a copy")
+    stream(_COLUMNS, "nobody holds a copy", _listed, site, requester() if mine else None)
 
 
-async def _listed(database: Database, site: str | None, who: str | None) -> list[dict[str, Any]]:
+async def _listed(
+    database: Database, site: str | None, who: str | None
+) -> AsyncGenerator[dict[str, Any], None]:
     now = utcnow()
-    return [
-        row
-        async for page in database.held()
-        for run in page
-        for row in _rows(run, now)
-        if site in (None, row["host"]) and who in (None, row["by"])
-    ]
+    async with aclosing(database.held()) as pages:
+        async for page in pages:
+            for row in (row for run in page for row in _rows(run, now)):
+                if site in (None, row["host"]) and who in (None, row["by"]):
+                    yield row
 
 
 def _rows(run: Run, now: datetime) -> Iterator[dict[str, Any]]:

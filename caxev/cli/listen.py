@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
 
+from caxev.asking.base import counted
 from caxev.cli.command import command
 from caxev.cli.options import GlobalOptions, options
-from caxev.cli.output import Table, columns, event_parts, show
+from caxev.cli.output import columns, event_parts, stream
 from caxev.cli.processes import process_options, runs_for_years
 from caxev.cli.runs import shown_all
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Reaction
+from caxev.core.ledger import Reaction, State
 from caxev.core.recording import Maker, compare
 from caxev.core.registry import Registry
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from caxev.database import Database, Snapshots, WaitingRequest
+    from caxev.database import Database, Snapshots
     from caxev.engine.options import Options
 
 
@@ -56,8 +56,7 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
 
     listening = _listening(given, site, registry, running, once=once)
     if dry_run:
-        rows = given.with_database(_would, site, registry)
-        show(Table(_COLUMNS, rows), empty=f"nothing is due at {site}")
+        stream(_COLUMNS, f"nothing is due at {site}", _would, site, registry)
         return
     run(listener.listen, listening)
 
@@ -89,86 +88,52 @@ def _listening(
 
 
 _COLUMNS = columns("run", "event", "handler", "why")
-_PAGE = 1000
 
 
-async def _would(database: Database, site: str, registry: Registry) -> list[dict[str, Any]]:
+async def _would(
+    database: Database, site: str, registry: Registry
+) -> AsyncGenerator[dict[str, Any], None]:
     """Return what a listener would do now: reactions that are due, requested or new."""
-    # In the listener's own order: the ledger, the requests, then a scan of all runs.
-    rows = [row async for row in _due(database, site)]
-    rows += [
-        {"event": None, "handler": request.handler, "why": _requested(request)}
-        for request in (await database.waiting(site))[1]
-    ]
+    # As the listener does: the ledger, the requests, then a scan of all runs.
+    now = utcnow()
+    async with aclosing(database.reaction_pages(site, State.PENDING)) as found:
+        async for page in found:
+            due = [one for one, _ in page if one.due <= now]
+            whys = [f"due{f': {one.note}' if one.note else ''}" for one in due]
+            for row in await _rows(database, zip(due, whys, strict=True)):
+                yield row
+    for request in (await database.waiting(site))[1]:
+        what = "all runs" if request.runs is None else counted(request.runs)
+        why = f"requested: {request.kind} of {what}"
+        yield {"run": None, "event": None, "handler": request.handler, "why": why}
     before, more = None, True
     while more:
         ids, before = await database.page(site, before)
         looked = await database.snapshot(site, ids, watched=registry.watched)
-        rows += new_reactions(registry, looked)
+        for row in await _rows(database, _new(registry, looked)):
+            yield row
         more = before is not None
-    return await _labelled(database, rows)
 
 
-def new_reactions(registry: Registry, found: Snapshots) -> Iterator[dict[str, Any]]:
+async def _rows(database: Database, found: Iterable[tuple[Reaction, str]]) -> list[dict[str, Any]]:
+    reactions = list(found)
+    runs = await shown_all(database, (one.run for one, _ in reactions))
+    return [
+        {
+            "run": runs[one.run],
+            "event": event_parts(one.event),
+            "handler": one.handler,
+            "due": one.due,
+            "why": why,
+        }
+        for one, why in reactions
+    ]
+
+
+def _new(registry: Registry, found: Snapshots) -> Iterator[tuple[Reaction, str]]:
     """Return the reactions to the changes between the stored snapshots and the runs of now."""
     maker, now = Maker(registry, options().sites()), utcnow()
     times = dict.fromkeys([*found.now, *found.before], now)
     for reaction in compare(maker, times, found.before, found.now, found.whole).standing(()):
-        event = reaction.event
-        why = "new" if event.before is None else f"was {event.before.partition('@')[0]}"
-        yield {
-            "id": reaction.run,
-            "event": event_parts(event),
-            "handler": reaction.handler,
-            "why": why,
-        }
-
-
-def _requested(request: WaitingRequest) -> str:
-    what = "all runs" if request.runs is None else _runs(request.runs)
-    return f"requested: {request.kind} of {what}"
-
-
-def _runs(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
-
-
-async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
-    now = utcnow()
-    for lane in await database.lanes(site):
-        async for reaction in _due_in(database, site, lane, now):
-            yield {
-                "id": reaction.run,
-                "event": event_parts(reaction.event),
-                "handler": reaction.handler,
-                "due": reaction.due,
-                "why": f"due{f': {reaction.note}' if reaction.note else ''}",
-            }
-
-
-async def _due_in(
-    database: Database, site: str, lane: str, now: datetime
-) -> AsyncIterator[Reaction]:
-    """Read what is due in a lane page by page; each page begins at the last one's final time."""
-    since: datetime | None = None
-    seen: set[str] = set()  # reactions due at that very time, which the next page has again
-    more = True
-    # Pages go by time and not by offset, as the listener takes reactions away meanwhile. Many may
-    # be due at one time: ask for as many more as the page before has shown of that time.
-    while more:
-        limit = _PAGE + len(seen)
-        page = await database.due(site, lane, now, limit, since=since)
-        for reaction in page:
-            if reaction.id not in seen:
-                yield reaction
-        more = len(page) == limit
-        if more:
-            seen = seen if page[-1].due == since else set()
-            since = page[-1].due
-            seen |= {reaction.id for reaction in page if reaction.due == since}
-
-
-async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Replace the runs' ids by their numbers or names."""
-    named = await shown_all(database, (row["id"] for row in rows if "id" in row))
-    return [{"run": named.get(row.pop("id", None)), **row} for row in rows]
+        before = reaction.event.before
+        yield reaction, "new" if before is None else f"was {before.partition('@')[0]}"

@@ -179,15 +179,16 @@ def show_lines(rows: Sequence[Row], line: Callable[[Row], str], *, failed: bool 
 
 def stream(
     columns: Sequence[Column],
+    empty: str,
     rows: Callable[Concatenate[Database, P], AsyncGenerator[Row, None]],
     *args: P.args,
     **kwargs: P.kwargs,
 ) -> None:
-    """Print a table of copies whose rows `rows` reads from the database one by one."""
+    """Print a table whose rows `rows` reads from the database one by one, as `show_rows` does."""
 
     async def show_all(database: Database) -> None:
         async with aclosing(rows(database, *args, **kwargs)) as found:
-            await show_rows(columns, found, empty="there are no such copies")
+            await show_rows(columns, found, empty=empty)
 
     options().with_database(show_all)
 

@@ -7,8 +7,9 @@ asked of several runs is one request: see `caxev.cli.requests`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -17,11 +18,11 @@ import click
 from attrs import define, field, frozen
 
 from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
-from caxev.asking.listeners import ListenerAct, asked, leave
+from caxev.asking.listeners import ListenerAct
 from caxev.cli.command import Function, together
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import options
-from caxev.cli.output import Table, columns, confirm, print_line, show
+from caxev.cli.output import Row, columns, confirm, fail_if, print_line, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.core.amounts import lasting
@@ -67,28 +68,28 @@ class Ask:
     dry_run: bool
     few: int = FEW
 
-    def __call__(self, runs: RunChoice, act: Act) -> None:
-        """Do it as `rows` does, and print these."""
-        show_steps(self.rows(runs, act))
-
-    def rows(self, runs: RunChoice, act: Act) -> Rows:
-        """Do what an act is about to each selected run, unless it is a dry run; return the rows.
+    def __call__(self, runs: RunChoice, act: Act, *, is_enough: bool = False) -> None:
+        """Do what an act is about to each selected run, unless it is a dry run; print a row each.
 
         For several runs the plan is shown first; for many, a person confirms it. Each run is
-        decided about again when its turn comes. Ctrl-C leaves what is done.
+        decided about again when its turn comes. Ctrl-C leaves what is done. Exits as
+        `StepPrinter.fail` does.
         """
+        printer = StepPrinter()
         if self.dry_run:
-            return options().with_asker(_planned, runs, act)[1]
-        if runs.names_one and self.few:
-            return options().with_asker(_done_at_once, runs, act)
-        plan, _, left = options().with_asker(_planned, runs, act)
-        confirm_plan(plan, yes=self.yes, few=self.few)
-        doing = _Doing(act, plan, left)
-        try:
-            return options().with_asker(doing.run, is_request=not runs.names_one)
-        except KeyboardInterrupt:
-            doing.interrupted()
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            options().with_asker(_show_planned, runs, act, printer)
+        elif runs.names_one and self.few:
+            options().with_asker(_do_at_once, runs, act, printer)
+        else:
+            plan = options().with_asker(plan_of, runs, act)
+            confirm_plan(plan, yes=self.yes, few=self.few)
+            doing = _Doing(act, runs, plan)
+            try:
+                options().with_asker(doing.run, printer)
+            except KeyboardInterrupt:
+                doing.interrupted()
+                raise click.exceptions.Exit(INTERRUPTED) from None
+        printer.fail(is_enough=is_enough)
 
 
 def acts(dry_run: str, *, few: int = FEW) -> Callable[[Function], Function]:
@@ -100,18 +101,45 @@ def acts(dry_run: str, *, few: int = FEW) -> Callable[[Function], Function]:
 WHY: Final = click.option(
     "--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data."
 )
+_STEPS: Final = columns("run", "what", "state")
 
 
-async def _planned(asker: Asker, runs: RunChoice, act: Act) -> tuple[ActPlan, Rows, Rows]:
-    """Return the plan, its rows, and those of them for which nothing is written."""
+@define
+class StepPrinter:
+    """Prints a row for each step as it comes, of which there may be many, and counts their `ok`."""
+
+    oks: Counter[bool | None] = field(factory=Counter)
+
+    async def show(self, steps: AsyncGenerator[Step, None]) -> None:
+        """Print the steps; also what there is of them if Ctrl-C ends it."""
+        async with aclosing(self._rows(steps)) as rows:
+            await show_rows(_STEPS, rows, empty="nothing to do")
+
+    async def _rows(self, steps: AsyncGenerator[Step, None]) -> AsyncGenerator[Row, None]:
+        async with aclosing(steps):
+            async for one in steps:
+                self.oks[one.ok] += 1
+                yield {"run": shown(one.run), "what": one.what, "state": one.state, "ok": one.ok}
+
+    def fail(self, *, is_enough: bool = False) -> None:
+        """Exit with a failure if one is not ok, or none is; if one `is_enough`, only if none is."""
+        if is_enough:
+            fail_if(not self.oks[True])
+        else:
+            fail_if(self.oks[False] > 0 or self.oks.keys() == {None})
+
+
+async def _show_planned(asker: Asker, runs: RunChoice, act: Act, printer: StepPrinter) -> None:
     await runs.check(asker.database)
-    plan, rows, left = ActPlan(), [], []
+    await printer.show(_planned(asker, runs, act))
+
+
+async def _planned(asker: Asker, runs: RunChoice, act: Act) -> AsyncGenerator[Step, None]:
+    """Return what would come of it for each of the selected runs."""
     async with aclosing(asker.steps(act, runs.selection)) as found:
-        async for run, steps in found:
-            plan.add_steps(run, steps)
-            rows += [step_row(one.as_planned) for one in steps]
-            left += [step_row(one) for one in steps if one.update is None]
-    return plan, rows, left
+        async for _, steps in found:
+            for one in steps:
+                yield one.as_planned
 
 
 async def plan_of(asker: Asker, runs: RunChoice, act: Act) -> ActPlan:
@@ -120,54 +148,52 @@ async def plan_of(asker: Asker, runs: RunChoice, act: Act) -> ActPlan:
     return await asker.plan(act, runs.selection)
 
 
-async def _done_at_once(asker: Asker, runs: RunChoice, act: Act) -> Rows:
-    ids = await runs.ids(asker.database)
-    async with aclosing(asker.carry_out(act, ids)) as steps:
-        return [step_row(step) async for step in steps]
-
-
-async def one_step(asker: Asker, runs: RunChoice, act: Act) -> Step:
-    """Do it to the run that is named. Raises the rule that is against it."""
-    run = await runs.find_one(asker.database)
-    return await asker.carry_out_one(act, run.id)
+async def _do_at_once(asker: Asker, runs: RunChoice, act: Act, printer: StepPrinter) -> None:
+    await printer.show(asker.carry_out(act, await runs.ids(asker.database)))
 
 
 @define
 class _Doing:
-    """The acts of a plan, being done. `rows` begins with what the plan leaves alone."""
+    """The acts of a plan, being done."""
 
     act: Act
+    runs: RunChoice
     plan: ActPlan
-    rows: Rows
     request: BulkRequest | None = None
     _number: int = field(init=False, default=0)
     _begun: float = field(init=False, factory=monotonic)
-    _shown: float = field(init=False, factory=monotonic)
+    _printed: float = field(init=False, factory=monotonic)
 
-    async def run(self, asker: Asker, *, is_request: bool) -> Rows:
-        """Do it, and return the rows."""
-        from caxev.asking import requests
-
-        steps = asker.carry_out(self.act, self.plan.runs)
-        if is_request and self.act.kind and self.plan.runs:
-            self.request = await requests.keep(asker, self.act, self.plan.runs)
-            # At once: another terminal can cancel it.
-            print_line(f"request {self.request.id}: {title(self.request)}", err=True)
-            steps = requests.carry_out(asker, self.request)
-        async with aclosing(steps):
-            async for step in steps:
-                self.rows.append(step_row(step))
-                self._show()
+    async def run(self, asker: Asker, printer: StepPrinter) -> None:
+        """Do it, and print the steps: first those of what the plan leaves alone."""
+        await printer.show(self._steps(asker))
         if self.request is not None and isinstance(self.act, RequestedAct):
             print_line(f"to follow it: caxev requests watch {self.request.id}", err=True)
-        return self.rows
+
+    async def _steps(self, asker: Asker) -> AsyncGenerator[Step, None]:
+        # Decided about once more: the plan has only numbers, as these may be very many.
+        if self.plan.kept:
+            async with aclosing(_planned(asker, self.runs, self.act)) as planned:
+                async for step in planned:
+                    if step.update is None:
+                        yield step
+        from caxev.asking.requests import begin
+
+        keeps = not self.runs.names_one
+        self.request, steps = await begin(asker, self.act, self.plan.runs, keeps=keeps)
+        if self.request is not None:  # at once: another terminal can cancel it
+            print_line(f"request {self.request.id}: {title(self.request)}", err=True)
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
+                self._show()
 
     def _show(self) -> None:
         self._number += 1
-        if sys.stderr.isatty() and monotonic() >= self._shown + _OFTEN:
-            self._shown = monotonic()
+        if sys.stderr.isatty() and monotonic() >= self._printed + _OFTEN:
+            self._printed = monotonic()
             rest = len(self.plan.runs) - self._number
-            took = self._shown - self._begun
+            took = self._printed - self._begun
             left = f", about {lasting(took / self._number * rest)} left" if rest > 0 else ""
             print_line(f"{self._progress}{left}", err=True)
 
@@ -190,14 +216,13 @@ async def ask_listeners(
     asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, *, is_request: bool
 ) -> Rows:
     """Leave what an act asks of listeners, of runs or (None) of all; return a row for each site."""
-    from caxev.asking import requests
+    from caxev.asking.requests import ask_listeners as ask
 
-    if not is_request or not act.sites:
-        return await leave(asker, act.requests(runs))
-    request = await requests.keep(asker, act, runs)
-    print_line(f"request {request.id}: {title(request)}", err=True)
-    print_line(f"to follow it: caxev requests watch {request.id}", err=True)
-    return await asked(asker, act.requests(runs))
+    request, rows = await ask(asker, act, runs, keeps=is_request)
+    if request is not None:
+        print_line(f"request {request.id}: {title(request)}", err=True)
+        print_line(f"to follow it: caxev requests watch {request.id}", err=True)
+    return rows
 
 
 def title(request: BulkRequest) -> str:
@@ -206,34 +231,6 @@ def title(request: BulkRequest) -> str:
 
     runs = "all runs" if request.runs is None else counted(len(request.runs))
     return f"{runs}, {described(request)}"
-
-
-def step_row(step: Step) -> dict[str, Any]:
-    """Return the row of a step."""
-    return {"run": shown(step.run), "what": step.what, "state": step.state, "ok": step.ok}
-
-
-_STEPS: Final = columns("run", "what", "state")
-
-
-def show_steps(rows: Sequence[Mapping[str, Any]], *, failed: bool | None = None) -> None:
-    """Print the rows; by default, exit with a failure if one of them is not ok."""
-    if failed is None:
-        failed = any(row["ok"] is False for row in rows)
-    show(Table(_STEPS, rows), empty="nothing to do", failed=failed)
-
-
-@contextmanager
-def showing_steps() -> Iterator[Rows]:
-    """Print the rows that the block adds, as `show_steps` does; also if Ctrl-C ends it."""
-    rows: Rows = []
-    try:
-        yield rows
-    except BaseException:
-        if rows:
-            show_steps(rows, failed=False)
-        raise
-    show_steps(rows)
 
 
 def with_hint(line: str, row: Mapping[str, Any]) -> str:

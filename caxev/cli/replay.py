@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Container, Iterator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import frozen
 
-from caxev.asking.base import counted, pages
+from caxev.asking.base import counted
 from caxev.asking.listeners import Replay, addressed, enabling
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Table, columns, event_parts, show, show_lines
+from caxev.cli.output import columns, event_parts, show_lines, stream
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
-from caxev.core.model import Aspect, Event, Run, RunId
+from caxev.core.model import Aspect, Run
 from caxev.core.recording import Maker, WholeRuns, again, compare, outlook, possible_keys
 from caxev.core.registry import Registry
 
@@ -50,8 +50,7 @@ def replay(
     places, named = _places(site, handler)
     act = Replay(tuple(places), named, force=force)
     if dry_run:
-        rows = options().with_database(_plan, places, runs, act)
-        show(Table(_COLUMNS, rows), empty="no reaction would run")
+        stream(_COLUMNS, "no reaction would run", _plan, places, runs, act)
         return
     # The selection becomes ids now: what the user was shown is what the listeners replay, whenever
     # they come to it.
@@ -81,46 +80,21 @@ def queued(row: Mapping[str, Any]) -> str:
 
 async def _plan(
     database: Database, places: Mapping[str, Registry], choice: RunChoice, act: Replay
-) -> list[dict[str, Any]]:
-    runs = await choice.find(database)
-    names = {run.id: shown(run) for run in runs}
-    rows = []
-    for page in pages(list(names)):
-        for site, registry in places.items():
-            rows += [
-                {
-                    "run": names[planned.event.run],
-                    "site": site,
-                    "event": event_parts(planned.event),
-                    "handler": planned.handler,
-                    "why": planned.why,
-                }
-                for planned in await _plan_page(database, registry, page, act)
-            ]
-    return rows
-
-
-@frozen
-class Planned:
-    """A reaction that would fire."""
-
-    event: Event
-    handler: str
-    why: str
-
-
-async def _plan_page(
-    database: Database, registry: Registry, ids: Sequence[RunId], act: Replay
-) -> list[Planned]:
-    site = registry.here.name
-    seen = await database.snapshot(site, ids, watched=registry.watched)
-    standing = await database.standing(possible_keys(registry, seen.now))
-    knows, runs = await database.known_to(site, ids), await database.runs(seen.now)
-    planned: list[Planned] = []
-    for run in runs.values():
-        before, known = seen.before.get(run.id, {}), knows.get(run.id, ())
-        planned += plan(registry, run, before, standing, act, known=known)
-    return planned
+) -> AsyncGenerator[dict[str, Any], None]:
+    await choice.check(database)
+    async with aclosing(choice.pages(database)) as found:
+        async for page in found:
+            ids = [run.id for run in page]
+            for site, registry in places.items():
+                seen = await database.snapshot(site, ids, watched=registry.watched)
+                standing = await database.standing(possible_keys(registry, seen.now))
+                knows, runs = await database.known_to(site, ids), await database.runs(seen.now)
+                for run in runs.values():
+                    before, known = seen.before.get(run.id, {}), knows.get(run.id, ())
+                    for reaction, why in plan(registry, run, before, standing, act, known=known):
+                        event, handler = event_parts(reaction.event), reaction.handler
+                        row = {"run": shown(run), "site": site, "event": event}
+                        yield {**row, "handler": handler, "why": why}
 
 
 def plan(
@@ -131,8 +105,8 @@ def plan(
     act: Replay,
     *,
     known: Container[str] = (),
-) -> Iterator[Planned]:
-    """Return what a replay of a run fires, given its stored snapshot."""
+) -> Iterator[tuple[Reaction, str]]:
+    """Return what a replay of a run fires, and why, given its stored snapshot."""
     maker, now = Maker(registry, options().sites()), utcnow()
     snapshot = run.snapshot(registry.watched)
     whole = WholeRuns({run.id: run})
@@ -142,8 +116,8 @@ def plan(
     fired = set()
     for reaction in new.standing(standing):
         fired.add(reaction.id)
-        yield Planned(reaction.event, reaction.handler, "new since the last snapshot")
+        yield reaction, "new since the last snapshot"
     outlooks = outlook(maker, run, snapshot, standing, now, known=known)
     for reaction, why in again(outlooks, handler=act.handler, force=act.force):
         if reaction.id not in fired:
-            yield Planned(reaction.event, reaction.handler, why)
+            yield reaction, why

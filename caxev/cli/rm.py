@@ -16,22 +16,20 @@ from caxev.asking.deletions import DeleteCopies, Terms, WithdrawDeletions
 from caxev.asking.listeners import listening_sites
 from caxev.cli.command import command, together
 from caxev.cli.options import options
-from caxev.cli.output import Table, columns, print_line, show, stream
-from caxev.cli.plans import Ask, acts, one_step
+from caxev.cli.output import columns, print_line, stream
+from caxev.cli.plans import Ask, acts
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.copies.retention import DeletionPlan, plan_processed, plan_purge
 from caxev.core.clock import utcnow
-from caxev.core.job import Skip, Wait
 from caxev.core.model import Copy, Run
 from caxev.core.selection import at_host
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.asking.asker import Asker
     from caxev.database import Database
 
 _COLUMNS = columns("run", "type", "version", "goes", "why")
@@ -86,36 +84,19 @@ def rm(
     if not runs.selects:
         if not ask.dry_run:
             raise click.UsageError("select runs: --run, --name, ... (--dry-run shows all)")
-        stream(_COLUMNS, _by_rules, here, options().sites())
+        stream(_COLUMNS, "it has no copies", _by_rules, here, options().sites())
         return
     # A catalogue has no listener of its own: a site that uploads there serves the intent.
     if here.method != "rucio":
         listening_sites(options().sites(), site)
-    act = (WithdrawDeletions if cancel else DeleteCopies)(site, data, terms)
-    if not runs.names_one:
-        wanted = runs.narrowed(host=site, type=data.kind, version=data.version)
-        ask(wanted, act)
-        return
-    row = options().with_asker(_planned if ask.dry_run else _acted, runs, act)
-    show(Table(_COLUMNS, [row]))
-    if not (ask.dry_run or cancel or options().as_json):
+    act = WithdrawDeletions(site, data) if cancel else DeleteCopies(site, data, terms)
+    if runs.names_one:  # and not those of several detectors
+        options().with_database(runs.find_one)
+    else:
+        runs = runs.narrowed(host=site, type=data.kind, version=data.version)
+    ask(runs, act)
+    if runs.names_one and not (ask.dry_run or cancel or options().as_json):
         print_line(f"to follow it: caxev status {runs.naming}")
-
-
-async def _planned(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, Any]:
-    """Return what would happen to the copy of the run that is named."""
-    found = await runs.find_one(asker.database)
-    run = (await asker.database.runs([found.id]))[found.id]
-    return _row(run, act.copy(run), act.decide(run, await asker.context(act)))
-
-
-async def _acted(asker: Asker, runs: RunChoice, act: DeleteCopies) -> dict[str, Any]:
-    """Do it to the copy of the run that is named; return what comes of it."""
-    step = await one_step(asker, runs, act)
-    goes = act.kind == DeleteCopies.kind
-    why = act.terms.why if goes else None
-    row = _row(step.run, act.copy(step.run), Skip(why or step.state))
-    return {**row, "goes": goes}
 
 
 async def _by_rules(
@@ -128,7 +109,13 @@ async def _by_rules(
     async for page in database.pages(at_host(here.name), now):
         for run in page:
             for copy, decision in decisions(run, here, known, now):
-                yield _row(run, copy, decision)
+                yield {
+                    **copy_cells(run, copy.key),
+                    "status": copy.status,
+                    "location": copy.location,
+                    "goes": isinstance(decision, DeletionPlan),
+                    "why": decision.why,
+                }
 
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
@@ -137,13 +124,3 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
         if copy.host == here.name:
             rule = plan_purge if copy.type in here.types.primary else plan_processed
             yield copy, rule(run, copy, here, sites, now)
-
-
-def _row(run: Run, copy: Copy, decision: DeletionPlan | Skip | Wait) -> dict[str, Any]:
-    return {
-        **copy_cells(run, copy.key),
-        "status": copy.status,
-        "location": copy.location,
-        "goes": isinstance(decision, DeletionPlan),
-        "why": decision.why,
-    }

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 
+_WHOLE: Final = 200
+"""Whole runs that are read at a time."""
+
+
 @frozen
 class RunChoice:
     """The runs that the options of a command select."""
@@ -154,12 +158,16 @@ class RunChoice:
         if len(singles) < len(numbers) or not numbers:
             await self.find(database, limit=1)
 
-    async def find_whole(self, database: Database) -> list[Run]:
-        """Read the runs with all their fields. Raises `NoSuchRun`."""
-        ids = await self.ids(database)
-        whole = [await database.runs(page) for page in pages(ids)]
-        found = {key: run for page in whole for key, run in page.items()}
-        return [found[one] for one in ids if one in found]  # one may be deleted in between
+    async def whole(self, database: Database) -> AsyncGenerator[Run, None]:
+        """Read the runs one by one with all their fields. Raises `NoSuchRun` as `find` does."""
+        await self.check(database)
+        async with aclosing(self.pages(database)) as found:
+            async for page in found:
+                for few in pages(page, _WHOLE):
+                    whole = await database.runs([run.id for run in few])
+                    for one in few:
+                        if one.id in whole:  # it may have been deleted in between
+                            yield whole[one.id]
 
     async def find_one(self, database: Database) -> Run:
         """Read the selected run. Raises `NoSuchRun`, also if several match."""

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import frozen
 
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_json, stream, time
-from caxev.cli.reaction_rows import (
-    COLUMNS,
-    RUN_COLUMN,
-    progress_cells,
-    reaction_row,
-)
+from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_rows, stream, time
+from caxev.cli.reaction_rows import COLUMNS, progress_cells, reaction_row
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import SITE
@@ -30,25 +25,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from caxev.database import Database, Helper, SiteRecord
-
-
-@frozen
-class CopySearch:
-    """A search for copies that the options are about; without options, for all copies."""
-
-    choice: RunChoice
-
-    async def copies(self, database: Database) -> AsyncGenerator[dict[str, Any], None]:
-        """Return a row for each copy, in the order in which the runs were stored."""
-        now = utcnow()
-        async for run in self.choice.each(database):
-            for copy in run.copies:
-                if self.choice.selection.means_copy(copy, now):
-                    yield {"run": shown(run), **_copy_row(run, copy)}
-
-    async def totals(self, database: Database) -> list[dict[str, Any]]:
-        """Return a row for each host, type and status."""
-        return await database.totals(self.choice.selection, utcnow())
 
 
 @command(
@@ -76,10 +52,13 @@ def status(*, runs: RunChoice, site: str | None, totals: bool) -> None:
         raise click.UsageError(
             "--host, --status, --type, --version and --totals are about all sites: leave out --site"
         )
-    if of_copies:
-        _show_copies(CopySearch(runs), totals=totals)
+    if totals:
+        rows = options().with_database(_totals, runs)
+        show(Table(_TOTALS, rows), empty="there are no such copies")
+    elif of_copies:
+        stream(_PLACES, "there are no such copies", _copies, runs)
     elif runs.selects:
-        _show_runs(options().with_database(_runs, runs, _names(site), site))
+        options().with_database(_show_runs, runs, _names(site), site)
     else:
         rows = options().with_database(site_rows, _names(site), only=site)
         show(Table(_SITES, rows), empty="no site is known")
@@ -172,6 +151,7 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
     if record is None or not record.epoch:
         return {"site": name, "listening": "never did" if listener else "has no listener"}
     gap = record.gaps[-1] if record.gaps else None
+    skew = record.skew if record.active else None
     return {
         "site": name,
         "listening": record.active,
@@ -181,7 +161,8 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
         "configuration": record.configuration or None,
         "streamed": record.streamed,
         "scanned": record.scanned,
-        **_clock_cells(record.skew if record.active else None),
+        "clock": None if skew is None else f"{skew:+.1f} s",
+        "skew": skew,
         "trouble": record.trouble if record.active else None,
         "away": list(record.away.values()) if record.active else [],
         "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
@@ -229,36 +210,60 @@ def _helper(helper: Helper, now: datetime) -> str:
     return "; ".join([line, *helper.away])
 
 
-def _clock_cells(skew: float | None) -> dict[str, Any]:
-    """Return how far a listener's clock is ahead of the database's."""
-    return {"clock": None if skew is None else f"{skew:+.1f} s", "skew": skew}
-
-
 # -- the copies of all runs ---------------------------------------------------------------------
 
 
-def _show_copies(search: CopySearch, *, totals: bool) -> None:
-    if totals:
-        rows = options().with_database(search.totals)
-        show(Table(_TOTALS, rows), empty="there are no such copies")
-    else:
-        stream((RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES), search.copies)
+async def _copies(database: Database, choice: RunChoice) -> AsyncGenerator[dict[str, Any], None]:
+    """Return a row for each copy, in the order in which the runs were stored."""
+    now = utcnow()
+    async with aclosing(choice.each(database)) as runs:
+        async for run in runs:
+            for copy in run.copies:
+                if choice.selection.means_copy(copy, now):
+                    yield {"run": shown(run), **_copy_row(run, copy)}
+
+
+async def _totals(database: Database, choice: RunChoice) -> list[dict[str, Any]]:
+    """Return a row for each host, type and status."""
+    return await database.totals(choice.selection, utcnow())
 
 
 _TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "WITH SIZE"))
-_PLACES = columns("type", "version", "host", "status", Column("since", minor=1), SIZE, "location")
+_PLACES = columns(
+    "run",
+    Column("run.name", "NAME", minor=1),
+    "type",
+    "version",
+    "host",
+    "status",
+    Column("since", minor=1),
+    SIZE,
+    "location",
+)
 
 
 # -- a run --------------------------------------------------------------------------------------
 
 
+async def _show_runs(
+    database: Database, choice: RunChoice, names: Iterable[str], site: str | None
+) -> None:
+    async with aclosing(_runs(database, choice, names, site)) as rows:
+        if options().as_json:
+            await show_rows((), rows)
+            return
+        async for row in rows:
+            _show_run(row)
+
+
 async def _runs(
     database: Database, choice: RunChoice, names: Iterable[str], site: str | None
-) -> list[dict[str, Any]]:
-    runs = await choice.find_whole(database)
+) -> AsyncGenerator[dict[str, Any], None]:
     records = () if site is not None else await database.site_records()
     sites = dict.fromkeys([*names, *(record.site for record in records)])
-    return [{**_run_row(run), "reactions": await _reactions(database, run, sites)} for run in runs]
+    async with aclosing(choice.whole(database)) as runs:
+        async for run in runs:
+            yield {**_run_row(run), "reactions": await _reactions(database, run, sites)}
 
 
 def _run_row(run: Run) -> dict[str, Any]:
@@ -287,41 +292,25 @@ async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list
     ]
 
 
-def _show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
-    if options().as_json:
-        show_json(rows)
-    else:
-        for row in rows:
-            _show_run(row)
-
-
 def _show_run(row: Mapping[str, Any]) -> None:
     run = row["run"]
     name = run.parts["name"] if run.parts["number"] else None
     what = f"run {run} {name or ''}".rstrip()
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
     print_line(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
-    copies = [{**copy, "checksum": _short(copy), "type": _kind(copy)} for copy in row["copies"]]
+    copies = [{**one, "checksum": one["checksum"] or one["manifest"]} for one in row["copies"]]
     show(Table(_COPIES, copies), empty="no copies")
     click.echo()
     show(Table(COLUMNS, row["reactions"]), empty="all reactions are done")
 
 
-def _kind(copy: Mapping[str, Any]) -> str:
-    return f"{copy['type']} {copy['version'] or ''}".rstrip()
-
-
-def _short(copy: Mapping[str, Any]) -> str | None:
-    digest = copy["checksum"] or copy["manifest"]
-    return None if digest is None else digest[:12]
-
-
 _COPIES = columns(
     "type",
+    "version",
     "host",
     "status",
     Column("since", minor=1),
     SIZE,
-    Column("checksum", minor=2),
+    Column("checksum", show=lambda digest: digest[:12], minor=2),
     "location",
 )

@@ -6,9 +6,9 @@ one, in every command.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 import click
@@ -30,15 +30,29 @@ _PATIENCE: Final = 10.0
 """Seconds to wait for the database's known values, in a completion and in a command."""
 
 
-class RunNumber(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A run's number: at least 1, and within MongoDB's range."""
+class Read(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A value that `read` makes of a text; what its ValueError says is click's error."""
 
-    name = "run number"
+    def __init__(self, name: str, read: Callable[[str], object]) -> None:
+        self.name = name
+        self.read = read
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number. Raises click's error."""
-        number: int = click.IntRange(1, MOST).convert(value, param, ctx)
-        return number
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value. Raises click's error."""
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _moment(text: str) -> datetime:
+    return moment_at(read_moment(text), utcnow())
+
+
+def _time(text: str) -> datetime:
+    if is_length(text):
+        raise ValueError(f"{text!r} is no time: write 2026-12-24 or 2026-12-24T18:00")
+    return _moment(text)
 
 
 class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
@@ -139,10 +153,7 @@ def _check_status(options: GlobalOptions, status: str) -> None:
     known = [*_statuses(options)]
     if status not in known:
         known = list(dict.fromkeys([*known, *known_values(options, "data.status")]))
-        if status not in known:
-            raise click.UsageError(
-                f"no copy has the status {status!r} {known_names(status, known)}"
-            )
+        _require(status, known, "no copy has the status")
 
 
 def _check_host(options: GlobalOptions, host: str) -> None:
@@ -154,9 +165,12 @@ def _check_host(options: GlobalOptions, host: str) -> None:
 
 def _check_not_tag(options: GlobalOptions, tag: str) -> None:
     # A misspelt tag that runs must lack would not show: all of them lack it.
-    known = known_values(options, "tags.name")
-    if tag not in known:
-        raise click.UsageError(f"no run has the tag {tag!r} {known_names(tag, sorted(known))}")
+    _require(tag, sorted(known_values(options, "tags.name")), "no run has the tag")
+
+
+def _require(value: str, known: Sequence[str], words: str) -> None:
+    if value not in known:
+        raise click.UsageError(f"{words} {value!r} {known_names(value, known)}")
 
 
 def _check_pattern(options: GlobalOptions, text: str) -> None:
@@ -172,10 +186,7 @@ def _check_pattern(options: GlobalOptions, text: str) -> None:
 
 
 def _check_version(options: GlobalOptions, version: str) -> None:
-    known = known_values(options, "data.pax_version")
-    if version not in known:
-        names = known_names(version, sorted(known))
-        raise click.UsageError(f"no copy has the version {version!r} {names}")
+    _require(version, sorted(known_values(options, "data.pax_version")), "no copy has the version")
 
 
 def types_of(options: GlobalOptions) -> DataTypes:
@@ -186,9 +197,7 @@ def types_of(options: GlobalOptions) -> DataTypes:
 
 
 def _check_type(options: GlobalOptions, name: str) -> None:
-    known = types_of(options).known
-    if name not in known:
-        raise click.UsageError(f"there is no type {name!r} {known_names(name, known)}")
+    _require(name, types_of(options).known, "there is no type")
 
 
 def _patterns(options: GlobalOptions) -> Iterable[str]:
@@ -207,56 +216,13 @@ def condition_type(name: str) -> ConditionType:
     return ConditionType(name, lambda known: known_values(known, path, _COMPLETION))
 
 
-class MomentType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A time, UTC: ``2016-11-11``, ``2016-11-11T14:34``, or ``7d`` (ago)."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Return the time. Raises click's error."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            return moment_at(read_moment(value), utcnow())
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class TimeType(MomentType):
-    """A time, UTC, and not how long ago it was."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Return the time. Raises click's error."""
-        if is_length(str(value)):
-            self.fail(f"{value!r} is no time: write 2026-12-24 or 2026-12-24T18:00", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class LengthType(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A length of time such as ``36h``, ``14d`` or ``2w``."""
-
-    name = "length"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        """Return the length. Raises click's error."""
-        if isinstance(value, timedelta):
-            return value
-        try:
-            return read_length(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-RUN_NUMBER: Final = RunNumber()
-MOMENT: Final = MomentType()
-TIME: Final = TimeType()
-LENGTH: Final = LengthType()
+RUN_NUMBER: Final = click.IntRange(1, MOST)
+MOMENT: Final = Read("time", _moment)
+"""A time, UTC: ``2016-11-11``, ``2016-11-11T14:34``, or ``7d`` (ago)."""
+TIME: Final = Read("time", _time)
+"""A time, UTC, and not how long ago it was."""
+LENGTH: Final = Read("length", read_length)
+"""A length of time such as ``36h``, ``14d`` or ``2w``."""
 WHAT: Final = OneOf("event", lambda _options: [one.value for one in What])
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())

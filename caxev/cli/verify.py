@@ -90,7 +90,7 @@ def verify(*, runs: RunChoice, site: str | None, deep: bool, yes: bool) -> None:
                 err=True,
             )
             verification.request = request
-    stream(_COLUMNS, verification.rows, wanted)
+    stream(_COLUMNS, "there are no such copies", verification.rows, wanted)
     fail_if(verification.any_bad)
 
 

@@ -5,16 +5,20 @@ The command writes a mark to that copy's entry; `caxev.handlers.judge` at each s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from caxev.asking.base import DataChoice
+from caxev.asking.base import DataChoice, Step
 from caxev.asking.vouching import VouchFor
 from caxev.cli.command import command
 from caxev.cli.options import as_text, options
 from caxev.cli.output import print_line
-from caxev.cli.plans import one_step
 from caxev.cli.selection import RunChoice, selects_data, selects_run
 from caxev.cli.values import SITE
+
+if TYPE_CHECKING:
+    from caxev.asking.asker import Asker
 
 
 @command("caxev vouch --run 123 --site lngs", output=as_text)
@@ -29,4 +33,9 @@ def vouch(*, run: RunChoice, site: str, data: DataChoice, why: str | None) -> No
     one.
     """
     act = VouchFor(options().sites().get(site).name, data, why)
-    print_line(options().with_asker(one_step, run, act).state)
+    print_line(options().with_asker(_done, run, act).state)
+
+
+async def _done(asker: Asker, runs: RunChoice, act: VouchFor) -> Step:
+    run = await runs.find_one(asker.database)
+    return await asker.carry_out_one(act, run.id)

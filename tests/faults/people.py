@@ -35,7 +35,7 @@ async def asked_for(ground: Ground, runs: Sequence[Born]) -> End:
     people, gone = People(ground, runs), CopyKey("raw", GONE_FROM)
     await people.begin()
     await people.do(What.HELD, "hold", "--site", HELD_AT, "--why", "a campaign")
-    refused = await people.caxev("rm", "--site", HELD_AT, "--yes", "--json")
+    refused = await people.caxev("rm", "--site", HELD_AT, "--yes", "--json", code=1)
     if not all("held by" in row["state"] for row in json.loads(refused)):
         raise RuntimeError(f"a held copy was to be deleted: {refused}")
     await people.do(What.REQUESTED, "rm", "--site", GONE_FROM, "--yes")
@@ -146,7 +146,12 @@ class People:
         return [f"{point}:{nth}" for point, nth in sorted({(one, 1) for one in passed} | middle)]
 
     async def caxev(
-        self, command: str, *more: str, about: Sequence[Born] | None = None, **environment: str
+        self,
+        command: str,
+        *more: str,
+        about: Sequence[Born] | None = None,
+        code: int = 0,
+        **environment: str,
     ) -> str:
         """Give a command about the runs; return what it prints."""
         about = self.runs if about is None else about
@@ -156,7 +161,7 @@ class People:
         done = await trio.run_process(
             args, env=given, capture_stdout=True, capture_stderr=True, check=False
         )
-        if done.returncode != (-signal.SIGKILL if "CAXEV_CRASH" in environment else 0):
+        if done.returncode != (-signal.SIGKILL if "CAXEV_CRASH" in environment else code):
             how = f"{environment} {done.returncode} {done.stderr.decode()}"
             raise RuntimeError(f"{command} {more} ended otherwise: {how}")
         return done.stdout.decode()

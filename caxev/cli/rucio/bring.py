@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import evolve, frozen
 
+from caxev.asking.base import Step
 from caxev.asking.catalogues import CopyCatalogued
 from caxev.cli.command import command
 from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import options
-from caxev.cli.plans import Ask, Rows, acts, showing_steps
+from caxev.cli.plans import Ask, StepPrinter, acts
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
-from caxev.cli.runs import shown
 from caxev.cli.values import PLACE, SITE
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
@@ -67,8 +69,13 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, ask: Ask) -> N
     if "/" not in target:
         options().sites().get(target)  # raises an error that names the nearest site
     fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, ask.dry_run)
-    with showing_steps() as rows:
-        options().with_database(fetching.fetch_all, rows)
+    printer = StepPrinter()
+
+    async def fetch(database: Database) -> None:
+        await printer.show(fetching.steps(database))
+
+    options().with_database(fetch)
+    printer.fail()
 
 
 @frozen
@@ -80,26 +87,26 @@ class DirectoryFetch:
     rse: str | None
     dry_run: bool
 
-    async def fetch_all(self, database: Database, rows: Rows) -> None:
-        """Fetch the selected runs, and add a row for each. Raises `NoSuchRun`."""
-        for run in await self.chosen.runs(database):
-            rows.append(await self._fetch(database, run))
+    async def steps(self, database: Database) -> AsyncGenerator[Step, None]:
+        """Fetch the selected runs; return what came of each. Raises `NoSuchRun`."""
+        async with aclosing(self.chosen.runs(database)) as runs:
+            async for run in runs:
+                yield await self._fetch(database, run)
 
-    async def _fetch(self, database: Database, run: Run) -> dict[str, Any]:
+    async def _fetch(self, database: Database, run: Run) -> Step:
         import trio
 
-        row = {"run": shown(run), "what": f"{self.chosen.kind} to {self.directory}", "ok": True}
-        entry = self.chosen.entry(run)
+        what, entry = f"{self.chosen.data.kind} to {self.directory}", self.chosen.entry(run)
         if entry is None or entry.location is None:
-            return {**row, "state": "the catalogue has no such copy", "ok": False}
+            return Step(run, what, "the catalogue has no such copy")
         if self.dry_run:
-            return {**row, "state": f"would be fetched from {entry.location}"}
+            return Step(run, what, f"would be fetched from {entry.location}", ok=True)
         order = await self._order(database, run, entry)
         try:
             await trio.to_thread.run_sync(_fetch_here, order, entry.manifest)
         except (GiveUp, Retry) as error:
-            return {**row, "state": error.why, "ok": False}
-        return {**row, "state": "fetched and compared"}
+            return Step(run, what, error.why)
+        return Step(run, what, "fetched and compared", ok=True)
 
     async def _order(self, database: Database, run: Run, entry: Copy) -> Any:
 

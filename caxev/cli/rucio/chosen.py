@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -72,10 +72,6 @@ class CatalogueChoice:
         """The catalogue. Raises `ConfigError` if there are several and none was named."""
         return catalogue_called(self.catalogue)
 
-    @property
-    def kind(self) -> str:
-        return self.data.kind
-
     def entry(self, run: Run) -> Copy | None:
         """Return the run's entry at the catalogue."""
         return next(iter(self.entries(run)), None)
@@ -89,9 +85,9 @@ class CatalogueChoice:
         kind, _, version = dataset.partition("_pax_")
         return self.data.means(kind, version)
 
-    async def runs(self, database: Database) -> list[Run]:
+    def runs(self, database: Database) -> AsyncGenerator[Run, None]:
         """Read the runs with all their fields. Raises `NoSuchRun`."""
-        return await self.choice.find_whole(database)
+        return self.choice.whole(database)
 
 
 def selects_catalogue(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,7 +12,7 @@ from attrs import define, field
 from caxev.asking.asker import CHANGED
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Column, Table, columns, show
+from caxev.cli.output import Column, Table, columns, show, stream
 from caxev.cli.rucio.chosen import (
     CatalogueChoice,
     apply_rules,
@@ -31,6 +32,7 @@ from caxev.files import to_nobody
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
+    from caxev.database import Database
     from caxev.rucio.orders import DatasetState, Verdict
 
 
@@ -55,17 +57,17 @@ def locate(
     method: str,
 ) -> None:
     """List where the catalogue has runs, as the database knows it."""
-    runs = options().with_database(chosen.runs)
-    rows = [
-        row
-        for run in runs
-        for row in located(chosen, run, method)
-        if {*rse} <= {*row["rse"]}
-        and copies in (None, len(row["rse"]))
-        and status in (None, row["status"])
-    ]
+
+    async def rows(database: Database) -> AsyncGenerator[dict[str, Any], None]:
+        async with aclosing(chosen.runs(database)) as runs:
+            async for run in runs:
+                for row in located(chosen, run, method):
+                    is_meant = {*rse} <= {*row["rse"]} and status in (None, row["status"])
+                    if is_meant and copies in (None, len(row["rse"])):
+                        yield row
+
     columns = _PLACES if method != "rules" else (*_PLACES, Column("rule", "RULE"))
-    show(Table(columns, rows), empty="no such run")
+    stream(columns, "no such run", rows)
 
 
 _PLACES: Final = columns("run", Column("run.name", "NAME", minor=1), "status", "rse", "location")
@@ -123,9 +125,10 @@ class CatalogueComparison:
 
         from caxev.rucio import client
 
-        for run in await self.chosen.runs(asker.database):
-            for entry in self.chosen.entries(run):
-                await self._compare(asker, run, entry)
+        async with aclosing(self.chosen.runs(asker.database)) as runs:
+            async for run in runs:
+                for entry in self.chosen.entries(run):
+                    await self._compare(asker, run, entry)
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync

@@ -25,7 +25,7 @@ def rm(*, chosen: CatalogueChoice, why: str, ask: Ask) -> None:
     gives it up only if that proves enough of them good (`deletion` of the catalogue in
     sites.json). Until then `caxev rm --site CATALOGUE --cancel` withdraws it.
     """
-    act = GiveUpDatasets(chosen.data, chosen.there.name, why)
+    act = GiveUpDatasets(chosen.there.name, chosen.data, why)
     ask(chosen.choice, act)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Column, Table, columns, show, show_lines
+from caxev.cli.output import Column, columns, show_lines, stream
 from caxev.cli.rucio.chosen import CatalogueChoice, apply_rules, rucio, selects_catalogue
 from caxev.cli.runs import shown
 from caxev.core.clock import utcnow
@@ -56,8 +57,7 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
             [row], lambda row: f"{row['runs']} runs: requested from {', '.join(row['sites'])}"
         )
         return
-    rows = options().with_database(_explain, chosen, loaded)
-    show(Table(_RULES, rows), empty="no run is in the catalogue")
+    stream(_RULES, "no run is in the catalogue", _explain, chosen, loaded)
 
 
 _RULES: Final = columns(
@@ -71,10 +71,12 @@ _RULES: Final = columns(
 
 async def _explain(
     database: Database, chosen: CatalogueChoice, loaded: Sequence[Any]
-) -> list[dict[str, Any]]:
+) -> AsyncGenerator[dict[str, Any], None]:
     """Return what the rules demand for each run, and what would be done, by its entry."""
-    runs = await chosen.runs(database)
-    return [explained(chosen, run, entry, loaded) for run in runs if (entry := chosen.entry(run))]
+    async with aclosing(chosen.runs(database)) as runs:
+        async for run in runs:
+            if (entry := chosen.entry(run)) is not None:
+                yield explained(chosen, run, entry, loaded)
 
 
 def explained(
@@ -109,7 +111,7 @@ def explained(
 
 
 async def _apply(asker: Asker, chosen: CatalogueChoice) -> dict[str, Any]:
-    runs = [run for run in await chosen.runs(asker.database) if chosen.entry(run)]
+    runs = [run async for run in chosen.runs(asker.database) if chosen.entry(run)]
     if not runs:
         raise NothingToDo("no run is in the catalogue")
     asked = await apply_rules(asker, chosen, runs)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import trio
 
 from caxev.asking.archives import BringRaw, ReadArchived, unusable
-from caxev.asking.base import Act, DataChoice
+from caxev.asking.base import Act, DataChoice, Step
 from caxev.asking.forgetting import ForgetCopies
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.plans import WHY, Ask, acts, show_steps, showing_steps
-from caxev.cli.runs import shown
+from caxev.cli.plans import WHY, Ask, StepPrinter, acts
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
     ArchiveChoice,
@@ -38,9 +39,8 @@ _acts = acts("Show what would be done; do nothing.")
 
 
 def _ask(ask: Ask, runs: RunChoice, act: Act) -> None:
-    rows = ask.rows(runs.of_status(type="raw"), act)
     # Runs that need nothing are no error as long as one has been requested.
-    show_steps(rows, failed=not any(row["ok"] for row in rows))
+    ask(runs.of_status(type="raw"), act, is_enough=True)
 
 
 @command("caxev tape put --run 123", "caxev tape put --run 100-200", group=tape)
@@ -83,9 +83,15 @@ def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, ask: 
         raise ConfigError(f"{place} is not a directory: make it first")
     wanted = runs.of_status(type="raw")
     found, known = options().with_database(_with_manifests, wanted, reach)
-    with showing_steps() as rows:
+
+    async def restored() -> AsyncGenerator[Step, None]:
         for run, copy, manifest in found:
-            rows.append(restore(run, copy, manifest, known, place, dry_run=ask.dry_run))
+            yield restore(run, copy, manifest, known, place, dry_run=ask.dry_run)
+
+    # Without the database: a restoration can last hours.
+    printer = StepPrinter()
+    trio.run(printer.show, restored())
+    printer.fail()
 
 
 async def _with_manifests(
@@ -107,11 +113,11 @@ def restore(
     place: Path,
     *,
     dry_run: bool,
-) -> dict[str, Any]:
-    """Restore a copy into a directory unless it is a dry run; return its row."""
-    row = {"run": shown(run), "what": f"raw from {reach.there.name} to {place}", "ok": False}
+) -> Step:
+    """Restore a copy into a directory unless it is a dry run; return what came of it."""
+    what = f"raw from {reach.there.name} to {place}"
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
-        return {**row, "state": unusable(copy)}
+        return Step(run, what, unusable(copy))
     folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
     expected = None if rows is None else Manifest.from_rows(rows)
@@ -120,9 +126,9 @@ def restore(
         try:
             recall(reach, data, target, [str(place)]).get()
         except (Retry, GiveUp) as error:
-            return {**row, "state": str(error)}
+            return Step(run, what, str(error))
     state = target if data.is_known else f"{target} (unverified: no digest is known)"
-    return {**row, "state": state, "ok": True, "verified": data.is_known}
+    return Step(run, what, state, ok=True)
 
 
 @command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)

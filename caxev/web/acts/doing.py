@@ -19,10 +19,8 @@ from caxev.asking.listeners import (
     Replay,
     RetryReactions,
     addressed,
-    asked,
     enabling,
     failures,
-    leave,
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
@@ -132,13 +130,9 @@ async def _planned_act(asker: Asker, wish: Wish) -> PlannedWish:
 
 
 async def _carry_act(act: Act, runs: Sequence[RunId], asker: Asker) -> ActOutcome:
-    outcome = ActOutcome()
-    if act.kind and len(runs) > 1:
-        request = await requests.keep(asker, act, runs)
-        outcome.request = request.id
-        await outcome.add(requests.carry_out(asker, request))
-    else:
-        await outcome.add(asker.carry_out(act, runs))
+    request, steps = await requests.begin(asker, act, runs, keeps=len(runs) > 1)
+    outcome = ActOutcome(request=None if request is None else request.id)
+    await outcome.add(steps)
     return outcome
 
 
@@ -181,47 +175,39 @@ async def _ids(asker: Asker, selection: Selection) -> list[RunId]:
 
 
 async def _carry_asking(act: ListenerAct, runs: Sequence[RunId] | None, asker: Asker) -> ActOutcome:
-    outcome = ActOutcome()
-    if runs is None or len(runs) > 1:
-        outcome.request = (await requests.keep(asker, act, runs)).id
-        outcome.add_sites(await asked(asker, act.requests(runs)))
-    else:
-        outcome.add_sites(await leave(asker, act.requests(runs)))
+    keeps = runs is None or len(runs) > 1
+    request, rows = await requests.ask_listeners(asker, act, runs, keeps=keeps)
+    outcome = ActOutcome(request=None if request is None else request.id)
+    outcome.add_sites(rows)
     return outcome
 
 
 # -- requests that were made ----------------------------------------------------------------------
 
 
-async def _planned_cancel(asker: Asker, wish: Wish) -> PlannedWish:
+async def _planned_of_request(asker: Asker, wish: Wish) -> PlannedWish:
     request = await requests.request_called(asker, wish.values["request"])
-    now, plan = await requests.progress(asker, request), ActPlan()
-    if now.waiting:
-        plan.done[f"withdrawn of {requests.described(request)}, unless it is begun"] = now.waiting
-    return PlannedWish(wish, plan, partial(_carry_cancel, request))
+    now, what = await requests.progress(asker, request), requests.described(request)
+    if wish.offer.name == "cancel":
+        number, words = now.waiting, f"withdrawn of {what}, unless it is begun"
+    else:
+        number, words = now.missing, f"asked for again of {what}"
+    plan = ActPlan(Counter({words: number} if number else {}))
+    return PlannedWish(wish, plan, partial(_carry_on_request, wish.offer.name, request))
 
 
-async def _carry_cancel(request: BulkRequest, asker: Asker) -> ActOutcome:
-    return ActOutcome(Counter(withdrawn=await requests.cancel(asker, request)), request=request.id)
-
-
-async def _planned_resume(asker: Asker, wish: Wish) -> PlannedWish:
-    request = await requests.request_called(asker, wish.values["request"])
-    now, plan = await requests.progress(asker, request), ActPlan()
-    if now.missing:
-        plan.done[f"asked for again of {requests.described(request)}"] = now.missing
-    return PlannedWish(wish, plan, partial(_carry_resume, request))
-
-
-async def _carry_resume(request: BulkRequest, asker: Asker) -> ActOutcome:
+async def _carry_on_request(name: str, request: BulkRequest, asker: Asker) -> ActOutcome:
     outcome = ActOutcome(request=request.id)
-    await outcome.add(requests.carry_out(asker, request))
+    if name == "cancel":
+        outcome.states["withdrawn"] = await requests.cancel(asker, request)
+    else:
+        await outcome.add(requests.carry_out(asker, request))
     return outcome
 
 
 _PLANNERS: Final[Mapping[str, Callable[[Asker, Wish], Awaitable[PlannedWish]]]] = {
     "retry": _planned_retry,
     "replay": _planned_replay,
-    "cancel": _planned_cancel,
-    "resume": _planned_resume,
+    "cancel": _planned_of_request,
+    "resume": _planned_of_request,
 }

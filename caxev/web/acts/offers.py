@@ -6,7 +6,6 @@ A field has the name of the command's option, so that what a form holds is the c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Final, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -27,7 +26,6 @@ from caxev.web.acts.command_line import option, selecting
 from caxev.web.listing import BadFilter
 
 Values: TypeAlias = Mapping[str, str]
-DAY: Final = timedelta(days=1)
 
 
 @frozen
@@ -115,16 +113,14 @@ def _data(values: Values) -> DataChoice:
 
 def _keep(values: Values) -> Keep:
     length, until = values.get("keep-for"), values.get("keep-until")
-    if length and until:
-        raise BadFilter("keep for a time, or until one, not both")
     try:
-        days = read_length(length) / DAY if length else None
-        end = moment_at(read_moment(until), utcnow()) if until else None
+        return Keep.of(
+            read_length(length) if length else None,
+            moment_at(read_moment(until), utcnow()) if until else None,
+            values.get("why") or None,
+        )
     except ValueError as error:
         raise BadFilter(str(error)) from None
-    if end is not None and end <= utcnow():
-        raise BadFilter(f"{until} has passed already")
-    return Keep(days, end, values.get("why") or None)
 
 
 def _copy(values: Values) -> tuple[DataChoice, str | None, str, Keep]:
@@ -139,16 +135,14 @@ def _at(values: Values) -> tuple[str, DataChoice]:
 
 
 def _good(values: Values) -> CopyPattern:
-    parts = {name: values.get(one) or None for name, one in _PARTS.items()}
-    return CopyPattern(**parts, status=TRANSFERRED)
+    kind, version, host = (values.get(name) or None for name in ("type", "version", "site"))
+    return CopyPattern(type=kind, version=version, host=host, status=TRANSFERRED)
 
 
 def _there(values: Values) -> CopyPattern:
     data = _data(values)
     return CopyPattern(type=data.kind, version=data.version, host=values["site"])
 
-
-_PARTS: Final = {"type": "type", "version": "version", "host": "site"}
 
 ACTS: Final = (
     Offer(
