@@ -28,7 +28,7 @@ ROWS: Final = 1_000_000
 
 def read_limited(path: str | Path, limit: int) -> bytes:
     """Return the content of a file. Raises OSError, also for more than `limit` bytes."""
-    with open(path, "rb", opener=_without_waiting) as file:  # has the opener
+    with open(path, "rb", opener=without_waiting) as file:  # has the opener
         # One byte more than allowed shows that there is more; st_size of /dev/zero is 0.
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -36,8 +36,11 @@ def read_limited(path: str | Path, limit: int) -> bytes:
     return content
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    # A FIFO that nobody writes to is empty, and does not block: of another one all is read.
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file, as `opener` of `open`: also a FIFO that nobody has open at its other end.
+
+    Such a FIFO is empty; to write to it raises OSError. Of another one all is read.
+    """
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(descriptor, True)
     return descriptor

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from loguru import logger
 
 from caxev.core.escapes import escaped
+from caxev.limited import without_waiting
 
 if TYPE_CHECKING:
     from loguru import Record
@@ -171,7 +172,8 @@ class LogFile:
 
     def _open(self) -> TextIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+        how: Any = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
+        return open(self._path, "a", opener=without_waiting, **how)  # has the opener
 
     def _is_moved(self) -> bool:
         try:

@@ -618,6 +618,30 @@ def test_a_shells_variable_that_is_not_set_is_refused(caxev: Caxev, args: tuple[
     assert_one_line(caxev(*args), 2, "is empty: give a value")
 
 
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("--config", "fifo", "sites", "check"), 3),
+        (("--log-file", "fifo", "handlers"), 1),
+        (("restore", "fifo"), 2),
+    ],
+    ids=str,
+)
+def test_a_fifo_keeps_no_command_waiting(tmp_path: Path, args: tuple[str, ...], code: int) -> None:
+    """Nobody has it open at its other end: the command ends with an error that names it."""
+    os.mkfifo(tmp_path / "fifo")
+    done = subprocess.run(
+        [sys.executable, "-m", "caxev", *args],
+        cwd=tmp_path,
+        env={**os.environ, "CAXEV_MONGO_URI": "mongodb://127.0.0.1:1/"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, "fifo" in done.stderr) == (code, True), done
+
+
 @pytest.mark.parametrize("option", ["--database", "--collection"])
 def test_names_that_are_not_text_are_refused(caxev: Caxev, option: str) -> None:
     """Before the driver is asked to encode them."""

@@ -37,11 +37,16 @@ def backup(*, file: Path) -> None:
     collection by MongoDB's own means.
     """
     place = file.resolve()
-    if place.exists() and not place.is_file():  # the new file would take the place of /dev/null
-        raise click.UsageError(f"{file} is no regular file")
+    if place.exists():
+        _sure_regular(place)  # the new file would take the place of /dev/null
     with process_lock(b"backup " + os.fsencode(place), f"another backup is writing {file}"):
         counts = _written(place)
     show(Table(_COLUMNS, _rows(counts)))
+
+
+def _sure_regular(file: Path) -> None:
+    if not file.is_file():
+        raise click.UsageError(f"{file} is no regular file")
 
 
 def _written(file: Path) -> Counter[str]:
@@ -103,6 +108,7 @@ def restore(*, file: Path, force: bool) -> None:
     the back-up: reactions go by the runs as they are, so nothing is deleted for what the
     restored ledger remembers. Needs an administrator's login.
     """
+    _sure_regular(file)  # it is read twice
     head = _checked(file)  # all of it, before anything is written
     counts = options().with_database(_restore, file, head, force=force)
     show(Table(_COLUMNS, _rows(counts)))

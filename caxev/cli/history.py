@@ -10,7 +10,7 @@ import click
 
 from caxev.asking.listeners import handler_called
 from caxev.cli.command import command, limits
-from caxev.cli.history_rows import COLUMNS, RUN_COLUMN, history_row
+from caxev.cli.history_rows import COLUMNS, history_row
 from caxev.cli.options import options
 from caxev.cli.output import show_rows
 from caxev.cli.selection import RunChoice, selects_runs
@@ -66,12 +66,9 @@ def history(
         search = HistorySearch(
             site=site, runs=found, what=what, handler=handler, since=since, until=until
         )
-        await show_rows(_COLUMNS, _rows(database, search, limit), empty="nothing happened")
+        await show_rows(COLUMNS, _rows(database, search, limit), empty="nothing happened")
 
     options().with_database(find)
-
-
-_COLUMNS: Final = (*COLUMNS[:2], RUN_COLUMN, *COLUMNS[2:])
 
 
 async def _rows(database: Database, search: Any, limit: int) -> AsyncIterator[dict[str, Any]]:

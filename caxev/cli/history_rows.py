@@ -9,10 +9,10 @@ from caxev.core.amounts import lasting, size
 from caxev.core.history import HistoryRow
 from caxev.core.model import CopyField, CopyKey, Tag
 
-RUN_COLUMN: Final = Column("run", "RUN")
 COLUMNS: Final = columns(
     "time",
     "site",
+    "run",
     "what",
     Column("of", "OF"),
     "from",
@@ -26,7 +26,7 @@ COLUMNS: Final = columns(
     "by",
     Column("handler", minor=3),
 )
-"""The columns of a `history_row`; in lists of several runs `RUN_COLUMN` follows the site."""
+"""The columns of a `history_row`."""
 
 
 def history_row(row: HistoryRow) -> dict[str, Any]:

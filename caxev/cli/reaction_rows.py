@@ -14,9 +14,9 @@ from caxev.core.ledger import Reaction, State, trigger_named
 from caxev.core.model import TRANSFERRING, Run
 from caxev.core.transcript import unpacked
 
-RUN_COLUMN: Final = Column("run", "RUN")
 COLUMNS: Final = columns(
     "site",
+    "run",
     "handler",
     "event",
     "state",
@@ -25,11 +25,10 @@ COLUMNS: Final = columns(
     Column("attempts", minor=2),
     "note",
 )
-"""The columns of a `reaction_row`; in lists of several runs `RUN_COLUMN` follows the site."""
-
-
+"""The columns of a `reaction_row`."""
 RUNNING: Final = columns(
     "site",
+    "run",
     "handler",
     "event",
     "from",

@@ -22,7 +22,6 @@ from caxev.cli.output import show_lines, show_rows
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
 from caxev.cli.reaction_rows import (
     COLUMNS,
-    RUN_COLUMN,
     RUNNING,
     done_row,
     reaction_row,
@@ -63,14 +62,10 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
 
     async def find(database: Database) -> None:
         rows = _find(database, await _known(database, site), wanted, handler, limit)
-        columns = _RUNNING if wanted == (State.RUNNING,) else _COLUMNS
+        columns = RUNNING if wanted == (State.RUNNING,) else COLUMNS
         await show_rows(columns, rows, empty=f"no {' or '.join(wanted)} reactions")
 
     options().with_database(find)
-
-
-_COLUMNS = (COLUMNS[0], RUN_COLUMN, *COLUMNS[1:])
-_RUNNING = (RUNNING[0], RUN_COLUMN, *RUNNING[1:])
 
 
 def _site_names(site: str | None) -> tuple[str, ...]:

@@ -104,7 +104,8 @@ def public_address(
         return None
     try:
         parts = urlsplit(value.lower())
-        fits = parts.scheme in {"http", "https"} and parts.hostname and parts.path in {"", "/"}
+        is_page = parts.scheme in {"http", "https"} and parts.path in {"", "/"}
+        fits = is_page and parts.hostname and parts.port != 0
     except ValueError:
         fits = False
     if not fits:
