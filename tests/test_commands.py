@@ -779,6 +779,15 @@ def test_stray_of_selected_runs(ground: Ground) -> None:
         "gone",
     }
     assert_one_line(ground.caxev("stray", "--site", "lngs", "--run", "77"), 5, "no run 77")
+    # What a broken transfer of the run has left is named as the run behind our prefix.
+    ground.insert(number=6, name="left")
+    assert stray(ground, "--run", "6") == {".caxev-part-left": "unknown"}
+    ground.insert(number=7, name="")
+    assert stray(ground, "--run", "7", "--delete") == {}
+    assert (ground.raw / ".caxev-part-left").exists()
+    write_run(ground.raw / ".hidden")  # nothing stands before its dot, as in no run's name
+    assert stray(ground, "--run", "7", "--register") == {}
+    assert "is not the name of" in stray(ground, "--register")[".hidden"]
 
 
 @pytest.mark.replicaset

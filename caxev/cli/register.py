@@ -194,7 +194,8 @@ class FoundCopy:
         or below it.
         """
         called, detector = run_called(self.real)
-        if not self.any_name and (called != run.name or detector not in (None, run.detector)):
+        is_named = called and called == run.name and detector in (None, run.detector)
+        if not (self.any_name or is_named):
             raise NothingToDo(
                 f"{escaped(os.path.basename(self.real))} is not the name of {run}: if it is "
                 "that run's nevertheless, add --any-name"

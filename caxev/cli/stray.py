@@ -113,9 +113,10 @@ class Selected(NamedTuple):
     names: frozenset[str]
 
     def means(self, find: Find) -> bool:
-        """Return whether files without an entry are named as one of these runs."""
-        name, _ = run_called(os.fsdecode(find.path))
-        return name in self.names
+        """Return whether files without an entry are named as one of these runs, or were."""
+        paths = map(os.fsdecode, copies_of(find.path))
+        # A run may have no name, and of a hidden file nothing stands before its first dot.
+        return any(name in self.names for name, _ in map(run_called, paths) if name)
 
 
 async def _selected(database: Database, choice: RunChoice) -> Selected:
