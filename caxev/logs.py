@@ -172,8 +172,14 @@ class LogFile:
 
     def _open(self) -> TextIO:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        how: Any = {"buffering": 1, "encoding": "utf-8", "errors": "backslashreplace"}
-        return open(self._path, "a", opener=without_waiting, **how)  # has the opener
+        return open(
+            self._path,
+            "a",
+            buffering=1,
+            encoding="utf-8",
+            errors="backslashreplace",
+            opener=without_waiting,
+        )
 
     def _is_moved(self) -> bool:
         try:
