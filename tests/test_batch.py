@@ -502,6 +502,23 @@ def test_a_job_that_is_not_known_is_lost(rig: Rig, tmp_path: Path) -> None:
     system.cancel(UNKNOWN[rig.name])
 
 
+@on(SLURM, "pbs")
+def test_a_number_that_is_another_jobs_by_now_says_nothing(rig: Rig, tmp_path: Path) -> None:
+    """As a daemon gives it that has lost its state: a job is lost, and the other one goes on."""
+    system, home = system_of(rig, tmp_path), str(tmp_path / "jobs")
+    named = ("-N", "x") if rig.name == "pbs" else ("--job-name=x",)
+    (other,) = system.submit([held(tmp_path, "other.1", options=named)])
+    assert system.outcome("other.1", other) is None
+    folder = Folder(Path(home))
+    folder.note_sent(folder.file([held(tmp_path, "ours.1")]), other.partition("_")[0])
+    ended = system.outcome("ours.1", other)
+    assert ended is not None
+    assert ended.how is End.LOST
+    assert withdraw(rig.name, home, "ours.1", report=quiet) == 1
+    assert system.outcome("other.1", other) is None
+    system.cancel(other)
+
+
 @pytest.mark.parametrize(
     ("rig", "fields", "error"),
     [

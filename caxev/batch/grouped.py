@@ -18,7 +18,7 @@ from typing import ClassVar, Final
 from attrs import define, field
 
 from caxev import failpoints
-from caxev.batch.base import JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.program import call
@@ -175,6 +175,20 @@ class WatchedJob(Grouped):
         except (GiveUp, Retry) as error:
             with Path(self.home, "watches.log").open("a") as log:
                 log.write(f"no watch for {spec.name}: {error}\n")
+
+    def called(self, group: Path) -> str:
+        """Return the unique name by which the batch system knows the jobs of a group. Pure."""
+        return group.name
+
+    def unless_reused(self, ended: JobEnd | None, name: str, called: str | None) -> JobEnd | None:
+        """Return `ended`, or that the job `name` is lost if the system showed another one.
+
+        A system that has lost its state gives numbers again; what it shows is `called` so.
+        """
+        place = self.folder.place(name)
+        if called is None or (place is not None and called == self.called(place.group)):
+            return ended
+        return JobEnd(End.LOST, why=f"its number is that of another job by now ({called})")
 
     @abstractmethod
     def send_watch(self, spec: JobSpec, group: Path, job: str, words: Sequence[str]) -> None:

@@ -56,12 +56,16 @@ class Pbs(WatchedJob):
 
     name: ClassVar[str] = "pbs"
 
+    def called(self, group: Path) -> str:
+        """Return a name of 15 characters, as Torque allows no more. See `WatchedJob.called`."""
+        return f"c{blake2b(group.name.encode(), digest_size=7).hexdigest()}"
+
     def send(self, group: Path, jobs: Sequence[JobSpec]) -> str:
         """Send the one job of a group. See `Grouped.send`."""
         words = Place(group, 0).command("run", str(group), "0")
         script = self.folder.script(group, "job.sh", 'exec "$@"\n', words)
-        options = [*_needs(jobs[0]), "-N", _name(group), "-o", f"{group}/0.log"]
-        return _qsub([*options, *jobs[0].options, script])
+        options = [*_needs(jobs[0]), "-o", f"{group}/0.log", *jobs[0].options]
+        return _qsub([*options, "-N", self.called(group), script])
 
     @staticmethod
     def id_of(number: str, index: int) -> str:
@@ -80,7 +84,7 @@ class Pbs(WatchedJob):
 
     def numbers_of(self, groups: Collection[Path]) -> Mapping[Path, str]:
         """Find jobs by their names. See `Grouped.numbers_of`."""
-        names = {_name(group): group for group in groups}
+        names = {self.called(group): group for group in groups}
         rows = jobs_in(call(["qstat", "-x", "-f"], package=PACKAGE))
         return {
             names[row["Job_Name"]]: number
@@ -91,11 +95,14 @@ class Pbs(WatchedJob):
     def outcome(self, name: str, job: str) -> JobEnd | None:
         """Ask PBS about a job, and read its log. See `BatchSystem.outcome`."""
         try:
-            ended = end_of(call(["qstat", "-x", "-f", job], package=PACKAGE))
+            shown = call(["qstat", "-x", "-f", job], package=PACKAGE)
         except Retry as error:
             if not _GONE.search(error.why):
                 raise
-            ended = JobEnd(End.LOST, why="PBS knows nothing of it any more")
+            ended: JobEnd | None = JobEnd(End.LOST, why="PBS knows nothing of it any more")
+        else:
+            row = next(iter(jobs_in(shown).values()), {})
+            ended = self.unless_reused(end_of(shown), name, row.get("Job_Name"))
         return ended and explained(ended, self.folder.tail(name), MESSAGES)
 
     def cancel(self, job: str) -> None:
@@ -105,11 +112,6 @@ class Pbs(WatchedJob):
         except Retry as error:
             if not _GONE.search(error.why):
                 raise
-
-
-def _name(group: Path) -> str:
-    """Return the name of a group's job: unique, and of 15 characters, as Torque allows no more."""
-    return f"c{blake2b(group.name.encode(), digest_size=7).hexdigest()}"
 
 
 def _qsub(options: Sequence[str]) -> str:

@@ -66,7 +66,8 @@ class Slurm(WatchedJob):
         script = self.folder.script(group, "job.sh", 'exec "$@" "$SLURM_ARRAY_TASK_ID"\n')
         self.folder.script(group, "watch.sh", self.WATCH)
         options = [*_needs(jobs[0]), f"--array=0-{len(jobs) - 1}", f"--output={group}/%a.log"]
-        options += [f"--job-name={group.name}", f"--chdir={group}", *jobs[0].options]
+        # The name comes last, after the options of the site: by it a job is known as ours.
+        options += [f"--chdir={group}", *jobs[0].options, f"--job-name={self.called(group)}"]
         return _sbatch(options, [script, *Place(group, 0).command("run", str(group))])
 
     @staticmethod
@@ -84,15 +85,15 @@ class Slurm(WatchedJob):
     def numbers_of(self, groups: Collection[Path]) -> Mapping[Path, str]:
         """Find arrays by their names. See `Grouped.numbers_of`."""
         shown = _arrays(call(["scontrol", "-o", "show", "job"], package=PACKAGE))
-        return {group: shown[group.name] for group in groups if group.name in shown}
+        names = {self.called(group): group for group in groups}
+        return {names[name]: number for name, number in shown.items() if name in names}
 
     def outcome(self, name: str, job: str) -> JobEnd | None:
         """Ask Slurm about a job, and read its log. See `BatchSystem.outcome`."""
-        ended = self._asked(job)
+        ended = self._asked(name, job)
         return ended and explained(ended, self.folder.tail(name), MESSAGES)
 
-    @staticmethod
-    def _asked(job: str) -> JobEnd | None:
+    def _asked(self, name: str, job: str) -> JobEnd | None:
         try:
             shown = call(["scontrol", "-o", "show", "job", job], package=PACKAGE)
         except Retry as error:
@@ -100,7 +101,7 @@ class Slurm(WatchedJob):
             if "invalid job id" in error.why.lower():
                 return JobEnd(End.LOST, why="Slurm knows nothing of it any more")
             raise
-        return end_of(shown)
+        return self.unless_reused(end_of(shown), name, fields_of(shown).get("JobName"))
 
     def cancel(self, job: str) -> None:
         """End a job. See `BatchSystem.cancel`."""

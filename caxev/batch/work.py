@@ -170,8 +170,9 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
     jobs = [job for job in found if job != but]
     if jobs and name != LOCAL:
         batch = system(name, home)
-        for number in batch.find(jobs).values():
-            batch.cancel(number)
+        for job, number in batch.find(jobs).items():
+            if batch.outcome(job, number) is None:  # else the number may be another job's by now
+                batch.cancel(number)
     # A local job outlives a listener that was killed, and still writes: its files must wait.
     busy = [job for job in jobs if name == LOCAL and _runs(folder, job)]
     for job in jobs:
