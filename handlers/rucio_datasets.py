@@ -21,6 +21,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 
+import trio
 from attrs import frozen
 
 from caxev import (
@@ -72,6 +73,9 @@ LONGEST_WAIT = 6 * 3600.0
 
 GOING = 15 * 60.0
 """Seconds from a rule's end to the check whether its replicas are gone."""
+
+LOST_AFTER = 600.0
+"""Seconds between two answers that files of a dataset are at no RSE, before it counts as lost."""
 
 STUCK = "stuck"
 """The alarm that a rule is stuck."""
@@ -276,6 +280,11 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         raise GiveUp(f"no good copy here has the checksums of {entry.location}")
     # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
     verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
+    if verdict.lost:
+        # A bad replica is gone before it is made anew: only what is so twice is lost.
+        with job.yield_slot():
+            await trio.sleep(LOST_AFTER)
+        verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
     for line in verdict.bad:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None

@@ -21,6 +21,7 @@ from attrs import evolve
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from rucio.common.config import config_get
 
 from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunUpdate, Skip, limited
 from caxev.cli import cli
@@ -28,11 +29,12 @@ from caxev.cli.rucio.look import differing
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
+from caxev.core.clock import utcnow
 from caxev.database import Lease
 from caxev.files import to_nobody
 from caxev.handlers import rucio, rucio_datasets
 from caxev.http_server import SmallServer
-from caxev.rucio import answers
+from caxev.rucio import answers, connection
 from caxev.rucio import client as rucio_client
 from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wishes_for
 from caxev.rucio.connection import RucioSession
@@ -569,6 +571,26 @@ def test_an_answer_of_one_endless_line_fills_no_memory(
         server.close()
 
 
+def test_each_catalogue_has_its_own_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that serves one after the other does not log in with the first one's account."""
+    monkeypatch.delenv("RUCIO_CONFIG", raising=False)
+    monkeypatch.setenv("RUCIO_HOME", str(tmp_path / "ours"))
+    monkeypatch.setattr(connection, "_HOME", str(tmp_path / "ours"))
+    found = []
+    for name in ("ours", "first", "second", "ours"):
+        (tmp_path / name / "etc").mkdir(parents=True, exist_ok=True)
+        text = f"[client]\naccount = {name}\nauth_type = userpass\nrequest_retries = 0\n"
+        (tmp_path / name / "etc" / "rucio.cfg").write_text(text)
+        home = None if name == "ours" else str(tmp_path / name)
+        settings = Catalogue(home=home, username="me", timeout=1)
+        with pytest.raises(Retry):
+            rucio_client.check(evolve(CATALOGUE, hostname="http://127.0.0.1:1", rucio=settings))
+        found.append(config_get("client", "account"))
+    assert found == ["ours", "first", "second", "ours"]
+
+
 class EndlessStorage(Endless):
     """A storage by WebDAV whose listings and files never end."""
 
@@ -673,6 +695,8 @@ def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
     dataset = Did("scope", "raw")
     assert rucio_client.standing_rules(CATALOGUE, dataset, report=to_nobody) == {"old", "new"}
+    # Nor one that was deleted just now, by a catalogue whose clock is ahead of ours.
+    rules[-1] = evolve(rules[-1], expires=utcnow() + timedelta(seconds=3630))
     others = rucio_client.give_up(CATALOGUE, dataset, {"old", "gone"}, report=to_nobody)
     assert (deleted, others) == (["old"], 1)
 
@@ -785,11 +809,22 @@ def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-def test_a_dataset_that_is_nowhere_is_a_difference() -> None:
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ({"DISK1": "COPYING", "DISK2": "BAD"}, Verdict(unseen=("no RSE has all of it",))),
+        ({"DISK1": "UNAVAILABLE"}, Verdict(unseen=("no RSE has all of it",))),
+        ({"DISK1": "BAD"}, Verdict(bad=("a is at no RSE any more",), lost=True)),
+        ({}, Verdict(bad=("a is at no RSE any more",), lost=True)),
+    ],
+)
+def test_a_dataset_that_is_nowhere_is_a_difference(
+    states: dict[str, str], expected: Verdict
+) -> None:
     """The catalogue has its files, and no RSE has all of them; asked deeply or not."""
     wanted = Checked(b"a", "a", 1, "00000001")
     row = {"name": "a", "bytes": 1, "adler32": wanted.adler32, "md5": None}
-    replica = {**row, "states": {"DISK1": "BAD"}, "rses": {}}
+    replica = {**row, "states": states, "rses": {}}
     client = SimpleNamespace(
         get_did=lambda *_did: {},
         list_replicas=lambda *_dids, **_options: [replica],
@@ -798,7 +833,45 @@ def test_a_dataset_that_is_nowhere_is_a_difference() -> None:
     session = RucioSession(client, CATALOGUE)
     for deep in (False, True):
         verdict = session.verify(Did("scope", "raw"), [wanted], to_nobody, deep=deep)
-        assert verdict == Verdict(unseen=("no RSE has all of it",))
+        assert verdict == expected
+
+
+class Comparing(Yard):
+    """A catalogue that answers so, one answer after the other."""
+
+    verdicts: list[Verdict]
+
+    async def work(self, function: object, *_args: Any, job: Job) -> Any:
+        del job
+        if function is rucio_client.look:
+            return DatasetState(("DISK1",), (RuleState("r", "DISK1", "OK", NOW),))
+        assert function is rucio_client.verify
+        return self.verdicts.pop(0)
+
+
+LOST = Verdict(bad=("a is at no RSE any more",), lost=True)
+
+
+@pytest.mark.parametrize(
+    ("second", "becomes"), [(LOST, "error"), (Verdict(good=("DISK1",)), "transferred")]
+)
+async def test_only_what_is_at_no_rse_twice_is_lost(
+    second: Verdict, becomes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that is made anew is gone for a moment."""
+    monkeypatch.setattr(rucio_datasets, "LOST_AFTER", 0.0)
+    asked = {"check_asked": [{"id": "x", "at": NOW}]}
+    ports = Comparing(run_of(entry("lngs"), entry(KEY.host, source="lngs", **asked)))
+    ports.verdicts = [LOST, second]
+    ports.rows["catalogue:b3:1"] = [Checked(b"a", "a", 1, "00000001").to_row()]
+    event = Event(ports.run.id, CopyField(*KEY, "check_asked"), None, "x")
+    job = Job(ports.run, event, LNGS, SITES, "lngs#1", ports=cast("Any", ports))
+    update = await rucio_datasets.rucio_check(job)
+    assert isinstance(update, RunUpdate)
+    await job.update(update)
+    copy = ports.run.copy(KEY)
+    assert copy is not None
+    assert (copy.status, ports.verdicts) == (becomes, [])
 
 
 def test_a_rule_that_was_deleted_is_a_difference() -> None:

@@ -23,6 +23,7 @@ from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files import (
+    FarPath,
     Manifest,
     Meter,
     Moved,
@@ -35,6 +36,7 @@ from caxev.files import (
 from caxev.files.incoming import _place
 from caxev.program import ProgramEnd
 from caxev.transfer import Route
+from caxev.transfer.grid import storage_of
 from caxev.transfer.rsync import _check
 from caxev.transfer.ssh import Endpoint
 from caxev.transfer.ssh.remote import Remote
@@ -862,6 +864,19 @@ def test_gfal_that_is_missing_is_named(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Denied, match=r"gfal-copy is not installed here \(Debian: gfal2-util"):
         grid.move("push")
+
+
+def test_a_gfal_that_takes_no_such_option_finds_nothing_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with 2, which is the number of ENOENT, too: what cannot be seen is not gone."""
+    for name in ("gfal-copy", "gfal-ls"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'usage: gfal-ls [-h] file' >&2\nexit 2\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    there = Site(name="there", hostname="root://se.example.org/", dir_raw="/raw")
+    with pytest.raises(Retry, match="usage"):
+        storage_of(there, there).stat(FarPath(b"/raw"))
 
 
 # Finding movers

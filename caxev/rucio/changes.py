@@ -81,6 +81,11 @@ class RuleState:
     def ok(self) -> bool:
         return self.state == "OK"
 
+    def stays(self, now: datetime) -> bool:
+        """Return whether it was not given up: then its end is in the next hour."""
+        # By our clock, and that end is by the catalogue's.
+        return self.expires is None or self.expires > now + GIVEN_UP + SLACK
+
     def to_row(self) -> dict[str, Any]:
         """Return the form in an entry's ``rule_info``."""
         return {one.name: getattr(self, one.name) for one in fields(RuleState)}
@@ -202,10 +207,8 @@ def _new_end(
 def _removals(
     wishes: Wishes, standing: Sequence[RuleState], now: datetime
 ) -> tuple[tuple[RuleState, ...], tuple[str, ...]]:
-    # A rule that was given up stays until its end, which is near: it is not removed again.
-    leaving = now + GIVEN_UP + SLACK
     named = [one for one in standing if one.rse in wishes.remove]
-    going = [one for one in named if one.expires is None or one.expires > leaving]
+    going = [one for one in named if one.stays(now)]
     lasting = [one for one in standing if one not in named and one.ok and one.expires is None]
     # Nothing goes before another RSE has everything for ever, or the last replica might go.
     if lasting or not going:

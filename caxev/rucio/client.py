@@ -33,7 +33,7 @@ from caxev.files import (
     landing,
 )
 from caxev.limited import no_file_over, rows_limited
-from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, RuleState, changes
+from caxev.rucio.changes import ENDED, Changes, RuleState, changes
 from caxev.rucio.connection import RucioSession, connected
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
@@ -207,7 +207,7 @@ def standing_rules(there: Site, dataset: Did, *, report: Report) -> frozenset[st
     """Return the ids of the dataset's rules that have not been deleted."""
     del report
     with connected(there, f"rules of {dataset}") as rucio:
-        return frozenset(one.id for one in rucio.rules(dataset) if _stands(one))
+        return frozenset(one.id for one in rucio.rules(dataset) if one.stays(utcnow()))
 
 
 def give_up(there: Site, dataset: Did, rules: Collection[str], *, report: Report) -> int:
@@ -217,17 +217,12 @@ def give_up(there: Site, dataset: Did, rules: Collection[str], *, report: Report
     """
     del report
     with connected(there, f"giving up {dataset}") as rucio:
-        standing = [one.id for one in rucio.rules(dataset) if _stands(one)]
+        standing = [one.id for one in rucio.rules(dataset) if one.stays(utcnow())]
         for one in rules:
             if one in standing:
                 rucio.client.delete_replication_rule(one, purge_replicas=True)
                 failpoints.point("rucio.rule")
         return len({*standing}.difference(rules))
-
-
-def _stands(rule: RuleState) -> bool:
-    # A rule that was deleted before is still listed, with an end in the next hour.
-    return rule.expires is None or rule.expires > utcnow() + GIVEN_UP
 
 
 def download(order: Download, *, report: Report) -> Moved:

@@ -35,6 +35,10 @@ T = TypeVar("T")
 MANY: Final = 500
 """Files in one request."""
 AVAILABLE: Final = "AVAILABLE"
+_THERE: Final = frozenset({AVAILABLE, "COPYING", "UNAVAILABLE", "TEMPORARY_UNAVAILABLE"})
+"""The states of a replica that is there, or on its way."""
+_HOME: Final = os.environ.get("RUCIO_HOME")
+"""The home of catalogues whose ``rucio.home`` names none."""
 
 
 def missing() -> str | None:
@@ -55,11 +59,16 @@ def connected(there: Site, what: str) -> Iterator[RucioSession]:
 
 def _client(there: Site) -> Any:
     settings = there.rucio
-    if settings.home is not None:
-        os.environ["RUCIO_HOME"] = settings.home
+    home = settings.home or _HOME
+    os.environ.pop("RUCIO_HOME", None)
+    os.environ |= {} if home is None else {"RUCIO_HOME": home}
     os.environ["RUCIO_CLIENT_MODE"] = "True"  # else a server's configuration makes it one
     from rucio.client import Client, baseclient
+    from rucio.common.config import clean_cached_config
 
+    # A process serves one catalogue after the other: the library would keep the first one's
+    # rucio.cfg, and log in to the others with its account and its secrets.
+    clean_cached_config()
     # Replaced in the module: the library creates its sessions itself, and another one when its
     # token has expired.
     baseclient.Session = limited_session
@@ -250,6 +259,8 @@ class RucioSession:
         rses = [rse for rse in complete_at({*wanted}, rows) if rse not in {*without}]
         if bad:
             return Verdict(bad=tuple(bad))
+        if not rses and (gone := without_replica({*wanted}, rows)):
+            return Verdict(bad=tuple(f"{name} is at no RSE any more" for name in gone), lost=True)
         if not rses:
             return Verdict(unseen=("no RSE has all of it",))
         if not deep:
@@ -319,6 +330,12 @@ def complete_at(files: set[str], rows: Sequence[Row]) -> tuple[str, ...]:
         for rse in rses
         if files and all(there.get(name, {}).get(rse) == AVAILABLE for name in files)
     )
+
+
+def without_replica(files: set[str], rows: Iterable[Row]) -> list[str]:
+    """Return those of these files of which no replica is there or on its way."""
+    known = {row["name"] for row in rows if not _THERE.isdisjoint(row["states"].values())}
+    return sorted(files - known)
 
 
 def unless(known: str, function: Callable[..., object], *args: Any, **options: Any) -> bool:

@@ -76,13 +76,15 @@ class Verdict:
 
     `good`: RSEs whose every replica has the right size and checksum, asked of the storage itself.
     `bad`: what is not as it must be, a line each, and the replicas concerned as (RSE, name).
-    `unseen`: RSEs that could not be asked, and why.
+    `unseen`: RSEs that could not be asked, and why. `lost`: `bad` names
+    files of which no replica is left, which may be so for a moment.
     """
 
     good: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
     unseen: tuple[str, ...] = ()
     replicas: tuple[tuple[str, str], ...] = ()
+    lost: bool = False
 
 
 @frozen

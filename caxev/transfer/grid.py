@@ -124,7 +124,8 @@ class GridStorage:
         # With `-a`: a hidden file in a copy would else pass unnoticed.
         command = ["gfal-ls", "-a", "-l", *options, "--time-style", "full-iso", self.url(path)]
         ended = self.ended(*command, output=answer)
-        if ended.status in _GONE:
+        # Its parser of arguments, and Python without a script, end with the number of ENOENT, too.
+        if ended.status in _GONE and f" error: {ended.status} (" in ended.said:
             return None
         # gfal-ls dies of such a name with a Python traceback: its status, 1, would read as EPERM.
         if "UnicodeDecodeError" in ended.said:
