@@ -87,9 +87,8 @@ async def shape(job: Job, copy: Copy) -> Manifest:
     return await job.work(scan_copy, copy.location, job.site.roots)
 
 
-def scan_copy(location: str, roots: tuple[str, ...], *, report: object) -> Manifest:
+def scan_copy(location: str, roots: tuple[str, ...]) -> Manifest:
     """List the files of the copy at `location`, which must be inside one of `roots`."""
-    del report
     return scan(confine(location, roots))
 
 

@@ -72,12 +72,11 @@ def plan_permission(seen: Copy | None, site: Site) -> Permission | Skip:
     return permission
 
 
-def apply(location: str, roots: tuple[str, ...], permission: Permission, *, report: object) -> None:
+def apply(location: str, roots: tuple[str, ...], permission: Permission) -> None:
     """Apply a permission to all of the copy at `location`; in a worker process.
 
     Raises `GiveUp` if that is not permitted, or the group or ``setfacl`` is missing.
     """
-    del report
     path = confine(location, roots)
     group = -1 if permission.group is None else _group(permission.group)
     with _translated(path):

@@ -38,7 +38,7 @@ from caxev.testing.mongod import start_with_us
 from tests import engine, slurm
 from tests.batch_rigs import SIMULATORS, LocalRig, Rig, SimulatorRig, SlurmRig
 from tests.conftest import Database as Named
-from tests.test_processing import Ground, claims, quiet, spec_in
+from tests.test_processing import Ground, claims, spec_in
 
 RUNS = int(os.environ.get("CAXEV_TEST_RUNS", "6"))
 """Of the test of many runs, two more than may be out at once; 50 in its long form."""
@@ -470,12 +470,12 @@ def test_what_has_ended_is_not_sent_again(rig: Rig, tmp_path: Path) -> None:
     """One whose end was taken stock of, while its run still looked as if it had to be sent."""
     home = str(tmp_path / "jobs")
     spec = held(tmp_path, "ended.1")
-    (first,) = send(rig.name, home, 10, [spec], report=quiet)
-    (again,) = send(rig.name, home, 10, [spec], report=quiet)
+    (first,) = send(rig.name, home, 10, [spec])
+    (again,) = send(rig.name, home, 10, [spec])
     assert isinstance(first, SentJob)
     assert again == first
-    assert withdraw(rig.name, home, "ended.1", report=quiet) == 1
-    (after,) = send(rig.name, home, 10, [spec], report=quiet)
+    assert withdraw(rig.name, home, "ended.1") == 1
+    (after,) = send(rig.name, home, 10, [spec])
     assert isinstance(after, Retry)
     assert "over already" in after.why
 
@@ -485,11 +485,11 @@ def test_no_more_are_sent_than_there_is_room_for(rig: Rig, tmp_path: Path) -> No
     """Those that are out count, whoever sent them; what finds no room is told so."""
     home = str(tmp_path / "jobs")
     specs = [held(tmp_path, f"room.{n}") for n in range(5)]
-    sent = send(rig.name, home, 2, specs[:1], report=quiet)
-    sent += send(rig.name, home, 2, specs[1:], report=quiet)
+    sent = send(rig.name, home, 2, specs[:1])
+    sent += send(rig.name, home, 2, specs[1:])
     assert [isinstance(one, SentJob) for one in sent] == [True, True, False, False, False]
     assert sent[2:] == [None] * 3
-    assert withdraw(rig.name, home, "room.", report=quiet) == 2
+    assert withdraw(rig.name, home, "room.") == 2
 
 
 @on(*OTHERS)
@@ -514,7 +514,7 @@ def test_a_number_that_is_another_jobs_by_now_says_nothing(rig: Rig, tmp_path: P
     ended = system.outcome("ours.1", other)
     assert ended is not None
     assert ended.how is End.LOST
-    assert withdraw(rig.name, home, "ours.1", report=quiet) == 1
+    assert withdraw(rig.name, home, "ours.1") == 1
     assert system.outcome("other.1", other) is None
     system.cancel(other)
 

@@ -694,10 +694,10 @@ def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     session = SimpleNamespace(rules=lambda _dataset: rules, client=client)
     monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
     dataset = Did("scope", "raw")
-    assert rucio_client.standing_rules(CATALOGUE, dataset, report=to_nobody) == {"old", "new"}
+    assert rucio_client.standing_rules(CATALOGUE, dataset) == {"old", "new"}
     # Nor one that was deleted just now, by a catalogue whose clock is ahead of ours.
     rules[-1] = evolve(rules[-1], expires=utcnow() + timedelta(seconds=3630))
-    others = rucio_client.give_up(CATALOGUE, dataset, {"old", "gone"}, report=to_nobody)
+    others = rucio_client.give_up(CATALOGUE, dataset, {"old", "gone"})
     assert (deleted, others) == (["old"], 1)
 
 

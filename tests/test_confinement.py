@@ -140,11 +140,11 @@ def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
         transfer.mover("local")  # what is imported only now may not be readable then
 
         def listener() -> None:
-            permissions.apply(str(pushed), here.roots, Permission(mode=0o750), report=quiet)
+            permissions.apply(str(pushed), here.roots, Permission(mode=0o750))
             transfer.pull(mending, report=quiet)
             assert digested(pushed) == digested(good)
-            mark = standing(str(pushed), here.roots, None, report=quiet)
-            erase(str(pushed), here.roots, mark, report=quiet)
+            mark = standing(str(pushed), here.roots, None)
+            erase(str(pushed), here.roots, mark)
             assert not pushed.exists()
 
         assert as_account("daemon", listener) == 0

@@ -41,13 +41,13 @@ WHEN = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
 def erase(place: str, roots: Sequence[str]) -> None:
     """Erase what stands there now."""
-    mark = standing(place, roots, None, report=to_nobody)
-    erase_marked(place, roots, mark, report=to_nobody)
+    mark = standing(place, roots, None)
+    erase_marked(place, roots, mark)
 
 
 def set_aside(place: str, roots: Sequence[str], paths: Sequence[bytes]) -> str:
     """Set aside files of what stands there now."""
-    mark = standing(place, roots, None, report=to_nobody)
+    mark = standing(place, roots, None)
     return set_aside_marked(place, roots, paths, WHEN, mark, report=to_nobody)
 
 
@@ -181,11 +181,11 @@ def test_killed_anywhere_it_is_erased_in_the_end(
         nonlocal mark
         (root / "new").mkdir()
         (root / "new" / "file").write_text("x")
-        mark = standing(str(root / "new"), (str(root),), None, report=to_nobody)
+        mark = standing(str(root / "new"), (str(root),), None)
 
     def act() -> None:
         assert not (root / "new").exists() or (root / "new" / "file").exists()
-        erase_marked(str(root / "new"), (str(root),), mark, report=to_nobody)
+        erase_marked(str(root / "new"), (str(root),), mark)
         assert names(root) == {"one", "two"}
 
     assert through_all_kills(monkeypatch, act, begin) == 3
@@ -208,7 +208,7 @@ def test_files_are_set_aside_and_released(root: Path, monkeypatch: pytest.Monkey
         for file in ("a.zip", "deep/b.zip"):
             (root / "one" / file).write_text(f"one {file}")
         if place:
-            empty_quarantine(place, (str(root),), report=to_nobody)
+            empty_quarantine(place, (str(root),))
 
     def act() -> None:
         nonlocal place
@@ -222,7 +222,7 @@ def test_files_are_set_aside_and_released(root: Path, monkeypatch: pytest.Monkey
         assert (root / "one" / "pax_info.json").exists()
 
     assert through_all_kills(monkeypatch, act, begin) == 4
-    empty_quarantine(place, (str(root),), report=to_nobody)
+    empty_quarantine(place, (str(root),))
     assert names(root / QUARANTINE) == set()
 
 
@@ -246,7 +246,7 @@ def test_only_a_quarantine_is_emptied(root: Path, place: str) -> None:
     """A place from the database that is none is refused."""
     (root / QUARANTINE).mkdir()
     with pytest.raises(GiveUp):
-        empty_quarantine(place.format(root=root), (str(root),), report=to_nobody)
+        empty_quarantine(place.format(root=root), (str(root),))
     assert names(root) == {"one", "two", QUARANTINE}
 
 
@@ -286,7 +286,7 @@ def test_a_disk_that_was_mounted_again_has_the_same_copies(root: Path) -> None:
     for other in (NOTHING, "", "mark", None):
         assert not is_same(mark, other)
         assert not is_same(None, other)
-    erase_marked(str(root / "one"), (str(root),), f"9:9:{inode}:{born}", report=to_nobody)
+    erase_marked(str(root / "one"), (str(root),), f"9:9:{inode}:{born}")
     assert names(root) == {"two"}
 
 
@@ -296,7 +296,7 @@ def test_an_old_intent_erases_no_new_copy(
 ) -> None:
     """A process is stopped; another one erases the copy and makes it anew; the first goes on."""
     place, roots = str(root / "one"), (str(root),)
-    mark = standing(place, roots, None, report=to_nobody)
+    mark = standing(place, roots, None)
     if moment == "before the look":
         fresh(root, "one")
     else:
@@ -309,7 +309,7 @@ def test_an_old_intent_erases_no_new_copy(
         monkeypatch.setattr(erasing, "rename_new", late)
     before = scan(vouched(place))
     with pytest.raises(Retry, match="something else stands there"):
-        erase_marked(place, roots, mark, report=to_nobody)
+        erase_marked(place, roots, mark)
     assert scan(vouched(place)) == before
     assert names(root) == {"one", "two"}
 
@@ -319,12 +319,12 @@ def test_what_was_renamed_by_mistake_gets_its_name_back(
 ) -> None:
     """The process that has hit a new copy is killed before it can give the name back."""
     place, roots = str(root / "one"), (str(root),)
-    mark = standing(place, roots, None, report=to_nobody)
+    mark = standing(place, roots, None)
     new = fresh(root, "one")
     before = scan(vouched(new))
     new.rename(root / f"{GONE_PREFIX}one")
     with pytest.raises(Retry, match="something else stands there"):
-        erase_marked(place, roots, mark, report=to_nobody)
+        erase_marked(place, roots, mark)
     assert scan(vouched(place)) == before
     assert names(root) == {"one", "two"}
 
@@ -332,14 +332,14 @@ def test_what_was_renamed_by_mistake_gets_its_name_back(
 def test_what_is_being_erased_is_known_by_more_than_its_name(root: Path) -> None:
     """Another process may have given the name to a new copy, for a moment."""
     place, roots = str(root / "one"), (str(root),)
-    mark = standing(place, roots, None, report=to_nobody)
+    mark = standing(place, roots, None)
     for name in ("one", f"{GONE_PREFIX}one"):
         shutil.rmtree(root / "one", ignore_errors=True)
         (root / name).mkdir()
         (root / name / "file").touch()
     (root / "one").mkdir()
     with pytest.raises(Retry, match="something else stands there"):
-        erase_marked(place, roots, mark, report=to_nobody)
+        erase_marked(place, roots, mark)
     assert (root / f"{GONE_PREFIX}one" / "file").exists()
 
 
@@ -347,14 +347,14 @@ def test_an_old_intent_erases_nothing_that_came_where_nothing_was(root: Path) ->
     """The copy was gone already when it was looked at."""
     place, roots = str(root / "one"), (str(root),)
     with pytest.raises(Retry, match="something else stands there"):
-        erase_marked(place, roots, None, report=to_nobody)
+        erase_marked(place, roots, None)
     assert (root / "one" / "a.zip").exists()
 
 
 def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
     """Nor does one that is late empty the quarantine of a later time."""
     place, roots = str(root / "one"), (str(root),)
-    mark = standing(place, roots, None, report=to_nobody)
+    mark = standing(place, roots, None)
     fresh(root, "one")
     with pytest.raises(Retry, match="not what was to be set aside"):
         set_aside_marked(place, roots, [b"a.zip"], WHEN, mark, report=to_nobody)
@@ -364,7 +364,7 @@ def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
         set_aside_marked(place, roots, [name], when, mark, report=to_nobody)
         for name, when in ((b"a.zip", WHEN), (b"deep/b.zip", later))
     ]
-    empty_quarantine(kept[0], roots, report=to_nobody)
+    empty_quarantine(kept[0], roots)
     assert (Path(kept[1]) / "deep" / "b.zip").exists()
 
 
@@ -372,10 +372,10 @@ def test_what_is_not_what_its_manifest_lists_is_not_erased(root: Path) -> None:
     """Such as another run's directory that an entry names by mistake."""
     shape: Manifest = scan(vouched(root / "one"))
     (root / "two" / "more").touch()
-    assert standing(str(root / "one"), (str(root),), shape, report=to_nobody)
-    assert standing(str(root / "none"), (str(root),), shape, report=to_nobody) == NOTHING
+    assert standing(str(root / "one"), (str(root),), shape)
+    assert standing(str(root / "none"), (str(root),), shape) == NOTHING
     with pytest.raises(GiveUp, match="more is unexpected"):
-        standing(str(root / "two"), (str(root),), shape, report=to_nobody)
+        standing(str(root / "two"), (str(root),), shape)
 
 
 def test_a_disk_that_fails_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_of_setfacl_the_last_word_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_p
     (tmp_path / "raw" / "run").mkdir(parents=True)
     place = str(tmp_path / "raw")
     with pytest.raises(GiveUp, match=r"setfacl fails at .*/run: the end$"):
-        permissions.apply(f"{place}/run", (place,), Permission(acl="u:1:r"), report=None)
+        permissions.apply(f"{place}/run", (place,), Permission(acl="u:1:r"))
 
 
 # -- files ----------------------------------------------------------------------------------------

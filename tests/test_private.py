@@ -277,7 +277,7 @@ def test_a_job_s_files_are_not_taken_from_where_others_write(tmp_path: Path) -> 
     (tmp_path / "jobs").chmod(0o777)
     for deed in (
         lambda: run_job(Place(group, 0)),
-        lambda: run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet),
+        lambda: run_here(str(tmp_path / "jobs"), spec_in(tmp_path)),
     ):
         with pytest.raises(Denied, match="others may write"):
             deed()
@@ -337,7 +337,7 @@ cat "$1/data" "$1/link" "$1/below/more" > "$2"; pwd >> "$2"
 """
     spec = evolve(spec_in(tmp_path), input=str(copy), roots=(str(raw),))
     spec = evolve(spec, argv=("sh", "-c", script, "sh", spec.view, spec.output))
-    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+    assert run_here(str(tmp_path / "jobs"), spec).how is End.DONE
     work = tmp_path / "jobs" / "work" / spec.name
     assert Path(spec.output).read_text() == f"datadatamore{work}\n"
 
@@ -350,7 +350,7 @@ def test_a_job_is_not_begun_on_what_no_copy_holds(tmp_path: Path, bad: str) -> N
     os.mkfifo(copy / "x") if bad == "fifo" else (copy / "x").symlink_to("/etc/passwd")
     folder = Folder(tmp_path / "jobs")
     spec = spec_in(tmp_path, argv=("touch", str(tmp_path / "ran")))
-    assert run_here(str(folder.home), spec, report=quiet).exit == 127
+    assert run_here(str(folder.home), spec).exit == 127
     assert not (tmp_path / "ran").exists()
     assert ("/etc/passwd" if bad == "link" else f"{copy}/x") in folder.tail(spec.name)
 
@@ -508,7 +508,7 @@ def test_a_job_s_result_is_compared_with_its_copy(
         path.write_text("torn")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    take = partial(take_stock, str(tmp_path / "jobs"), spec.name, product, good=True, report=quiet)
+    take = partial(take_stock, str(tmp_path / "jobs"), spec.name, product, good=True)
     with monkeypatch.context() as patched:
         patched.setattr("caxev.files.incoming.copy_file", torn)
         with pytest.raises(Retry, match="the disk gives something else"):

@@ -292,7 +292,7 @@ def test_stock_is_taken_inside_of_the_site_s_directories(tmp_path: Path) -> None
         )
     for name in ("..", ".", "", "/"):
         with pytest.raises(GiveUp, match="no usable name"):
-            take_stock(home, spec.name, Product(name, mine, roots), True, report=quiet)
+            take_stock(home, spec.name, Product(name, mine, roots), True)
     assert [one.name for one in outside.iterdir()] == ["file"]
 
 
@@ -586,7 +586,7 @@ def test_a_job_runs_here(tmp_path: Path) -> None:
     spec = spec_in(tmp_path, environment={"A": "b"}, setup="A=$A$A; export A")
     spec = evolve(spec, argv=(sys.executable, "-c", script, "$(x) 'y'", spec.output))
     source.touch()
-    ended = run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    ended = run_here(str(tmp_path / "jobs"), spec)
     assert (ended.how, ended.exit) == (End.DONE, 0)
     assert Path(spec.output).read_text() == "$(x) 'y'bb"
 
@@ -600,7 +600,7 @@ def test_a_job_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "one").touch()
     spec = spec_in(tmp_path, argv=("sh", "-c", 'test -n "$PATH" && ! env | grep planted'))
-    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+    assert run_here(str(tmp_path / "jobs"), spec).how is End.DONE
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_a_failure_here_is_told(tmp_path: Path, argv: tuple[str, ...], status: i
     """Exit status, signal, and a program that is not there."""
     spec = spec_in(tmp_path, argv=argv)
     Path(spec.input).touch()
-    ended = run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    ended = run_here(str(tmp_path / "jobs"), spec)
     assert (ended.how, ended.exit) == (End.EXIT, status)
 
 
@@ -620,7 +620,7 @@ def test_only_ours_is_read_and_written(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "one").symlink_to("/etc/passwd")
     with pytest.raises(GiveUp, match="not inside"):
-        run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet)
+        run_here(str(tmp_path / "jobs"), spec_in(tmp_path))
 
 
 @contextmanager
@@ -641,8 +641,8 @@ def test_a_job_that_still_runs_is_not_run_beside(tmp_path: Path) -> None:
     spec = spec_in(tmp_path)
     Path(spec.input).touch()
     with outliving(Folder(tmp_path / "jobs"), spec), pytest.raises(Retry, match="still runs"):
-        run_here(str(tmp_path / "jobs"), spec, report=quiet)
-    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+        run_here(str(tmp_path / "jobs"), spec)
+    assert run_here(str(tmp_path / "jobs"), spec).how is End.DONE
 
 
 def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) -> None:
@@ -651,9 +651,9 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
     folder = Folder(tmp_path / "jobs")
     with outliving(folder, spec):
         with pytest.raises(Retry, match="still runs"):
-            withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet)
+            withdraw("local", str(tmp_path / "jobs"), spec.name)
         written(spec, "")
-    assert withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet) == 1
+    assert withdraw("local", str(tmp_path / "jobs"), spec.name) == 1
     assert not Path(spec.output).exists()
     assert folder.names() == []
 
@@ -661,7 +661,7 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
     final = str(directory / "made" / "final")
     product = Product(Path(spec.output).name, final, spec.roots)
-    return take_stock(str(directory / "jobs"), spec.name, product, good, report=quiet)
+    return take_stock(str(directory / "jobs"), spec.name, product, good)
 
 
 def test_a_result_is_published_once(tmp_path: Path) -> None:
@@ -713,9 +713,9 @@ def test_no_job_starts_whose_result_has_no_place(tmp_path: Path) -> None:
     spec = spec_in(tmp_path, argv=("true",), final=str(final))
     final.write_text("another")
     with pytest.raises(GiveUp, match="something else stands"):
-        run_here(str(tmp_path / "jobs"), spec, report=quiet)
+        run_here(str(tmp_path / "jobs"), spec)
     final.unlink()
-    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+    assert run_here(str(tmp_path / "jobs"), spec).how is End.DONE
 
 
 def test_withdrawn_jobs_leave_nothing(tmp_path: Path) -> None:
@@ -724,7 +724,7 @@ def test_withdrawn_jobs_leave_nothing(tmp_path: Path) -> None:
     for spec in specs:
         Folder(tmp_path / "jobs").file([spec])
         written(spec, "")
-    assert withdraw("local", str(tmp_path / "jobs"), "a.", report=quiet) == 2
+    assert withdraw("local", str(tmp_path / "jobs"), "a.") == 2
     assert Folder(tmp_path / "jobs").names() == ["b.1"]
     assert [Path(spec.output).exists() for spec in specs] == [False, False, True]
 
@@ -870,9 +870,9 @@ def test_third_parties_add_batch_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert loaded(tmp_path, command=["x"], system="another").system == "another"
     spec = spec_in(tmp_path)
     Path(spec.input).touch()
-    assert send("another", str(tmp_path / "jobs"), 1, [spec], report=quiet) == [SentJob("another")]
+    assert send("another", str(tmp_path / "jobs"), 1, [spec]) == [SentJob("another")]
     with pytest.raises(GiveUp, match="no batch system is named 'nowhere'"):
-        send("nowhere", str(tmp_path / "jobs"), 1, [spec], report=quiet)
+        send("nowhere", str(tmp_path / "jobs"), 1, [spec])
 
 
 # -- the demo's processor -------------------------------------------------------------------------
@@ -1252,7 +1252,7 @@ def test_a_job_whose_worker_was_killed_for_memory(
         log = capsys.readouterr().err  # which is the job's log
         assert explained(JobEnd(End.EXIT, 1), log, MESSAGES).how is End.MEMORY
     spec = spec_in(tmp_path, name="here.1", argv=(*command, str(1 + more)))
-    how = run_here(str(tmp_path / "jobs"), spec, report=quiet).how
+    how = run_here(str(tmp_path / "jobs"), spec).how
     assert how is (End.MEMORY if more else End.EXIT)
 
 

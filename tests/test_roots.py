@@ -51,7 +51,7 @@ def test_hints_name_no_site_that_is_not_known(marker: str) -> None:
 
 def marked(directory: Path, key: str = "dir_raw") -> Root:
     directory.mkdir(exist_ok=True)
-    return Root(str(directory), make_marker(str(directory), "lngs", key, report=to_nobody))
+    return Root(str(directory), make_marker(str(directory), "lngs", key))
 
 
 @contextmanager
@@ -123,39 +123,39 @@ def test_erasing_needs_the_disk(tmp_path: Path) -> None:
     """What is not there because its disk is not is no copy that has been erased."""
     root = marked(tmp_path / "raw")
     (tmp_path / "raw" / "run").mkdir()
-    mark = standing(f"{root}/run", [root], None, report=to_nobody)
+    mark = standing(f"{root}/run", [root], None)
     with unmounted(tmp_path / "raw"), pytest.raises(RootAway):
-        erase(f"{root}/run", [root], mark, report=to_nobody)
+        erase(f"{root}/run", [root], mark)
     assert (tmp_path / "raw" / "run").is_dir()
-    erase(f"{root}/run", [root], mark, report=to_nobody)
+    erase(f"{root}/run", [root], mark)
     assert not (tmp_path / "raw" / "run").exists()
 
 
 def test_what_a_probe_finds(tmp_path: Path) -> None:
     """The free bytes where the disk is there, else why not; markers that are none are passed by."""
     root = marked(tmp_path / "raw")
-    seen = probe(root, report=to_nobody)
+    seen = probe(root)
     assert seen.away is None
     assert seen.free > 0
     with unmounted(tmp_path / "raw"):
-        assert "Mount the disk" in (probe(root, report=to_nobody).away or "")
+        assert "Mount the disk" in (probe(root).away or "")
     for name, text in (("zz", "{}"), ("00", "[]"), ("11", "{"), ("22", '{"site": 1}')):
         (tmp_path / "raw" / f"{MARKER_PREFIX}{name}").write_text(text)
     (tmp_path / "raw" / f"{MARKER_PREFIX}33").symlink_to("/etc/passwd")
-    assert [one.id for one in find_markers(root, report=to_nobody)] == [root.marker]
+    assert [one.id for one in find_markers(root)] == [root.marker]
     (tmp_path / "raw" / "there").touch()
     names = [f"{root}/there", f"{root}/gone", "/elsewhere/gone", "n/a", "\0"]
-    assert absent(root, names, report=to_nobody) == [f"{root}/gone", "/elsewhere/gone"]
+    assert absent(root, names) == [f"{root}/gone", "/elsewhere/gone"]
 
 
 def test_two_that_mark_one_directory_at_once(tmp_path: Path) -> None:
     """One gives way, and finds the other's marker the next time."""
     root = marked(tmp_path / "raw")
     with pytest.raises(RootAway, match="another process"):
-        make_marker(str(root), "chicago", "dir_raw", report=to_nobody)
-    there = find_markers(str(root), report=to_nobody)
+        make_marker(str(root), "chicago", "dir_raw")
+    there = find_markers(str(root))
     assert [one.id for one in there] == [root.marker]
-    assert make_marker(str(root), "chicago", "dir_raw", there, report=to_nobody)
+    assert make_marker(str(root), "chicago", "dir_raw", there)
 
 
 def test_staging_is_looked_after_as_well(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ async def test_a_listener_marks_no_directory_in_which_copies_are_known(
             if there:
                 await engine.until((disk / "file").exists)
         logger.remove(sink)
-    assert len(find_markers(str(disk), report=to_nobody)) == there
+    assert len(find_markers(str(disk))) == there
 
 
 @pytest.mark.replicaset
@@ -425,7 +425,7 @@ async def test_a_listener_marks_a_new_directory(database: Named, tmp_path: Path)
     async with engine.opened(database) as db:
         await known(db, disk, "transferring")
         async with engine.listener(db, options, marked=False):
-            await engine.until(lambda: find_markers(str(disk), report=to_nobody))
+            await engine.until(lambda: find_markers(str(disk)))
 
 
 @pytest.mark.replicaset
@@ -451,7 +451,7 @@ async def test_the_alarm_about_an_archive_names_the_site_that_uses_it(lab: Lab) 
     run = await lab.put(await lab.new_run(at="lngs"), "hsm")
     held = root_markers.holdings(lab.sites.get("lngs"), lab.sites)
     (archive,) = [one for one in held if (one.owner.name, one.key) == ("hsm", "dir_raw")]
-    (marker,) = find_markers(archive.root, report=to_nobody)
+    (marker,) = find_markers(archive.root)
     (lab.path(run, "hsm").parent / f"{MARKER_PREFIX}{marker.id}").unlink()
     with pytest.raises(RootAway, match=r"run caxev sites init --site lngs$"):
         await root_markers.adopt(lab.database, in_place, archive, lab.sites, "lngs")
@@ -580,9 +580,8 @@ async def write_there(job: Job) -> None:
     await job.work(touch, f"{job.site.roots[0]}/file", job.site.roots)
 
 
-def touch(path: str, roots: Sequence[Root], *, report: object) -> None:
+def touch(path: str, roots: Sequence[Root]) -> None:
     """Make a file."""
-    del report
     confine(path, roots)
     Path(path).touch()
 
@@ -689,10 +688,10 @@ async def test_a_marker_that_was_copied_to_another_disk(database: Named, tmp_pat
             (disk / "run").mkdir()
             shutil.copytree(disk, kept)
         with mounted(old, disk):  # mounted again it is the same
-            assert probe(known, report=to_nobody).away is None
+            assert probe(known).away is None
         with mounted(new, disk):
             shutil.copytree(kept, disk, dirs_exist_ok=True)
-            assert "on another disk" in (probe(known, report=to_nobody).away or "")
+            assert "on another disk" in (probe(known).away or "")
             with pytest.raises(RootAway, match="sites init"):
                 confine(f"{disk}/run", [known])
             (disk / "run").rmdir()
@@ -706,7 +705,7 @@ async def test_a_marker_that_was_copied_to_another_disk(database: Named, tmp_pat
             assert (again["state"], again["marker"]) == ("marked", first["marker"])
             assert confine(f"{disk}/run", [await root(db)]) == vouched(f"{disk}/run")
         with mounted(old, disk):
-            assert "on another disk" in (probe(await root(db), report=to_nobody).away or "")
+            assert "on another disk" in (probe(await root(db)).away or "")
 
 
 @pytest.mark.replicaset

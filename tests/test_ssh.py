@@ -1002,7 +1002,7 @@ def test_nothing_moves_where_a_disk_is_away(ways: Ways, move: Move, side: str) -
     make_run(ways.source / "run")
     transfer = ways.transfer(move)
     (path,) = getattr(transfer, f"{side}_roots")
-    root = Root(path, make_marker(path, "lngs", "dir_raw", report=quiet))
+    root = Root(path, make_marker(path, "lngs", "dir_raw"))
     there = [*ways.target.iterdir()]
     for bad in (Root(path, "0123"), Root(f"{path}/gone", root.marker)):
         away = changed(changed(transfer, side, "roots", (bad,)), side, "path", f"{bad}/run")

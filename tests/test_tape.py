@@ -715,7 +715,7 @@ def test_nothing_is_written_in_the_mount_point_of_staging(tape: Ground) -> None:
     """Its marker is not there if its disk is not: all steps wait, and leave it empty."""
     tape.back_up().get()
     disk = tape.path / "tsm"
-    marker = make_marker(str(disk), "lngs", "dir_tsm", report=to_nobody)
+    marker = make_marker(str(disk), "lngs", "dir_tsm")
     here = evolve(tape.reach.here, markers={str(disk): marker})
     tape = evolve(tape, reach=evolve(tape.reach, here=here))
     disk.rename(tape.path / "disk")

@@ -230,7 +230,7 @@ def mode(path: Path) -> int:
 
 
 def apply(path: Path, root: Path, permission: Permission) -> None:
-    permissions.apply(str(path), (str(root),), permission, report=None)
+    permissions.apply(str(path), (str(root),), permission)
 
 
 def test_modes_are_set_whatever_the_umask(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Panic(BaseException):
     """As libraries in Rust raise it: no `Exception`."""
 
 
-def add(one: int, two: int, *, report: Report) -> int:
+def add(one: int, two: int) -> int:
     return one + two
 
 

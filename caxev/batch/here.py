@@ -12,16 +12,14 @@ from caxev.batch.folder import Folder
 from caxev.batch.runner import ended_by
 from caxev.batch.work import BUSY, check
 from caxev.core.errors import Retry
-from caxev.files import Report
 
 
-def run_here(home: str, spec: JobSpec, *, report: Report) -> JobEnd:
+def run_here(home: str, spec: JobSpec) -> JobEnd:
     """Run a job to its end.
 
     Raises the errors of `check`, and `Retry` while a process of a former attempt still runs, since
     it outlives a listener that was killed. Cancellation kills the job.
     """
-    del report
     folder = Folder.opened(home)
     check(spec)
     place = folder.place(spec.name)

@@ -20,7 +20,6 @@ from caxev.config.processing import LOCAL
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     Confined,
-    Report,
     bring_in,
     confine,
     confine_entry,
@@ -62,13 +61,12 @@ class Product:
     roots: Sequence[str]
 
 
-def check(spec: JobSpec, *, report: Report | None = None) -> None:
+def check(spec: JobSpec) -> None:
     """Check before a job starts that its input exists, and nothing has the path of its result.
 
     Raises `GiveUp` if there is something, or a path is outside of the roots; `Retry` if the input
     is missing.
     """
-    del report
     # Not only when it has ended: what is there then counts as its result, since `take_stock` may
     # have been killed just after it had published that.
     if spec.final is not None and os.path.lexists(confine(spec.final, spec.roots)):
@@ -79,7 +77,7 @@ def check(spec: JobSpec, *, report: Report | None = None) -> None:
 
 
 def send(
-    name: str, home: str, most: int, specs: Sequence[JobSpec], *, report: Report
+    name: str, home: str, most: int, specs: Sequence[JobSpec]
 ) -> list[SentJob | GiveUp | Retry | None]:
     """Send jobs of the same needs to the batch system; returns the outcome of each, in order.
 
@@ -87,7 +85,6 @@ def send(
     and not sent twice, nor is one that has already ended. Raises `Retry` if the batch system does
     not answer.
     """
-    del report
     batch, folder = system(name, home), Folder.opened(home)
     found: dict[str, SentJob | GiveUp | Retry] = {}
     ours = [spec.name for spec in specs]
@@ -122,9 +119,8 @@ def send(
     return [found.get(one) for one in ours]
 
 
-def look(name: str, home: str, job: str, number: str, *, report: Report) -> JobEnd | None:
+def look(name: str, home: str, job: str, number: str) -> JobEnd | None:
     """Return how a job ended that did not report; None while it waits or runs."""
-    del report
     folder = Folder.opened(home)
     # The job's own note first: it is exact, and stays after the batch system has forgotten the job.
     return _ended(folder, job) or system(name, home).outcome(job, number)
@@ -135,12 +131,11 @@ def _ended(folder: Folder, job: str) -> JobEnd | None:
     return None if place is None else place.ended
 
 
-def take_stock(home: str, job: str, product: Product, good: bool, *, report: Report) -> Stock:
+def take_stock(home: str, job: str, product: Product, good: bool) -> Stock:
     """Publish a job's result if it ended well, else remove it; close its files.
 
     Idempotent. Raises `GiveUp` if the final path leads out of the roots.
     """
-    del report
     folder = Folder.opened(home)
     size, problem = None, ""
     if good:
@@ -158,13 +153,12 @@ def _published(output: Confined, product: Product) -> tuple[int | None, str]:
     return size, "" if size is not None else "it ended well and left no result"
 
 
-def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report) -> int:
+def withdraw(name: str, home: str, prefix: str, but: str = "") -> int:
     """Cancel the jobs with a prefix, except `but`, and remove their files; returns their number.
 
     `prefix` is a whole name, or ends in a dot. Raises `Retry` while a process of such a job still
     runs on this machine.
     """
-    del report
     folder = Folder.opened(home)
     found = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
     jobs = [job for job in found if job != but]

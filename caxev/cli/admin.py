@@ -38,7 +38,7 @@ from caxev.core.registry import (
     by_name,
     recorded,
 )
-from caxev.files import is_bare, lies_in, not_private, to_nobody
+from caxev.files import is_bare, lies_in, not_private
 from caxev.files.roots import find_markers
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
 
     for root in here.roots:
         with suppress(RootAway):  # reported as a problem of the directory already
-            for marker in foreign_markers(find_markers(root, report=to_nobody), here, known):
+            for marker in foreign_markers(find_markers(root), here, known):
                 yield (
                     f"site {here.name!r}: {root} has the marker of {marker.key} of {marker.site}: "
                     "if both use this directory, run caxev sites init --force, and copies of both "

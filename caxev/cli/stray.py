@@ -42,7 +42,7 @@ from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
 from caxev.core.selection import at_host
-from caxev.files import confine_entry, erase, identity, quarantine_of, to_nobody
+from caxev.files import confine_entry, erase, identity, quarantine_of
 from caxev.files.roots import check_root
 from caxev.finite import Finite
 
@@ -258,7 +258,7 @@ class Search:
         return identity(confine_entry(os.fsdecode(path), self.site.roots))
 
     def _erase(self, path: str, mark: str | None) -> None:
-        erase(path, self.site.roots, mark, report=to_nobody)
+        erase(path, self.site.roots, mark)
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
         if find.kind != "stray":  # what is left of a transfer or a deletion is not complete

@@ -7,7 +7,6 @@ rewrites the files of a copy checks this first, since it would damage the other 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -18,7 +17,7 @@ from caxev.copies.storage import sites_sharing_storage
 from caxev.core.job import Job
 from caxev.core.model import Copy, Run
 from caxev.core.paths import plain
-from caxev.files import overlapping, to_nobody
+from caxev.files import overlapping
 
 Find: TypeAlias = "Callable[[Neighbours], Awaitable[list[Run]]]"
 
@@ -53,8 +52,8 @@ async def sharing_here(find: Find, run: Run, copy: Copy, site: Site, sites: Site
     wanted = neighbours(copy, site, sites)
     others = located(await find(wanted), run, copy, wanted.hosts)
     places = [place for _, place in others]
-    look = partial(overlapping, copy.location or "", places, report=to_nobody)
-    return [others[number][0] for number in await trio.to_thread.run_sync(look)]
+    shared = await trio.to_thread.run_sync(overlapping, copy.location or "", places)
+    return [others[number][0] for number in shared]
 
 
 def located(

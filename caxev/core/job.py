@@ -224,12 +224,13 @@ class Job:
         return await self.ports.neighbours(wanted)
 
     async def work(self, function: Callable[..., T], *args: object) -> T:
-        """Run ``function(*args, report=...)`` in a worker process and return what it returns.
+        """Run ``function(*args)`` in a worker process and return what it returns.
 
         For heavy work: moving bytes, hashing. `function` is a module's top-level function;
-        arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
-        Its errors are raised here, and `Retry` if the process dies. On cancellation the process and
-        the programs that it has started are killed, and files that it wrote stay.
+        arguments and result are pickled. If it has a parameter `report`, it may call
+        ``report(done, total)`` (bytes) as it goes. Its errors are raised here, and `Retry` if the
+        process dies. On cancellation the process and the programs that it has started are killed,
+        and files that it wrote stay.
         """
         return await self.ports.work(function, *args, job=self)
 

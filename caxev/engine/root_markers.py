@@ -8,7 +8,6 @@ of its copies for lost.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 import trio
@@ -20,7 +19,6 @@ from caxev.config.directories import are_near
 from caxev.core.errors import RootAway
 from caxev.core.paths import UNKNOWN, Root
 from caxev.database import Database, SiteRecord
-from caxev.files import to_nobody
 from caxev.files.roots import (
     Marker,
     absent,
@@ -204,7 +202,7 @@ async def _init_root(
     database: Database, held: Holding, sites: Sites, by: str, noted: str | None, *, force: bool
 ) -> dict[str, Any]:
     async def call(function: Callable[..., Any], *args: object) -> Any:
-        return await trio.to_thread.run_sync(partial(function, *args, report=to_nobody))
+        return await trio.to_thread.run_sync(function, *args)
 
     known = Root(held.root, noted)
     row = {"directory": held.root, "marker": known.marker, "ok": True}

@@ -17,6 +17,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from inspect import signature
 from operator import attrgetter
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -180,6 +181,9 @@ def _run(task: Task, report: Callable[[int, int], None]) -> object:
     from caxev.files.roots import steady  # not before it is needed: it takes time
 
     with steady():
+        # A function that takes long says so by a parameter; `kwargs` of a decorator passes it on.
+        if {"report", "kwargs"}.isdisjoint(signature(function, follow_wrapped=False).parameters):
+            return function(*task.arguments)
         return function(*task.arguments, report=report)
 
 

@@ -89,11 +89,11 @@ class Workers:
         *args: object,
         on_progress: Callable[[int, int], None] = _ignore,
     ) -> T:
-        """Call ``function(*args, report=...)`` in a worker process and return what it returns.
+        """Call ``function(*args)`` in a worker process and return what it returns.
 
-        `function` must be importable by its name; it, its arguments and its result are pickled.
-        `on_progress` is called with (done, total) in bytes, at most four times a second, and with
-        the last report for certain.
+        `function` must be importable by its name; it, its arguments and its result are pickled. If
+        it has a parameter `report`, `on_progress` is called with the (done, total), in bytes, that
+        it reports: at most four times a second, and with the last report for certain.
 
         Error handling: what the function raises is raised here, with the worker's traceback as a
         note; a class that cannot be pickled becomes RuntimeError. Raises `Retry` if the worker

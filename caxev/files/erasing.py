@@ -32,7 +32,7 @@ QUARANTINE: Final = f"{RESERVED}quarantine"
 """The directory, below a site's root, for files on whose content no majority of copies agrees."""
 
 
-def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, report: Report) -> str:
+def standing(location: str, roots: Sequence[str], shape: Manifest | None) -> str:
     """Return the `identity` of what is at `location`, or `NOTHING`.
 
     Raises `GiveUp` for a path that leads out of the roots, or if it does not have the `shape`
@@ -43,11 +43,10 @@ def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, rep
     if mark is not None and shape is not None and (differ := shape.differences(scan(path))):
         what = f"{differ[0]} ({len(differ)} in all)"
         raise GiveUp(f"{printable(path)} is not what its manifest lists: {what}")
-    report(1, 1)
     return mark or NOTHING
 
 
-def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Report) -> None:
+def erase(location: str, roots: Sequence[str], mark: str | None) -> None:
     """Erase the copy at `location`, a directory or a file strictly inside one of `roots`.
 
     It must be what `standing` found there, by its `mark`. A link is erased and not followed. If
@@ -74,7 +73,6 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
         raise meaning(error, f"cannot erase {printable(path)}") from error
     if is_replaced:
         raise Replaced(f"{printable(path)} is not erased: something else stands there by now")
-    report(1, 1)
 
 
 def _take_name(path: Confined, gone: Confined, mark: str | None) -> bool:
@@ -103,16 +101,13 @@ def _identity(path: Confined) -> str | None:
         raise meaning(error, f"cannot look at {printable(path)}") from error
 
 
-def distinct(
-    location: str, roots: Sequence[str], others: Sequence[str], *, report: Report
-) -> list[int]:
+def distinct(location: str, roots: Sequence[str], others: Sequence[str]) -> list[int]:
     """Number the copies at `others` so that copies which share files have the same number.
 
     They share them by another name of a directory or by hard links. 0 means: with the copy at
     `location`. A copy that cannot be read gets a number of its own. Raises `GiveUp` if `location`
     leads out of the `roots`.
     """
-    report(0, 1)
     groups: list[set[tuple[int, int]]] = [_inodes(confine_entry(location, roots))]
     numbers = []
     for other in others:
@@ -123,7 +118,6 @@ def distinct(
             groups.append(set())
         groups[number] |= found
         numbers.append(number)
-    report(1, 1)
     return numbers
 
 
@@ -183,7 +177,7 @@ def _quarantine(location: str, roots: Sequence[str], when: datetime | None) -> C
     return join(root, b"/".join((QUARANTINE.encode(), flat + stamp.encode())))
 
 
-def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:
+def empty_quarantine(place: str, roots: Sequence[str]) -> None:
     """Remove the files at `place`, a path that `set_aside` returned.
 
     Raises `GiveUp` if that is in no quarantine of these roots, `Retry` if the disk fails.
@@ -196,7 +190,6 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
         remove(path)
     except OSError as error:
         raise meaning(error, f"cannot remove {printable(path)}") from error
-    report(1, 1)
 
 
 def _within(top: Confined, path: bytes) -> Confined:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from caxev.files.meter import Report
 from caxev.files.paths import inside
 
 
@@ -33,16 +32,14 @@ def places(location: object, real: Callable[[str], str] = os.path.realpath) -> t
         return ()
 
 
-def overlapping(location: str, others: Sequence[str], *, report: Report) -> list[int]:
+def overlapping(location: str, others: Sequence[str]) -> list[int]:
     """Return the indices of those `others` that are at, above or below `location` on this disk."""
     mine = places(location)
-    found = [
+    return [
         number
         for number, other in enumerate(others)
         if any(_overlap(one, place) for one in mine for place in places(other))
     ]
-    report(1, 1)
-    return found
 
 
 def _overlap(one: bytes, other: bytes) -> bool:

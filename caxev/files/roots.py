@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from fcntl import ioctl
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -36,9 +36,6 @@ from caxev.core.errors import RootAway
 from caxev.core.paths import UNKNOWN, Root
 from caxev.files.confined import Confined, parent
 from caxev.files.resolved import open_resolved, sync
-
-if TYPE_CHECKING:
-    from caxev.files.meter import Report
 
 MARKER_PREFIX: Final = ".caxev-root-"
 _LONGEST: Final = 4096  # bytes of a marker
@@ -187,9 +184,8 @@ def _text(value: Any) -> str:
 # -- for the listener and `caxev sites init`; all run in a worker process -------------------------
 
 
-def find_markers(root: str, *, report: Report) -> list[Marker]:
+def find_markers(root: str) -> list[Marker]:
     """Return a root's markers. Raises `RootAway` if it is missing or cannot be read."""
-    report(0, 1)
     try:
         names = [name for name in os.listdir(root) if name.startswith(MARKER_PREFIX)]
     except OSError as exc:
@@ -215,18 +211,16 @@ def _in_root(root: str, name: str) -> Confined:
     return Confined(os.fsencode(os.path.join(os.path.realpath(root), name)))
 
 
-def disk_of(root: str, *, report: Report) -> str | None:
+def disk_of(root: str) -> str | None:
     """Return `file_system`. Raises `RootAway` if the directory cannot be read."""
-    report(0, 1)
     try:
         return file_system(root)
     except OSError as exc:
         raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
 
 
-def are_same(root: str, others: Sequence[str], *, report: Report) -> list[bool]:
+def are_same(root: str, others: Sequence[str]) -> list[bool]:
     """Return which of these paths are that directory: sites may share one by several names."""
-    report(0, 1)
     return [_is_same(root, other) for other in others]
 
 
@@ -237,15 +231,12 @@ def _is_same(root: str, other: str) -> bool:
         return False
 
 
-def make_marker(
-    root: str, site: str, key: str, there: Sequence[Marker] = (), *, report: Report
-) -> str:
+def make_marker(root: str, site: str, key: str, there: Sequence[Marker] = ()) -> str:
     """Make a marker in a root beside those that are `there`, and return its id.
 
     Raises `RootAway` if the disk refuses, or if another process made one at the same moment: two
     would hide that two sites share the directory.
     """
-    report(0, 1)
     marker = secrets.token_hex(8)
     path = _in_root(root, MARKER_PREFIX + marker)
     about = "caxev knows by this file that the disk is mounted: leave it here"
@@ -260,16 +251,15 @@ def make_marker(
     except OSError as exc:
         raise RootAway(f"no marker can be made in {root}: {exc.strerror}", root=root) from exc
     # Looked for once ours is there, so that of two processes at least one finds the other's.
-    if {one.id for one in find_markers(root, report=report)} - {marker, *(one.id for one in there)}:
+    if {one.id for one in find_markers(root)} - {marker, *(one.id for one in there)}:
         os.unlink(marker_path(root, marker))
         raise RootAway(f"{root} is being marked by another process: try again", root=root)
     return marker
 
 
-def probe(root: Root, *, report: Report) -> Probe:
+def probe(root: Root) -> Probe:
     """Return whether a root is mounted and how full its disk is; blocks while the disk hangs."""
     # The marker is touched if we may: on a disk that hangs, reads may still come from the cache.
-    report(0, 1)
     try:
         check_root(root)
         if root.marker is not None:
@@ -291,12 +281,11 @@ def _touch(path: str) -> None:
             raise
 
 
-def absent(root: str, locations: Sequence[str], *, report: Report) -> list[str]:
+def absent(root: str, locations: Sequence[str]) -> list[str]:
     """Return those of these absolute paths that are outside of a root, or do not exist."""
     top = os.path.join(os.path.realpath(root), "")
     found = []
-    for done, location in enumerate(locations):
-        report(done, len(locations))
+    for location in locations:
         with suppress(ValueError):  # a NUL byte
             path = os.path.realpath(location)
             is_there = path.startswith(top) and os.path.lexists(path)

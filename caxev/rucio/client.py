@@ -92,9 +92,8 @@ def _check_digest(order: Upload, manifest: Manifest) -> None:
         raise Damaged(f"{order.location} is not what the database says: {is_so}, not {wanted}")
 
 
-def look(there: Site, dataset: Did, *, report: Report) -> DatasetState:
+def look(there: Site, dataset: Did) -> DatasetState:
     """Return the state of a dataset, and change nothing."""
-    del report
     with connected(there, f"looking at {dataset}") as rucio:
         return rucio.look(dataset)
 
@@ -169,9 +168,8 @@ def read_copy(here: Site, location: str, names: CopyNames, *, report: Report) ->
     return digest_for_catalogue(root, names, sha512=False, report=report)
 
 
-def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
+def datasets(there: Site) -> tuple[Did, ...]:
     """Return every dataset in the scopes of the catalogue's experiment."""
-    del report
     prefix = f"{there.rucio.experiment}_"
     with connected(there, "listing the catalogue") as rucio:
         scopes = sorted(
@@ -185,11 +183,8 @@ def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
         )
 
 
-def declare_bad(
-    there: Site, dataset: Did, replicas: Sequence[tuple[str, str]], *, report: Report
-) -> None:
+def declare_bad(there: Site, dataset: Did, replicas: Sequence[tuple[str, str]]) -> None:
     """Declare these replicas, (RSE, name), bad: the catalogue makes them anew itself."""
-    del report
     with connected(there, f"declaring bad replicas of {dataset}") as rucio:
         wanted = {*replicas}
         pfns = [
@@ -203,19 +198,17 @@ def declare_bad(
             rucio.client.declare_bad_file_replicas(pfns, "caxev: the checksum differs")
 
 
-def standing_rules(there: Site, dataset: Did, *, report: Report) -> frozenset[str]:
+def standing_rules(there: Site, dataset: Did) -> frozenset[str]:
     """Return the ids of the dataset's rules that have not been deleted."""
-    del report
     with connected(there, f"rules of {dataset}") as rucio:
         return frozenset(one.id for one in rucio.rules(dataset) if one.stays(utcnow()))
 
 
-def give_up(there: Site, dataset: Did, rules: Collection[str], *, report: Report) -> int:
+def give_up(there: Site, dataset: Did, rules: Collection[str]) -> int:
     """Delete these rules, so that the catalogue deletes every replica that no other one keeps.
 
     Returns how many others there are.
     """
-    del report
     with connected(there, f"giving up {dataset}") as rucio:
         standing = [one.id for one in rucio.rules(dataset) if one.stays(utcnow())]
         for one in rules:

@@ -131,10 +131,10 @@ def process(place: Place) -> object:
         roots=place.here.roots,
     )
     try:
-        ended = run_here(home, spec, report=quiet)
+        ended = run_here(home, spec)
         final = f"{place.here.dir_processed}/v1/made-{place.random.randint(0, 3)}"
         product = Product("made", final, place.here.roots)
-        stock = take_stock(home, name, product, ended.how is End.DONE, report=quiet)
+        stock = take_stock(home, name, product, ended.how is End.DONE)
     finally:
         cancel("local", home, name, report=quiet)
     if stock.size is None:
@@ -166,7 +166,7 @@ def archive(place: Place) -> object:
 def delete(place: Place) -> object:
     """Erase a copy."""
     copy = place.lay(place.here.dir_raw, "old")
-    erase(copy, place.here.roots, identity(vouched(copy)), report=quiet)
+    erase(copy, place.here.roots, identity(vouched(copy)))
     return None
 
 
@@ -175,7 +175,7 @@ def judge(place: Place) -> object:
     copy = place.lay(place.here.dir_raw, "doubtful")
     some = [b"one", b"below/three"] if place.random.random() < 0.5 else [b""]
     where = set_aside(copy, place.here.roots, some, None, identity(vouched(copy)), report=quiet)
-    empty_quarantine(where, place.here.roots, report=quiet)
+    empty_quarantine(where, place.here.roots)
     return None
 
 

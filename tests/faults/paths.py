@@ -41,7 +41,7 @@ from caxev.core.model import (
 )
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
+from caxev.files import confine, empty_quarantine, identity, set_aside, standing
 from caxev.files import erase as erase_stray
 from caxev.handlers.deletion import erase
 from caxev.handlers.permissions import apply as give
@@ -172,9 +172,9 @@ class Place:
         else:
             kept = path
             if deed == "set aside":
-                mark = standing(path, roots, None, report=quiet)
+                mark = standing(path, roots, None)
                 kept = set_aside(path, roots, [b""], None, mark, report=quiet)
-            empty_quarantine(kept, roots, report=quiet)
+            empty_quarantine(kept, roots)
         return deed
 
     def _registered(self, path: str) -> object:
@@ -222,7 +222,7 @@ class Place:
             mark = identity(vouched(path.rstrip("/")))
         except OSError:  # a link on the way, as the command would report it
             mark = None
-        erase_stray(path, self.here.roots, mark, report=to_nobody)
+        erase_stray(path, self.here.roots, mark)
         return None
 
     def _made(self, path: str) -> object:
@@ -233,7 +233,7 @@ class Place:
         output.parent.mkdir(parents=True)
         output.write_bytes(CONTENT)
         product = Product(output.name, path, (root,))
-        return take_stock(str(folder.home), name, product, True, report=quiet)
+        return take_stock(str(folder.home), name, product, True)
 
     def _known(self) -> Run:
         return _run(f"{self.here.roots[0]}/run")

@@ -132,7 +132,7 @@ class CatalogueComparison:
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
-            datasets = await list_all(lambda: client.datasets(there, report=to_nobody))
+            datasets = await list_all(lambda: client.datasets(there))
             # After the catalogue was listed: an upload meanwhile has its entry first, so its
             # dataset is not reported as unknown.
             known = await self._known(asker)
@@ -181,7 +181,7 @@ class CatalogueComparison:
         compare, ask = trio.to_thread.run_sync, client.verify
         try:
             verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=to_nobody))
-            found = await compare(lambda: client.look(there, dataset, report=to_nobody))
+            found = await compare(lambda: client.look(there, dataset))
         except Retry as error:  # the server is away: no statement about the dataset
             self._note(run, entry.location, error.why)
             return
@@ -218,9 +218,7 @@ class CatalogueComparison:
         if not self.repair or not verdict.replicas:
             return None
         dataset, there = Did.of(entry.location), self.chosen.there
-        await trio.to_thread.run_sync(
-            lambda: client.declare_bad(there, dataset, verdict.replicas, report=to_nobody)
-        )
+        await trio.to_thread.run_sync(lambda: client.declare_bad(there, dataset, verdict.replicas))
         return "declared bad: Rucio replaces it"
 
     async def _single(self, asker: Asker, run: Run, entry: Copy) -> str | None:
