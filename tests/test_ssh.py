@@ -51,7 +51,6 @@ from caxev.transfer.receive import CHUNK
 from caxev.transfer.ssh import Endpoint, check
 from caxev.transfer.ssh.channels import ConnectionChannel, _Here
 from caxev.transfer.ssh.chunks import Chunks
-from caxev.transfer.ssh.dialing import dial, in_turn
 from caxev.transfer.ssh.endpoint import KEX, MACS, _options, sftp_session
 from caxev.transfer.ssh.known_hosts import read_known_hosts
 from caxev.transfer.ssh.landing import only_pusher
@@ -776,29 +775,20 @@ def test_every_address_of_a_host_is_tried(
         assert time.monotonic() - began < ways.server.endpoint.connect_timeout
 
 
-def test_an_address_that_fails_is_reported_if_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_fails_is_reported_if_all_do(
+    sshd: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Refused by one, swallowed by the other."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.67", 0))
         port = taken.getsockname()[1]
+        there = evolve(sshd.endpoint, host="any", port=port, connect_timeout=0.5)
         addressed(monkeypatch, "127.0.0.67")
-        with pytest.raises(ConnectionRefusedError):
-            aio.run(dial("any", port, 5.0))
+        with pytest.raises(Retry, match=r"any:\d+ cannot be reached: .*127\.0\.0\.67"):
+            check(there)
         addressed(monkeypatch, "127.0.0.66", "127.0.0.67")
-        with hole(port), pytest.raises(TimeoutError):
-            aio.run(dial("any", port, 0.5))
-
-
-@given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers()), min_size=1))
-def test_families_take_turns(addresses: list[tuple[int, int]]) -> None:
-    """None is lost, the first stays first, each family keeps its order."""
-    ordered = in_turn(addresses)
-    assert sorted(ordered) == sorted(addresses)
-    assert ordered[0] == addresses[0]
-    for family in (4, 6):
-        assert [a for a in ordered if a[0] == family] == [a for a in addresses if a[0] == family]
-    fewest = min(sum(a[0] == family for a in addresses) for family in (4, 6))
-    assert all(one[0] != other[0] for one, other in pairwise(ordered[: 2 * fewest]))
+        with hole(port), pytest.raises(Retry, match=r"any:\d+ did not answer in time"):
+            check(there)
 
 
 # The receiver

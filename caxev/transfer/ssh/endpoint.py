@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
@@ -15,7 +15,6 @@ from caxev import aio
 from caxev.config import Site
 from caxev.core.errors import UNFORESEEN, Denied, GiveUp, Retry
 from caxev.files import shown
-from caxev.transfer.ssh.dialing import dial
 from caxev.transfer.ssh.known_hosts import read_known_hosts
 
 CIPHERS: Final = (
@@ -49,6 +48,7 @@ _KEEPALIVE: Final = 15.0  # seconds; after four unanswered ones the connection i
 _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
 _PACKET: Final = 224 << 10  # bytes; OpenSSH accepts 256 KiB with all headers
 _FAREWELL: Final = 5.0  # seconds
+_DELAY: Final = 0.25  # seconds that an address gets alone before the next one is tried beside it
 _SHOWN: Final = 80  # characters of what a login shell prints
 _KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
 _REFUSALS: Final = (
@@ -158,19 +158,30 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConne
 async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
     options = _options(endpoint)
     with translated(endpoint):
-        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
-        # The socket is ours until asyncssh has taken it over.
-        try:
-            return await asyncssh.connect(endpoint.host, endpoint.port, sock=sock, **options)
-        except BaseException:
-            sock.close()
-            raise
+        return await asyncssh.connect(endpoint.host, endpoint.port, **options)
+
+
+class _FirstAddress:
+    """Connect to whichever address of a host answers first (RFC 8305): a "tunnel" of asyncssh.
+
+    It tries them one after the other by itself: a first one that swallows everything, as a broken
+    route for IPv6 does, would take all the time there is.
+    """
+
+    @staticmethod
+    async def create_connection(factory: Callable[[], Any], host: str, port: int) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.create_connection(factory, host, port, happy_eyeballs_delay=_DELAY)
+
+
+_FIRST_ADDRESS: Final[Any] = _FirstAddress()
 
 
 def _options(endpoint: Endpoint) -> dict[str, Any]:
     """Return every option explicitly: no configuration file, agent or password is used."""
     options: dict[str, Any] = {
         "config": None,
+        "tunnel": _FIRST_ADDRESS,
         "agent_path": None,
         "preferred_auth": "publickey",
         "password_auth": False,
@@ -240,17 +251,15 @@ def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
 
 async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
     with translated(endpoint):
-        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
         asking = asyncssh.get_server_host_key(
             endpoint.host,
             endpoint.port,
-            sock=sock,
+            tunnel=_FIRST_ADDRESS,
             kex_algs=KEX,
             server_host_key_algs=_HOST_KEYS,
             config=None,
         )
-        with sock:
-            key = await asyncio.wait_for(asking, endpoint.connect_timeout)
+        key = await asyncio.wait_for(asking, endpoint.connect_timeout)
     pin = (endpoint.host_key or "").strip()
     if key is None or key.get_fingerprint("sha256") != pin:
         raise Denied(_distrust(endpoint))
