@@ -865,7 +865,7 @@ def test_third_parties_add_batch_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def points(*, group: str, name: str) -> list[EntryPoint]:
         return [point] if (group, name) == ("caxev.batch", "another") else []
 
-    monkeypatch.setattr("caxev.batch.base.entry_points", points)
+    monkeypatch.setattr("caxev.config.plugins.entry_points", points)
     monkeypatch.setattr("caxev.config.values.entry_points", points)
     assert loaded(tmp_path, command=["x"], system="another").system == "another"
     spec = spec_in(tmp_path)

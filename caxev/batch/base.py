@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from importlib.metadata import entry_points
-from pkgutil import resolve_name
 from typing import Any, Final, Protocol, Self, runtime_checkable
 
 from attrs import asdict, frozen
 
+from caxev.config.plugins import found
 from caxev.config.processing import BATCH, SYSTEMS
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey, RunId
@@ -146,13 +145,10 @@ class LogsEnds(Protocol):
 
 def system(name: str, home: str) -> BatchSystem:
     """Return the batch system of that name. Raises `GiveUp` if there is none."""
-    if name in SYSTEMS:
-        ours: BatchSystem = resolve_name(SYSTEMS[name])(home)
-        return ours
-    for point in entry_points(group=BATCH, name=name):
-        theirs: BatchSystem = point.load()(home)
-        return theirs
-    raise GiveUp(f"no batch system is named {name!r}: name one in processing, system")
+    kind: type[BatchSystem] | None = found(name, SYSTEMS, BATCH)
+    if kind is None:
+        raise GiveUp(f"no batch system is named {name!r}: name one in processing, system")
+    return kind(home)
 
 
 OOM: Final = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]kill", re.IGNORECASE)
@@ -170,6 +166,6 @@ def explained(ended: JobEnd, log: str, messages: Mapping[End, re.Pattern[str]]) 
     A batch system forgets a job after a while, and does not always report why it was killed.
     """
     for how, pattern in messages.items():
-        if how in _DOUBTFUL.get(ended.how, ()) and (found := pattern.search(log)):
-            return JobEnd(how, ended.exit, f"its log says: {found[0]}", ended.host, ended.at)
+        if how in _DOUBTFUL.get(ended.how, ()) and (match := pattern.search(log)):
+            return JobEnd(how, ended.exit, f"its log says: {match[0]}", ended.host, ended.at)
     return ended

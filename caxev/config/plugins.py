@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
+from typing import Any
 
 
 def installed(group: str) -> frozenset[str]:
@@ -14,6 +17,17 @@ def installed(group: str) -> frozenset[str]:
     milliseconds.
     """
     return _names(group, tuple(sys.path))
+
+
+def found(name: str, ours: Mapping[str, str], group: str) -> Any | None:
+    """Import what has that name: ours, by its path there, else a third party's; None if nobody's.
+
+    Not before it is needed: a process need not load what it does not use. Ours come first, so that
+    a third party cannot replace them by accident.
+    """
+    if name in ours:
+        return resolve_name(ours[name])
+    return next((point.load() for point in entry_points(group=group, name=name)), None)
 
 
 @lru_cache

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Final
 
 from attrs import define, field, frozen
 
 from caxev.config import ArchiveOptions, Site, archive_between
 from caxev.config.archive import ARCHIVES
-from caxev.config.plugins import installed
+from caxev.config.plugins import found, installed
 from caxev.core.errors import GiveUp
 from caxev.files import Report, to_nobody
 
@@ -119,14 +117,8 @@ def methods() -> frozenset[str]:
 
 def archive(reach: Reach, transcript: Transcript | None = None) -> Archive:
     """Return the archive of that site's method. Raises `GiveUp` if there is none."""
-    method, transcript = reach.there.method, transcript or Transcript(to_nobody)
-    # Imported when needed: a command that uses no tape need not load its modules. Ours come first,
-    # so that a third party cannot replace them by accident.
-    if method in _OURS:
-        module, name = _OURS[method].split(":")
-        ours: Archive = getattr(importlib.import_module(module), name)(reach, transcript)
-        return ours
-    for point in entry_points(group=ARCHIVES, name=method):
-        theirs: Archive = point.load()(reach, transcript)
-        return theirs
-    raise GiveUp(f"no archive is reached by {method!r} (known: {', '.join(sorted(methods()))})")
+    method = reach.there.method
+    kind: type[Archive] | None = found(method, _OURS, ARCHIVES)
+    if kind is None:
+        raise GiveUp(f"no archive is reached by {method!r} (known: {', '.join(sorted(methods()))})")
+    return kind(reach, transcript or Transcript(to_nobody))

@@ -7,7 +7,6 @@ method's name in the entry point group ``caxev.transfer``.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Final
 
 from caxev.core.errors import GiveUp
@@ -61,16 +60,12 @@ def mover(method: str) -> Mover:
     """Return a mover for `method`. Raises `GiveUp` if there is none."""
     if method == _REPLACED:
         raise GiveUp(f"{_REPLACED} {_ADVICE}")
-    if method in _OURS:
-        module, name = _OURS[method].split(":")
-        ours: Mover = getattr(importlib.import_module(module), name)()
-        return ours
-    from importlib.metadata import entry_points
+    from caxev.config.plugins import found
 
-    for point in entry_points(group=_GROUP, name=method):
-        theirs: Mover = point.load()()
-        return theirs
-    raise GiveUp(f"nothing moves copies by {method!r} (known: {', '.join(sorted(methods()))})")
+    kind: type[Mover] | None = found(method, _OURS, _GROUP)
+    if kind is None:
+        raise GiveUp(f"nothing moves copies by {method!r} (known: {', '.join(sorted(methods()))})")
+    return kind()
 
 
 def pull(route: Route, *, report: Report) -> Moved:
