@@ -21,7 +21,7 @@ that has not reported is checked every `LOOK_EVERY` seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -75,7 +75,7 @@ from caxev.batch.derived import (
 )
 from caxev.batch.deriving import DO_NOT, failed_before, plan_derived
 from caxev.batch.here import run_here
-from caxev.batch.queue import Queue, Sent
+from caxev.batch.queue import Queue
 from caxev.batch.runner import report
 from caxev.batch.work import Product, look, send, take_stock
 from caxev.batch.work import withdraw as cancel
@@ -93,8 +93,6 @@ KEYS: Final = ("processing", "minitrees", OWN)
 LOOK_EVERY: Final = 6 * 3600.0
 """Seconds between two checks of a job that has not reported its end."""
 
-Plan = Callable[[Run, Site], list[CopyPlan] | Skip]
-
 queue = Queue()
 """Jobs on their way to the batch system."""
 at_work: dict[tuple[str, str], trio.CancelScope] = {}
@@ -109,14 +107,14 @@ _left = trio.lowlevel.ParkingLot()
     tag(DO_NOT, gone=True),
     needs=("processing",),
     aliases=("ProcessBatchQueue",),
-    decide=lambda job: skip_of(_unless_gone(job, plan_process)),
+    decide=lambda job: skip_of(_planned(job, "processed")),
 )
 async def process(job: Job) -> Result:
     """Claim a processed copy of raw data that is good here, once the run is ready.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, _unless_gone(job, plan_process))
+    return await claim(job, _planned(job, "processed"))
 
 
 @on(
@@ -125,14 +123,14 @@ async def process(job: Job) -> Result:
     tag(DO_NOT, gone=True),
     needs=("minitrees",),
     aliases=("ProcessBatchQueueHax",),
-    decide=lambda job: skip_of(_unless_gone(job, plan_minitrees)),
+    decide=lambda job: skip_of(_planned(job, "minitrees")),
 )
 async def minitrees(job: Job) -> Result:
     """Claim minitrees of processed data that is good here.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, _unless_gone(job, plan_minitrees))
+    return await claim(job, _planned(job, "minitrees"))
 
 
 @on(
@@ -141,25 +139,25 @@ async def minitrees(job: Job) -> Result:
     field(PROCESSING_INPUTS),
     tag(DO_NOT, gone=True),
     needs=(OWN,),
-    decide=lambda job: skip_of(_unless_gone(job, _plan_own(job))),
+    decide=lambda job: skip_of(_planned(job, *_own(job))),
 )
 async def derive(job: Job) -> Result:
     """Claim data of the types that ``types`` of sites.json adds, once what it is made of is here.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, _unless_gone(job, _plan_own(job)))
+    return await claim(job, _planned(job, *_own(job)))
 
 
-def _plan_own(job: Job) -> Plan:
+def _own(job: Job) -> list[str]:
     # Only the data that is made from this copy: other data may have been deleted on purpose since.
     aspect = job.event.aspect
-    return partial(plan_own, about=aspect.type if isinstance(aspect, CopyKey) else None)
+    return own_types(job.site, aspect.type if isinstance(aspect, CopyKey) else None)
 
 
-def _unless_gone(job: Job, plan: Plan) -> list[CopyPlan] | Skip:
+def _planned(job: Job, *types: str) -> list[CopyPlan] | Skip:
     # An entry that kept us from making the data may have been a dead program's.
-    return stays_gone(job.event, job.run) or plan(job.run, job.site)
+    return stays_gone(job.event, job.run) or plan_derived(job.run, types, job.site)
 
 
 async def claim(job: Job, plans: Sequence[CopyPlan] | Skip) -> Result:
@@ -221,7 +219,8 @@ async def submit(job: Job) -> Result:
         return None
     number = plan.number
     if number is None:
-        found = await queue.place(spec, home, sender(job, how, home))
+        sending = partial(job.work, send, how.system, home, how.most)
+        found = await queue.place(spec, home, sending)
         number, ended = found.id, found.ended
         try:
             await note(job, spec, {"job.id": number, "job.submitted": job.now()})
@@ -255,15 +254,6 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Jo
     if limit.cancelled_caught:
         return JobEnd(End.TIMEOUT, why=f"not done after {spec.walltime} s")
     return JobEnd(End.CANCELLED, why="it was withdrawn")
-
-
-def sender(job: Job, how: Processing, home: str) -> Any:
-    """Return a function that sends several jobs at once, for `Queue.place`."""
-
-    async def together(specs: Sequence[JobSpec]) -> list[Sent]:
-        return await job.work(send, how.system, home, how.most, specs)
-
-    return together
 
 
 async def note(job: Job, spec: JobSpec, fields: Mapping[str, object], **expected: object) -> None:
@@ -366,31 +356,19 @@ def plan_withdraw(aspect: Aspect, run: Run, site: Site) -> Skip | None:
     return None
 
 
-def plan_process(run: Run, site: Site) -> list[CopyPlan] | Skip:
-    """Decide which versions of processed data this site makes of a run now. Pure."""
-    return plan_derived(run, ("processed",), site)
-
-
-def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
-    """Decide which processed data here gets minitrees. Pure."""
-    return plan_derived(run, ("minitrees",), site)
-
-
-def plan_own(run: Run, site: Site, about: str | None = None) -> list[CopyPlan] | Skip:
-    """Decide which data of the types that ``types`` adds this site makes of a run now. Pure.
+def own_types(site: Site, about: str | None = None) -> list[str]:
+    """Return the types that ``types`` adds and this site makes. Pure.
 
     If the event is `about` a type of data, only that type and those that are made from it.
     """
     made = [one for one in site.types.own if one.name in site.made]
-    wanted = [one.name for one in made if about in (None, one.name, one.source)]
-    return plan_derived(run, wanted, site)
+    return [one.name for one in made if about in (None, one.name, one.source)]
 
 
 @frozen
 class SubmitPlan:
-    """A job to send: its entry, how, and the batch system's `number` for it if it was sent."""
+    """A job to send, how, and the batch system's `number` for it if it was sent."""
 
-    entry: Copy
     how: Processing
     spec: JobSpec
     number: Any = None
@@ -410,7 +388,7 @@ def plan_submit(
     spec = spec_of(run, entry, how, site)
     if job.id is None and job.not_before is not None and now < job.not_before:
         return Wait(f"to be tried again: {entry.error}", job.not_before)
-    return SubmitPlan(entry, how, spec, job.id)
+    return SubmitPlan(how, spec, job.id)
 
 
 @frozen

@@ -27,13 +27,13 @@ from attrs import evolve
 from caxev import CopyKey, Denied, GiveUp, Retry, RunUpdate
 from caxev.batch import base, derived
 from caxev.batch.base import End, JobSpec
+from caxev.batch.deriving import plan_derived
 from caxev.batch.folder import Folder
 from caxev.batch.following import JobEnds
 from caxev.batch.grouped import Grouped
 from caxev.batch.work import SentJob, send, withdraw
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
-from caxev.handlers import processing as made
 from caxev.testing.mongod import start_with_us
 from tests import engine, slurm
 from tests.batch_rigs import SIMULATORS, LocalRig, Rig, SimulatorRig, SlurmRig
@@ -288,7 +288,7 @@ async def test_a_job_that_is_lost_is_sent_again(
     async with ground_on(rig, database, tmp_path, monkeypatch, retries={"lost": 1}) as ground:
         id_ = await ground.take(1)
         run = await ground.run(id_)
-        (plan,) = claims(made.plan_process(run, ground.site))
+        (plan,) = claims(plan_derived(run, ["processed"], ground.site))
         now = datetime.now(UTC)
         job = derived.new_job(run, plan.key, ground.how, plan.source, claimed=now)
         job["id"] = UNKNOWN[rig.name]

@@ -10,12 +10,12 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import Copy, CopyKey, Run, What
+from caxev.batch.deriving import plan_derived
 from caxev.cli.site_paths import run_called
 from caxev.config import Processing, Site, Sites
 from caxev.config.reading import read
 from caxev.copies.lifecycle import CopyPlan
 from caxev.handlers import alarms, checksum, judge, repair, transfer
-from caxev.handlers.processing import plan_process
 from caxev.handlers.rucio import DownloadPlan, plan_fetch
 from caxev.handlers.transfer import plan_pull, plan_push
 from caxev.testing import Lab, lab
@@ -51,7 +51,7 @@ def test_what_is_made_of_runs_of_one_name(detector: str, output: str) -> None:
     """The muon veto's result is called as cax called it, and not as the TPC's."""
     how = read(Processing, {"command": ["pax", "{output}"], "version": "v6.8.0", "inputs": []})
     site = Site("lngs", dir_processed="/processed", processing=how)
-    plans = plan_process(ready(detector), site)
+    plans = plan_derived(ready(detector), ["processed"], site)
     assert isinstance(plans, list)
     assert [plan.location for plan in plans if isinstance(plan, CopyPlan)] == [
         f"/processed/pax_v6.8.0/{output}"

@@ -26,6 +26,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
 from caxev.batch import derived, folder, memory, runner
 from caxev.batch.base import End, JobEnd, JobSpec, explained
+from caxev.batch.deriving import plan_derived
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
@@ -95,7 +96,7 @@ def run_of(*entries: dict[str, Any], events: Any = 5000, **fields: Any) -> Run:
 
 def entry_of(run: Run, **fields: Any) -> dict[str, Any]:
     """The entry that a claim leads to."""
-    (claim,) = claims(made.plan_process(run, SITE))
+    (claim,) = claims(plan_derived(run, ["processed"], SITE))
     return {
         "type": "processed",
         "host": "chicago",
@@ -117,7 +118,7 @@ def claims(plan: list[CopyPlan] | Skip) -> list[CopyPlan]:
 
 def test_a_run_that_is_ready_is_processed() -> None:
     """Raw here, inputs, events, write mode, no tag: the version that is wanted is claimed."""
-    (claim,) = claims(made.plan_process(run_of(raw()), SITE))
+    (claim,) = claims(plan_derived(run_of(raw()), ["processed"], SITE))
     assert claim.key == PROCESSED
     assert claim.location == "/data/processed/pax_v6.8.0/161111_1434.root"
 
@@ -137,7 +138,7 @@ def test_a_run_that_is_ready_is_processed() -> None:
 )
 def test_a_run_that_is_not_ready_is_not(change: dict[str, Any], why: str) -> None:
     """Of cax's conditions each is told by its name where it does not hold."""
-    plan = made.plan_process(run_of(raw(), **change), SITE)
+    plan = plan_derived(run_of(raw(), **change), ["processed"], SITE)
     assert isinstance(plan, Skip)
     assert why in plan.why
 
@@ -148,7 +149,7 @@ def test_a_version_that_is_there_is_not_made_again(status: str) -> None:
     run = run_of(
         raw(), {"type": "processed", "host": "chicago", "status": status, "pax_version": "v6.8.0"}
     )
-    assert isinstance(made.plan_process(run, SITE), Skip)
+    assert isinstance(plan_derived(run, ["processed"], SITE), Skip)
 
 
 def test_each_version_is_for_itself() -> None:
@@ -158,7 +159,7 @@ def test_each_version_is_for_itself() -> None:
     )
     run = run_of(raw())
     run = run_of(raw(), entry_of(run, status="transferred"))
-    plan = claims(made.plan_process(run, site))
+    plan = claims(plan_derived(run, ["processed"], site))
     assert [claim.key.version for claim in plan] == ["v6.9.0"]
 
 
@@ -166,7 +167,7 @@ def test_what_failed_is_claimed_again_under_another_name() -> None:
     """An entry whose job was given up is claimed anew where the run changes: next attempt."""
     run = run_of(raw())
     failed = entry_of(run, status="error", job_ended={"how": "exit"})
-    (claim,) = claims(made.plan_process(run_of(raw(), failed), SITE))
+    (claim,) = claims(plan_derived(run_of(raw(), failed), ["processed"], SITE))
     assert claim.resume is not None
 
 
@@ -175,7 +176,7 @@ def test_minitrees_follow_each_processed_version() -> None:
     run = run_of(raw())
     good = entry_of(run, status="transferred")
     other = {**good, "pax_version": "v6.6.0", "status": "verifying"}
-    (claim,) = claims(made.plan_minitrees(run_of(raw(), good, other), SITE))
+    (claim,) = claims(plan_derived(run_of(raw(), good, other), ["minitrees"], SITE))
     assert claim.key == CopyKey("minitrees", "chicago", "v6.8.0")
     assert claim.location == "/data/minitrees/pax_v6.8.0/161111_1434.root"
 
@@ -224,7 +225,7 @@ async def test_a_tag_that_is_gone_withdraws_nothing() -> None:
 def test_what_is_not_to_be_processed_is_not_claimed() -> None:
     """Tagged between the look and the write, the run gets no entry."""
     run = run_of(raw())
-    plans = made.plan_process(run, SITE)
+    plans = plan_derived(run, ["processed"], SITE)
     assert not isinstance(plans, Skip)
     (plan,) = plans
     event = Event(run.id, CopyKey("raw", SITE.name), None, "transferred")
@@ -1262,7 +1263,7 @@ async def test_what_a_job_reads_is_not_deleted(database: Named, tmp_path: Path) 
     async with ground_of(database, tmp_path) as ground:
         run = await ground.run(await ground.take(1))
         source = CopyKey("raw", "chicago")
-        (plan,) = claims(made.plan_process(run, ground.site))
+        (plan,) = claims(plan_derived(run, ["processed"], ground.site))
         job = derived.new_job(run, plan.key, ground.how, plan.source, claimed=START)
         await engine.write(
             ground.database, RunUpdate.add_copy(run, plan.key, "transferring", job=job)

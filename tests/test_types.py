@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from caxev import DELETING, ERROR, TRANSFERRED, CopyKey, RunUpdate, Skip
+from caxev.batch.deriving import plan_derived
 from caxev.config import ConfigError, Processing, Site, Sites, load_sites
 from caxev.config.data_types import CAX
 from caxev.config.merging import merge
@@ -335,6 +336,10 @@ def test_a_version_that_is_to_go() -> None:
 # -- what is made of what -------------------------------------------------------------------------
 
 
+def plan_own(run: Run, site: Site, about: str | None = None) -> Any:
+    return plan_derived(run, processing.own_types(site, about), site)
+
+
 def test_own_types_are_made_of_their_source() -> None:
     """From raw data the version that is named; from data with versions each version of it."""
     how = Processing(command=("x",), version="v1", inputs=("gains",))
@@ -342,21 +347,19 @@ def test_own_types_are_made_of_their_source() -> None:
     here = collaboration(peaks=how, events=events).get("lngs")
     bare, run = run_with("raw", "lngs"), run_with("raw", "lngs")
     run = Run.from_document({**run.document, "gains": 1})
-    assert isinstance(processing.plan_own(bare, here), Skip)
-    (claim,) = claims(processing.plan_own(run, here))
+    assert isinstance(plan_own(bare, here), Skip)
+    (claim,) = claims(plan_own(run, here))
     assert (claim.key, claim.location) == (CopyKey("peaks", "lngs", "v1"), "/peaks/pax_v1/run.root")
     made = run_with("peaks", "lngs", version="v7").document["data"]
     run = Run.from_document({**run.document, "gains": None, "data": [*run.document["data"], *made]})
-    (claim,) = claims(processing.plan_own(run, here))
+    (claim,) = claims(plan_own(run, here))
     assert claim.key == CopyKey("events", "lngs", "v7")
     gone = attrs.evolve(here, purge_versions={"peaks": "v7"})
-    assert isinstance(processing.plan_own(run, gone), Skip)
-    assert isinstance(processing.plan_own(run, here, about="veto"), Skip)
-    assert [one.key.type for one in claims(processing.plan_own(run, here, about="peaks"))] == [
-        "events"
-    ]
+    assert isinstance(plan_own(run, gone), Skip)
+    assert isinstance(plan_own(run, here, about="veto"), Skip)
+    assert [one.key.type for one in claims(plan_own(run, here, about="peaks"))] == ["events"]
     tagged = Run.from_document({**run.document, "tags": [{"name": "donotprocess"}]})
-    assert isinstance(processing.plan_own(tagged, here), Skip)
+    assert isinstance(plan_own(tagged, here), Skip)
 
 
 def claims(plans: list[Any] | Skip) -> list[Any]:
