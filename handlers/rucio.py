@@ -34,7 +34,6 @@ from caxev import (
     TRANSFERRING,
     Copy,
     CopyKey,
-    GiveUp,
     Job,
     Result,
     Retry,
@@ -331,11 +330,7 @@ def plan_fetch(
         return Skip(why)
     if why := taken(entry, trigger):
         return Skip(why)
-    name = source.source_name or run.name + run.suffix
-    # The name comes from the database, and must not lead out of the directory.
-    if name in {"", ".", ".."} or "/" in name or "\0" in name:
-        raise GiveUp(f"{name!r} is no usable name for the copy")
-    location = place_for(key, name, site)
+    location = place_for(key, source.source_name or run.name + run.suffix, site)
     if isinstance(location, Skip):
         return location
     rse = entry.from_rse if entry is not None else None

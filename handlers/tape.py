@@ -401,7 +401,7 @@ def plan_recall(
         return Skip(why)
     assert source.location is not None
     folder = folder_of(source.location)
-    location = place_for(key, safe_name(folder), site)
+    location = place_for(key, folder, site)
     if isinstance(location, Skip):
         return location
     return TapePlan(source, key, location, trigger, entry, source.host, folder)

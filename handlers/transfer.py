@@ -53,7 +53,6 @@ from caxev.copies.lifecycle import (
     withdrawal,
 )
 from caxev.copies.retention import is_left_over, unwanted
-from caxev.files import safe_name
 from caxev.transfer import unserved
 from caxev.transfer.carrying import STALLED, TransferPlan, bring, fetch, with_care
 
@@ -192,7 +191,7 @@ def _plan(
     if why := taken(there, trigger):
         return Skip(why)
     assert good[0].location is not None
-    location = place_for(key, safe_name(good[0].location), owner)
+    location = place_for(key, good[0].location, owner)
     if isinstance(location, Skip):
         return location
     # We never write to a location that the entry does not name: it may be another copy's.

@@ -434,6 +434,16 @@ def test_a_download_is_planned_by_option_tag_or_request() -> None:
     assert plan.rse == "B_DISK"
 
 
+@pytest.mark.parametrize("name", ["..", "a/..", ".caxev-gone-run", "x" * 250])
+def test_a_name_that_no_copy_may_have_is_refused_before_the_claim(name: str) -> None:
+    """It comes from the database."""
+    with pytest.raises(GiveUp, match=r"usable name|is refused"):
+        fetch(run_of(entry(KEY.host, source_name=name)))
+    plan = fetch(run_of(entry(KEY.host, source_name="../elsewhere")))
+    assert isinstance(plan, rucio.DownloadPlan)
+    assert plan.location == "/c/elsewhere"
+
+
 def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
     """Neither from the catalogue nor into it, unless a person asks for it."""
     stones = [

@@ -15,7 +15,6 @@ from caxev.config.data_types import PROCESSED
 from caxev.copies.lifecycle import CopyPlan, place_for
 from caxev.core.job import Skip, Unmet, skip_of
 from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, field_of
-from caxev.files import safe_name
 
 DO_NOT: Final = "donotprocess"
 """The tag of runs of which nothing is made."""
@@ -87,8 +86,7 @@ def _plan(
     there = run.copy(key)
     if there is not None and not failed_before(there):
         return Skip(f"{key} is {there.status} already")
-    name = safe_name(how.fill(how.output, values_of(run, key, how)))
-    location = place_for(key, name, site)
+    location = place_for(key, how.fill(how.output, values_of(run, key, how)), site)
     if isinstance(location, Skip):
         return location
     return CopyPlan(source, key, location, f"{site.name}: {source.key}", there)

@@ -43,7 +43,7 @@ from caxev.core.model import (
 )
 from caxev.core.selection import which
 from caxev.core.update import Expectation, RunUpdate
-from caxev.files import Manifest
+from caxev.files import Manifest, safe_name
 
 SOON: Final = 1.0
 """Seconds until a step that lost a race is tried again."""
@@ -151,13 +151,16 @@ def not_brought(asked: str | None, site: Site, name: str) -> str | None:
     return None if asked == site.name else f"it is to come from {asked}"
 
 
-def place_for(key: CopyKey, name: str, site: Site) -> str | Skip:
-    """Return the location of a copy in the directories of its site."""
+def place_for(key: CopyKey, like: str, site: Site) -> str | Skip:
+    """Return the location of a copy in the directories of its site, by the last name of `like`.
+
+    Raises `GiveUp` if no copy may have that name: it comes from the database.
+    """
     base = site.directory(key.type, key.version)
     if base is None:
         of = f" of {key.version}" if key.version else ""
         return Skip(f"{site.name} has no directory for {key.type} data{of}")
-    return f"{base.rstrip('/')}/{name}"
+    return f"{base.rstrip('/')}/{safe_name(like)}"
 
 
 def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> bool:
