@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import asyncssh
 import pytest
@@ -23,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caxev import aio
+from caxev.config import ConfigError, Settings
 from caxev.core.model import CopyKey, Run
 from caxev.demo import daq, server
-from caxev.demo.world import SITES
+from caxev.demo.world import SITES, World
 
 START = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
@@ -36,6 +39,26 @@ def contents(run: daq.RawRun) -> dict[str, bytes]:
 
 def write(directory: Path, size_bytes: int = 200_000, seed: int = 1) -> daq.RawRun:
     return daq.write_run(directory, 6731, size_bytes=size_bytes, seed=seed, start=START)
+
+
+def test_the_demo_leaves_a_real_installation_alone(tmp_path: Path) -> None:
+    """Neither its listeners nor commands in its environment go by what the shell has of one."""
+    world = World(tmp_path, SITES)
+    world.mongod = cast("Any", SimpleNamespace(uri="mongodb://127.0.0.1:1/"))
+    shell = {
+        "CAXEV_MONGO_URI": "mongodb://db1.example.org/",
+        "CAXEV_MONGO_USER": "lngs",
+        "CAXEV_DATABASE": "xenonnt",
+        "CAXEV_COLLECTION": "runs",
+        "CAXEV_MONGO_OPERATOR_URI": "mongodb://op@db1.example.org/",
+    }
+    found = Settings.load(environ={**shell, **world.environment})
+    assert found.mongo_uri == world.settings.mongo_uri
+    assert (found.database, found.collection) == ("run", "runs_new")
+    with pytest.raises(ConfigError, match="no operator's user"):
+        Settings.of_operators(
+            database=None, collection=None, environ={**shell, **world.environment}
+        )
 
 
 @settings(max_examples=15)

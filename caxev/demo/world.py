@@ -26,6 +26,7 @@ from attrs import define, field
 from caxev import aio
 from caxev.config import Settings, Sites, load_sites
 from caxev.config.loading import read_sites
+from caxev.config.settings import OPERATOR_URI
 from caxev.database import open_database, run
 from caxev.demo import daq
 from caxev.demo.server import known_hosts_line, make_key
@@ -103,8 +104,15 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables of caxev commands in this world."""
-        sites = str(self.directory / "sites.json")
-        return {"CAXEV_MONGO_URI": self.mongod.uri, "CAXEV_SITES": sites}
+        # Those of a real installation, which this shell may have, must not count here.
+        return {
+            "CAXEV_MONGO_USER": "",
+            OPERATOR_URI: "",
+            "CAXEV_MONGO_URI": self.mongod.uri,
+            "CAXEV_SITES": str(self.directory / "sites.json"),
+            "CAXEV_DATABASE": self.settings.database,
+            "CAXEV_COLLECTION": self.settings.collection,
+        }
 
     def _made(self, *names: str) -> Path:
         path = self.directory.joinpath(*names)
