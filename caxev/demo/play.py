@@ -21,8 +21,6 @@ from typing import Any, Final
 import trio
 from attrs import define, field
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from caxev import aio
 from caxev.asking.annotations import TagRuns
@@ -43,7 +41,7 @@ from caxev.core.registry import Registry
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database import Database, HistorySearch, open_database, run
-from caxev.demo.world import SITES, TAPE, World
+from caxev.demo.world import TAPE, World
 from caxev.engine.listener import prepare
 
 BIRTH: Final = "lngs"
@@ -58,12 +56,6 @@ IDLE: Final = 5.0
 """Seconds for which the demo counts queries while nothing happens."""
 PATIENCE: Final = 60.0
 """Seconds without anything new after which the demo gives up."""
-MARKS: Final[Mapping[str, str]] = {
-    "transferring": "yellow",
-    "verifying": "cyan",
-    "transferred": "green",
-    "error": "red",
-}
 
 
 def play(
@@ -72,8 +64,8 @@ def play(
     size: int,
     *,
     keep: bool,
-    sites: Path = SITES,
-    opened: Callable[[str], object] | None = None,
+    sites: Path,
+    opened: Callable[[str], object] | None,
 ) -> tuple[dict[str, Any], bool]:
     """Play with so many runs of `size` bytes; return the summary, and whether all went well.
 
@@ -163,7 +155,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
 
 @define(eq=False)
 class Show:
-    """Output for people: a live table on a terminal, plain lines elsewhere."""
+    """Output for people; the page shows all of it at once."""
 
     console: Console
     world: World
@@ -180,14 +172,6 @@ class Show:
         self.say(f"The page: {address}" if address else "No page: pip install 'caxev[web]'")
         if address and self.opened is not None:
             self.opened(address)
-
-    def table(self, runs: Sequence[Run], progress: Mapping[str, str]) -> Table:
-        """Draw runs x sites."""
-        table = Table("run", *self.world.sites, title="caxev demo: raw data by run and site")
-        for one in runs:
-            cells = [_cell(one, site, progress) for site in self.world.sites]
-            table.add_row(one.name, *cells)
-        return table
 
     def lines(self, runs: Sequence[Run]) -> None:
         """Print a line for each change since the last call."""
@@ -226,16 +210,6 @@ class Show:
 def good(copy: Copy) -> bool:
     """Return whether a copy has reached its good final state."""
     return copy.status == TRANSFERRED
-
-
-def _cell(one: Run, site: str, progress: Mapping[str, str]) -> str:
-    copy = one.copy(CopyKey("raw", site))
-    if copy is None:
-        return "[dim]-[/dim]"
-    text = f"[{MARKS.get(copy.status, 'magenta')}]{copy.status}[/]"
-    made = [c.type for c in one.copies if c.host == site and c.type != "raw" and good(c)]
-    text = " + ".join((text, *made))
-    return f"{text} {progress.get(f'{one.id} {site}', '')}".rstrip()
 
 
 async def _main(world: World, show: Show, count: int, size: int, keep: bool) -> dict[str, Any]:
@@ -343,34 +317,25 @@ async def _show_history(world: World, show: Show, one: Run) -> None:
 
 async def _watch(world: World, show: Show, database: Database, count: int) -> None:
     """Show progress until every copy has reached its final state and nothing is running."""
-    live = Live(console=show.console, auto_refresh=False) if show.console.is_terminal else None
-    if live is not None:
-        live.start()
-    try:
-        state: object = None
-        deadline = trio.current_time() + PATIENCE
-        while True:
-            _check_alive(world)
-            runs = await database.select(Selection(), utcnow())
-            reactions = await _unfinished(database)
-            if live is not None:
-                live.update(show.table(runs, _progress(reactions)), refresh=True)
-            else:
-                show.lines(runs)
-            if _finished(runs, sum(wanted(world, count).values())) and not reactions:
-                return
-            now = ([[c.seen_as for c in one.copies] for one in runs], _progress(reactions))
-            if now != state:
-                state, deadline = now, trio.current_time() + PATIENCE
-            elif trio.current_time() > deadline:
-                show.say(f"nothing has happened for {PATIENCE:.0f} s: giving up")
-                for reaction, _ in reactions:
-                    show.say(f"    unfinished: {_described(reaction)}")
-                return
-            await trio.sleep(0.2)
-    finally:
-        if live is not None:
-            live.stop()
+    state: object = None
+    deadline = trio.current_time() + PATIENCE
+    while True:
+        _check_alive(world)
+        runs = await database.select(Selection(), utcnow())
+        reactions = await _unfinished(database)
+        show.lines(runs)
+        if _finished(runs, sum(wanted(world, count).values())) and not reactions:
+            return
+        progress = [document.get("progress") for _, document in reactions]
+        now = ([[c.seen_as for c in one.copies] for one in runs], progress)
+        if now != state:
+            state, deadline = now, trio.current_time() + PATIENCE
+        elif trio.current_time() > deadline:
+            show.say(f"nothing has happened for {PATIENCE:.0f} s: giving up")
+            for reaction, _ in reactions:
+                show.say(f"    unfinished: {_described(reaction)}")
+            return
+        await trio.sleep(0.2)
 
 
 def _finished(runs: Sequence[Run], wanted: int) -> bool:
@@ -401,15 +366,6 @@ async def _unfinished(database: Database) -> list[tuple[Reaction, dict[str, Any]
 def _described(reaction: Reaction) -> str:
     about = f"{reaction.site}: {reaction.handler} of {reaction.run}, {reaction.event}"
     return f"{about}: {reaction.state} since {reaction.at}, due {reaction.due}: {reaction.note}"
-
-
-def _progress(reactions: Sequence[tuple[Reaction, Mapping[str, Any]]]) -> dict[str, str]:
-    found = {}
-    for reaction, document in reactions:
-        row = document.get("progress")
-        if row and row["total"]:
-            found[f"{reaction.run} {reaction.site}"] = f"{100 * row['done'] // row['total']} %"
-    return found
 
 
 async def _summary(world: World, database: Database, seconds: float) -> dict[str, Any]:
