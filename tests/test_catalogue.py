@@ -870,7 +870,7 @@ async def test_only_what_is_at_no_rse_twice_is_lost(
 ) -> None:
     """A replica that is made anew is gone for a moment."""
     monkeypatch.setattr(rucio_datasets, "LOST_AFTER", 0.0)
-    asked = {"check_asked": [{"id": "x", "at": NOW}]}
+    asked: dict[str, Any] = {"check_asked": [{"id": "x", "at": NOW}]}
     ports = Comparing(run_of(entry("lngs"), entry(KEY.host, source="lngs", **asked)))
     ports.verdicts = [LOST, second]
     ports.rows["catalogue:b3:1"] = [Checked(b"a", "a", 1, "00000001").to_row()]

@@ -288,9 +288,7 @@ def test_stock_is_taken_inside_of_the_site_s_directories(tmp_path: Path) -> None
     home, mine = str(tmp_path / "jobs"), str(tmp_path / "made" / "x")
     written(spec, "result")
     with pytest.raises(GiveUp, match="not inside"):
-        take_stock(
-            home, spec.name, Product("job.1", str(outside / "new"), roots), True, report=quiet
-        )
+        take_stock(home, spec.name, Product("job.1", str(outside / "new"), roots), True)
     for name in ("..", ".", "", "/"):
         with pytest.raises(GiveUp, match="no usable name"):
             take_stock(home, spec.name, Product(name, mine, roots), True)

@@ -136,7 +136,7 @@ def process(place: Place) -> object:
         product = Product("made", final, place.here.roots)
         stock = take_stock(home, name, product, ended.how is End.DONE)
     finally:
-        cancel("local", home, name, report=quiet)
+        cancel("local", home, name)
     if stock.size is None:
         raise Retry(f"{ended.why} {stock.problem} {stock.last_words}")
     return stock
@@ -182,7 +182,7 @@ def judge(place: Place) -> object:
 def permit(place: Place) -> object:
     """Give a copy its permissions."""
     acl = "u:65534:rX" if which("setfacl") else None
-    give(place.raw("run"), place.here.roots, Permission(0o750, acl=acl), report=quiet)
+    give(place.raw("run"), place.here.roots, Permission(0o750, acl=acl))
     return None
 
 

@@ -168,7 +168,7 @@ class Place:
     def _looked_after(self, deed: Deed, path: str) -> object:
         roots = self.here.roots
         if deed == "permissions":
-            give(path, roots, Permission(0o700), report=quiet)
+            give(path, roots, Permission(0o700))
         else:
             kept = path
             if deed == "set aside":
