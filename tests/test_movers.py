@@ -336,10 +336,15 @@ def test_what_stands_at_the_target_is_never_replaced(world: World, way: Way, kin
 
 @both
 def test_a_bad_copy_is_mended(world: World, way: Way) -> None:
-    """A flipped byte, behind an unchanged size and time, is found and put right."""
+    """A flipped byte, behind an unchanged size and time, is found and put right.
+
+    What another attempt has left is not in the way.
+    """
     run = world.plain_run(way)
     good = digested(run)
     world.move(way)
+    world.partial(way).mkdir()
+    (world.partial(way) / "old").write_text("of another attempt")
     data = world.target(way) / "run/sub/deep/data"
     when = data.stat().st_mtime_ns
     content = data.read_bytes()

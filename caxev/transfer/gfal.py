@@ -119,8 +119,10 @@ class Gfal:
         partial = partial_path(final)
         meter = Meter.of(source, report)
         with ssh.only_pusher(far.prefix, final):
-            # A partial that is there already comes from an interrupted repair: go on with that one.
-            if route.again and far.stat(partial) is None and far.stat(final) is not None:
+            # An interrupted repair has left no copy, and goes on with its partial.
+            if route.again and far.stat(final) is not None:
+                if far.stat(partial) is not None:  # of another attempt
+                    far.remove(partial)
                 far.rename(final, partial)
             known = known_items(route.expected)
             standing = _GridCopy(far, here, final, meter, known)
