@@ -56,7 +56,7 @@ from caxev.config.data_types import RAW, UNTRIGGERED
 from caxev.copies.lifecycle import broken_off, found_bad, found_good, written
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
-from caxev.files import digest_copy, digest_gently, printable
+from caxev.files import digest_copy, printable
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
 
@@ -183,7 +183,9 @@ async def patrol(job: Job) -> Result:
     # The label is created before the reading, so that the metric exists at 0 and can be alerted on.
     failures = metrics.rotten.labels(job.site.name)
     try:
-        manifest = await _read_gently(job, seen, rules.max_rate)
+        manifest = await read(
+            job, seen, sha512=seen.manifest is None, gently=True, max_rate=rules.max_rate
+        )
     except links.Closed:  # the link's hours are over: no sign of a bad copy, so not counted
         raise
     except (Retry, GiveUp):
@@ -201,33 +203,19 @@ async def patrol(job: Job) -> Result:
     return update
 
 
-async def read(job: Job, seen: Copy, *, sha512: bool) -> Manifest:
-    """Make the copy's manifest from its files, here or over SSH."""
-    if seen.host != job.site.name:
-        return await _read_back(job, seen)
-    return await job.work(digest_copy, _location(seen), job.site.roots, sha512)
-
-
-async def _read_gently(job: Job, seen: Copy, max_rate: float | None) -> Manifest:
-    if seen.host != job.site.name:
-        return await _read_back(job, seen, max_rate)
-    location, roots = _location(seen), job.site.roots
-    return await job.work(digest_gently, location, roots, seen.manifest is None, max_rate)
-
-
-async def _read_back(job: Job, seen: Copy, max_rate: float | None = None) -> Manifest:
-    """Read a copy over the link to its host, in a transfer's slot."""
-    name, location = seen.host, _location(seen)
+async def read(
+    job: Job, seen: Copy, *, sha512: bool, gently: bool = False, max_rate: float | None = None
+) -> Manifest:
+    """Make the copy's manifest from its files: here, or over the link to its host, in its slot."""
+    name, location = seen.host, seen.location
+    if location is None:
+        raise GiveUp(f"{seen.key} has no location")
+    if name == job.site.name:
+        return await job.work(digest_copy, location, job.site.roots, sha512, gently, max_rate)
     async with links.place(job, name) as rate:
         slower = min((one for one in (rate, max_rate) if one is not None), default=None)
         route = Route(job.site, job.sites.get(name), "", location, max_rate=slower)
         return await links.while_open(job, name, remote_manifest, route)
-
-
-def _location(seen: Copy) -> str:
-    if seen.location is None:
-        raise GiveUp(f"{seen.key} has no location")
-    return seen.location
 
 
 async def verdict(

@@ -5,7 +5,7 @@ under its final name. Knows neither the database nor the network.
 """
 
 from caxev.files.confined import Confined, FarPath, beside, join, parent
-from caxev.files.digest import digest_copy, digest_gently, digest_tree, wrong_below
+from caxev.files.digest import digest_copy, digest_tree, wrong_below
 from caxev.files.erasing import (
     GONE_PREFIX,
     MOVED_PREFIX,
@@ -139,7 +139,6 @@ __all__ = [
     "copy_file",
     "damaged",
     "digest_copy",
-    "digest_gently",
     "digest_tree",
     "distinct",
     "empty_quarantine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 from caxev.core.errors import Retry
 from caxev.files.confined import Confined
@@ -41,22 +42,25 @@ def digest_tree(
     return Manifest([*map(_item, files), *rest])
 
 
-def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
+def digest_copy(
+    location: str,
+    roots: tuple[str, ...],
+    sha512: bool,
+    gently: bool = False,
+    max_rate: float | None = None,
+    *,
+    report: Report,
+) -> Manifest:
     """Make the manifest of the copy at `location`, which must be inside one of `roots`.
+
+    `max_rate` in bytes a second; with `gently` by one thread, at idle disk priority.
 
     Here, and not beside the handler that asks for it: a worker process would import all that a
     handler needs, which takes longer than its own start.
     """
-    return digest_tree(confine(location, roots), sha512=sha512, report=report)
-
-
-def digest_gently(
-    location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
-) -> Manifest:
-    """As `digest_copy`, by one thread at idle disk priority."""
-    path = confine(location, roots)
-    with idle_disk():
-        return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
+    path, threads = confine(location, roots), 1 if gently else None
+    with idle_disk() if gently else nullcontext():
+        return digest_tree(path, sha512=sha512, threads=threads, max_rate=max_rate, report=report)
 
 
 def _wanted(seen: Seen, also: Sequence[Hash], sha512: bool) -> list[Stretch]:
