@@ -20,7 +20,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from caxev import failpoints
 from caxev.batch.base import End, JobEnd, JobSpec, system
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
@@ -73,7 +72,6 @@ def run(place: Place) -> int:
     # Recorded first: if we are killed before the report, the watch reports this.
     with suppress(OSError):  # the disk may be full; what was made is good all the same
         place.note(ended)
-    failpoints.point("batch.noted")
     report_end(place, spec, ended)
     return shown
 

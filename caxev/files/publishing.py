@@ -55,7 +55,6 @@ def writing(partial: Confined, *, directory: bool) -> Iterator[None]:
         descriptor = _made(partial, directory=directory)
         try:
             _lock(descriptor, partial)
-            failpoints.point("files.partial")
             yield
         finally:
             os.close(descriptor)
@@ -156,9 +155,7 @@ def withdraw(final: Confined, partial: Confined) -> None:
     the disk fails.
     """
     with _holding(final):
-        failpoints.point("files.withdraw.rename")
         rename_new(final, partial)
-        failpoints.point("files.withdraw.rename")
 
 
 def make_above(path: Confined) -> None:

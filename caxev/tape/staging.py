@@ -112,10 +112,8 @@ def _place(old: Confined, new: Confined) -> int:
         if os.path.samestat(there, status) or same_time:
             return status.st_size
         _take_away(new)
-    failpoints.point("tape.link")
     if not tried(link_file, old, new):
         _copy(old, new, status)
-    failpoints.point("tape.link")
     return status.st_size
 
 
@@ -133,7 +131,6 @@ def _copy(old: Confined, new: Confined, status: os.stat_result) -> None:
         raise Retry(f"{printable(old)} changed while it was staged")
     # The source's time marks a complete copy for the next attempt, so it is set last.
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
-    failpoints.point("tape.copied")
     os.rename(unfinished, new)
 
 
@@ -141,19 +138,14 @@ def _take_away(path: Confined) -> None:
     # We never make directories there: one is somebody else's, and is not removed.
     if os.path.isdir(path) and not os.path.islink(path):
         raise Retry(f"there is a directory in {printable(parent(path))}, which is for staging")
-    failpoints.point("tape.unlink")
     os.unlink(path)
-    failpoints.point("tape.unlink")
 
 
 def clear(path: Confined) -> None:
     """Remove a directory that was filled for a client, if it exists. Idempotent."""
     with local(path, "remove"):
-        failpoints.point("tape.clear")
         with suppress(FileNotFoundError):
             for name in os.listdir(path):
                 _take_away(join(path, name))
-            failpoints.point("tape.rmdir")
             os.rmdir(path)
         forget_lock(path)
-        failpoints.point("tape.clear")

@@ -255,11 +255,8 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
         with writing(whole, directory=True):
             for item in copied.manifest.files:
                 name = join(whole, item.path)
-                failpoints.point("tape.rename")
                 rename(_taped(folder, data.name, item.path), name)
-                failpoints.point("tape.rename")
                 chmod(name, FILE_MODE)
-            failpoints.point("tape.renamed")
             bring_in(
                 whole,
                 os.fsdecode(final),
@@ -268,7 +265,6 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
                 min_free=place.reach.here.min_free,
                 report=place.transcript.report,
             )
-        failpoints.point("tape.recalled")
     return copied
 
 
@@ -306,7 +302,6 @@ def _rename_back(name: str, whole: Confined, folder: Confined) -> None:
     """Give files that have their own names the tape's names again, so that all are checked."""
     if os.path.isdir(whole):
         for one in os.listdir(whole):
-            failpoints.point("tape.rename_back")
             rename(join(whole, one), _taped(folder, name, one))
 
 
@@ -324,7 +319,6 @@ def _restored(place: Archive, data: Data, folder: Confined) -> Copied:
     files = _files(place, data)
     right = _right(data, folder, transcript.report)
     for name in set(map(os.fsdecode, os.listdir(folder))) - right:
-        failpoints.point("tape.unlink")
         os.unlink(join(folder, os.fsencode(name)))
     # Files that are not right go first: the client does not replace existing ones.
     missing = [one for one in files if one.name not in right]

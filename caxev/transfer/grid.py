@@ -235,7 +235,6 @@ class GridStorage:
         """Rename. Raises `GiveUp`, naming the protocol, if it has no rename."""
         failpoints.point("ssh.publish.rename")
         ended = self.ended("gfal-rename", self.url(old), self.url(new))
-        failpoints.point("ssh.publish.rename")
         if ended.status in _CANNOT:
             scheme = self.prefix.partition(":")[0]
             raise GiveUp(f"{scheme} cannot rename at {self.shown(new)}: {ended.last}")

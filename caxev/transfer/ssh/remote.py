@@ -232,7 +232,6 @@ class Remote(Session):
             await self.remove_all(partial)
             failpoints.point("ssh.withdraw.rename")
             await self.ask("rename", final, partial)
-            failpoints.point("ssh.withdraw.rename")
 
     async def publish(self, partial: FarPath, final: FarPath) -> None:
         """Rename `partial` to `final`, replacing nothing. Its files must be on the disk already.
@@ -245,5 +244,4 @@ class Remote(Session):
             raise GiveUp(f"{self.shown(final)} exists already and is not replaced")
         failpoints.point("ssh.publish.rename")
         await self.ask("rename", partial, final)
-        failpoints.point("ssh.publish.rename")
         await self.fsync_directory(parent(final))
