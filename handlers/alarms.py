@@ -52,7 +52,8 @@ async def bad_copy(job: Job) -> Result:
         f"caxev explain {named} --site {job.site.name} shows whether it is being repaired; if it "
         f"cannot be: caxev rm {which} --site {bad.host} --by-entries --why REASON, then caxev copy"
     )
-    summary, where = _summary(job, bad), {"location": bad.location, "source": bad.source}
+    summary = f"the copy of {job.run}, {bad.key}, is not what it should be"
+    where = {"location": bad.location, "source": bad.source}
     await job.alarm(NAME, summary, severity="error", why=bad.error, todo=todo, **where)
     return None
 
@@ -73,10 +74,6 @@ def _is_in_care(one: Copy, here: str, sites: Sites) -> bool:
     If it is unknown which site put it there, or that is no site any more, each one does.
     """
     return here in (one.host, one.source) or one.source not in sites
-
-
-def _summary(job: Job, bad: Copy) -> str:
-    return f"the copy of {job.run}, {bad.key}, is not what it should be"
 
 
 @on(

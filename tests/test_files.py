@@ -33,7 +33,7 @@ from caxev.files import (
     PartDigest,
     Range,
     Seen,
-    check_link,
+    check_links,
     check_paths,
     confine,
     digest_tree,
@@ -438,7 +438,7 @@ def test_wrong_is_what_the_disk_lacks(
 def test_links_that_lead_out_are_refused(path: bytes, target: bytes) -> None:
     """Absolute, climbing, or going up after a name: refused, in one line."""
     with pytest.raises(GiveUp, match="refused") as error:
-        check_link(path, target)
+        check_links([Seen(path, "link", target=target)])
     assert "\n" not in error.value.why
 
 

@@ -38,7 +38,6 @@ from caxev.files.part_digest import PartDigest
 from caxev.files.paths import (
     PART_PREFIX,
     RESERVED,
-    check_link,
     check_names,
     confine,
     confine_entry,
@@ -126,7 +125,6 @@ __all__ = [
     "bring_in",
     "changed",
     "check_expected",
-    "check_link",
     "check_links",
     "check_names",
     "check_paths",

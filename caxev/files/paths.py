@@ -201,10 +201,3 @@ def within_tree(top: bytes, path: bytes, target: bytes) -> bytes:
     if target.rstrip(b"/") != root and not target.startswith(root + b"/"):
         return target
     return b"../" * path.count(b"/") + (target.removeprefix(root).strip(b"/") or b".")
-
-
-def check_link(path: bytes, target: bytes) -> None:
-    """Raise `GiveUp` if the link may not be kept; see `link_problem`."""
-    problem = link_problem(path, target)
-    if problem:
-        raise GiveUp(f"link {printable(path)} -> {printable(target)} refused: {problem}")

@@ -13,7 +13,7 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.files.confined import Confined, join
 from caxev.files.errors import changed, gone, meaning
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
-from caxev.files.paths import check_link, check_names, printable, within_tree
+from caxev.files.paths import check_names, link_problem, printable, within_tree
 from caxev.files.resolved import opened
 
 
@@ -102,8 +102,9 @@ def _check(found: Sequence[Seen]) -> None:
 def check_links(found: Iterable[Seen]) -> None:
     """Raise `GiveUp` for the first link that leads out of the tree."""
     for seen in found:
-        if seen.kind == "link":
-            check_link(seen.path, seen.target)
+        if seen.kind == "link" and (problem := link_problem(seen.path, seen.target)):
+            name, target = printable(seen.path), printable(seen.target)
+            raise GiveUp(f"link {name} -> {target} refused: {problem}")
 
 
 def check_paths(found: Sequence[Seen]) -> None:

@@ -12,13 +12,12 @@ container for each science run holds those::
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from attrs import frozen
 
-from caxev.config import Catalogue, Period
+from caxev.config import Catalogue
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey, Run
 
@@ -76,7 +75,8 @@ def names_of(
     taken = taken_at(run)
     if taken is None:
         raise GiveUp(f"{run} has no start and no name like 161111_1434: it can have no scope")
-    campaign = period_of(taken, catalogue.periods)
+    begun = (one for one in catalogue.periods if one.begins is None or one.begins <= taken)
+    campaign = [one.name for one in begun][-1]  # the science run that has begun last
     # A scope must follow Rucio's schema: an odd name is replaced by the start time.
     name = run.name if _RUN_NAME.fullmatch(run.name) else f"{taken:%y%m%d_%H%M}"
     detector = catalogue.detectors.get(run.detector, run.detector) or "tpc"
@@ -95,9 +95,3 @@ def taken_at(run: Run) -> datetime | None:
         return datetime.strptime(run.name, "%y%m%d_%H%M").replace(tzinfo=UTC)
     except ValueError:
         return None
-
-
-def period_of(taken: datetime, periods: Sequence[Period]) -> str:
-    """Return the science run at a time: the last one that has begun."""
-    begun = (one for one in periods if one.begins is None or one.begins <= taken)
-    return [one.name for one in begun][-1]

@@ -156,7 +156,7 @@ class Gfal:
         far = storage_of(here, there)
         answer = Answer("gfal-copy")
         far.run("gfal-copy", "--version", output=answer)
-        path = far.top()
+        path = FarPath(os.fsencode(there.roots[0] if there.roots else "/"))
         if far.stat(path) is None:
             raise GiveUp(f"{far.shown(path)} is not there")
         return f"{far.shown(path)} is there, by {next(iter(answer.lines), 'gfal2')}"

@@ -79,10 +79,6 @@ class GridStorage:
     def shown(self, path: bytes) -> str:
         return self.prefix + printable(path)
 
-    def top(self) -> FarPath:
-        """Return the site's first directory."""
-        return FarPath(os.fsencode(self.roots[0] if self.roots else "/"))
-
     def confined(self, path: str) -> FarPath:
         """Return the path if it is strictly inside a root; by its text, as links are invisible."""
         wanted = os.fsencode(path)

@@ -226,7 +226,7 @@ def serve(roots: Sequence[str]) -> int:
     return 0
 
 
-_KINDS: Final[Mapping[str, type[Retry | GiveUp]]] = {
+KINDS: Final[Mapping[str, type[Retry | GiveUp]]] = {
     "away": RootAway,
     "denied": Denied,
     "giveup": GiveUp,
@@ -236,13 +236,8 @@ _KINDS: Final[Mapping[str, type[Retry | GiveUp]]] = {
 
 def kind_of(error: Retry | GiveUp) -> str:
     """Return the name under which an error goes over the channel."""
-    # The order of `_KINDS` matters: RootAway and Denied are also Retry.
-    return next(name for name, kind in _KINDS.items() if isinstance(error, kind))
-
-
-def error_of(kind: str, why: str) -> Retry | GiveUp:
-    """Return the error that the other side named; an unknown name becomes `Retry`."""
-    return _KINDS.get(kind, Retry)(why)
+    # The order of `KINDS` matters: RootAway and Denied are also Retry.
+    return next(name for name, kind in KINDS.items() if isinstance(error, kind))
 
 
 def _failed(kind: str, why: str) -> int:

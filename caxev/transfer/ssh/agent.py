@@ -126,7 +126,8 @@ class Agent:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         try:
             row = json.loads(last)
-            error = receive.error_of(row["error"], f"{self.endpoint}: {str(row['why'])[:_SHOWN]}")
+            kind = receive.KINDS.get(row["error"], Retry)
+            error = kind(f"{self.endpoint}: {str(row['why'])[:_SHOWN]}")
         except (ValueError, KeyError, TypeError):
             last = last[-_SHOWN:] or "without a word"
             return Retry(f"{self.endpoint}: caxev receive ended there: {last}")

@@ -55,7 +55,8 @@ class Chunks:
         with self._changed:
             while not self._stopped and self._left:
                 for place, piece in enumerate(self._left):
-                    if self._may_begin(span := _first(piece)):
+                    span = evolve(piece, stop=min(piece.start + PART, piece.stop))
+                    if self._may_begin(span):
                         # Near the end, more in flight on one channel means that the others finish
                         # first and wait for it: give it only what it has room for.
                         if span.left > room and self._to_begin < self._under_way:
@@ -106,7 +107,3 @@ class Chunks:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-
-def _first(piece: Piece) -> Piece:
-    return evolve(piece, stop=min(piece.start + PART, piece.stop))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
@@ -90,7 +90,8 @@ async def land(
     enough_space(todo, present, free, route.min_free, remote.shown(final))
     await _prepare(remote, partial, todo, source)
     try:
-        await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
+        sizes = {seen.path: seen.size for seen in source if seen.path in (wrong or {})}
+        await _cut(remote, partial, todo, present, sizes)
     except NOT_FOR_US:  # the server cannot truncate: write everything again
         await remote.remove_all(partial)
         todo = plan(source, ())
@@ -218,11 +219,6 @@ async def _prepare(remote: Remote, partial: FarPath, todo: Plan, source: Sequenc
         await remote.make_directory(join(partial, seen.path))
 
 
-def _sizes(source: Iterable[Seen], wrong: Container[bytes]) -> dict[bytes, int]:
-    """Return the final sizes of the files whose bad ranges are known."""
-    return {seen.path: seen.size for seen in source if seen.path in wrong}
-
-
 async def _cut(
     remote: Remote,
     partial: FarPath,
@@ -230,7 +226,7 @@ async def _cut(
     present: Iterable[Seen],
     sizes: Mapping[bytes, int],
 ) -> None:
-    """Truncate existing files: to `sizes`, else to the byte at which they are resumed."""
+    """Truncate existing files: to their final `sizes`, else to where they are resumed."""
     ends = {**{piece.file.path: piece.start for piece in todo.pieces}, **sizes}
     for seen in present:
         size = ends.get(seen.path)

@@ -50,6 +50,8 @@ _SSH: Final = {
     "ServerAliveCountMax": "4",
     "LogLevel": "ERROR",
 }
+_RSA: Final = "rsa-sha2-512,rsa-sha2-256"
+"""The algorithms for an RSA key, without SHA-1."""
 
 
 @contextmanager
@@ -67,7 +69,8 @@ def shell(endpoint: Endpoint, key: asyncssh.SSHKey | None = None) -> Iterator[li
     with _in_memory("" if key is None else _known(endpoint, key)) as known:
         options["UserKnownHostsFile"] = _quoted(known if key else endpoint.known_hosts_file)
         if key is not None:
-            options["HostKeyAlgorithms"] = _algorithms(key)
+            kind = key.get_algorithm()
+            options["HostKeyAlgorithms"] = _RSA if kind == "ssh-rsa" else kind
         if endpoint.identity is not None:
             options["IdentityFile"] = _quoted(os.path.expanduser(endpoint.identity))
             options["IdentitiesOnly"] = "yes"
@@ -102,11 +105,6 @@ def _known(endpoint: Endpoint, key: asyncssh.SSHKey) -> str:
     kind, public = key.export_public_key("openssh").decode().split()[:2]
     port = host_port(endpoint)
     return f"{endpoint.host if port is None else f'[{endpoint.host}]:{port}'} {kind} {public}\n"
-
-
-def _algorithms(key: asyncssh.SSHKey) -> str:
-    kind = key.get_algorithm()
-    return "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind
 
 
 def _quoted(path: str) -> str:
