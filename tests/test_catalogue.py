@@ -586,15 +586,18 @@ def test_each_catalogue_has_its_own_configuration(
 ) -> None:
     """A process that serves one after the other does not log in with the first one's account."""
     monkeypatch.delenv("RUCIO_CONFIG", raising=False)
+    monkeypatch.setenv("RUCIO_PASSWORD", "secret")
     monkeypatch.setenv("RUCIO_HOME", str(tmp_path / "ours"))
     monkeypatch.setattr(connection, "_HOME", str(tmp_path / "ours"))
     found = []
     for name in ("ours", "first", "second", "ours"):
         (tmp_path / name / "etc").mkdir(parents=True, exist_ok=True)
-        text = f"[client]\naccount = {name}\nauth_type = userpass\nrequest_retries = 0\n"
+        text = (
+            f"[client]\naccount = {name}\nauth_type = userpass\nrequest_retries = 0\npassword = x\n"
+        )
         (tmp_path / name / "etc" / "rucio.cfg").write_text(text)
         home = None if name == "ours" else str(tmp_path / name)
-        settings = Catalogue(home=home, username="me", timeout=1)
+        settings = Catalogue(home=home, username="me", auth_type="userpass", timeout=1)
         with pytest.raises(Retry):
             rucio_client.check(evolve(CATALOGUE, hostname="http://127.0.0.1:1", rucio=settings))
         found.append(config_get("client", "account"))
@@ -820,7 +823,7 @@ def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "expected"),
+    ("replicas", "expected"),
     [
         ({"DISK1": "COPYING", "DISK2": "BAD"}, Verdict(unseen=("no RSE has all of it",))),
         ({"DISK1": "UNAVAILABLE"}, Verdict(unseen=("no RSE has all of it",))),
@@ -829,12 +832,12 @@ def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
     ],
 )
 def test_a_dataset_that_is_nowhere_is_a_difference(
-    states: dict[str, str], expected: Verdict
+    replicas: dict[str, str], expected: Verdict
 ) -> None:
     """The catalogue has its files, and no RSE has all of them; asked deeply or not."""
     wanted = Checked(b"a", "a", 1, "00000001")
     row = {"name": "a", "bytes": 1, "adler32": wanted.adler32, "md5": None}
-    replica = {**row, "states": states, "rses": {}}
+    replica = {**row, "states": replicas, "rses": {}}
     client = SimpleNamespace(
         get_did=lambda *_did: {},
         list_replicas=lambda *_dids, **_options: [replica],

@@ -48,7 +48,7 @@ def erase(place: str, roots: Sequence[str]) -> None:
 def set_aside(place: str, roots: Sequence[str], paths: Sequence[bytes]) -> str:
     """Set aside files of what stands there now."""
     mark = standing(place, roots, None)
-    return set_aside_marked(place, roots, paths, WHEN, mark, report=to_nobody)
+    return set_aside_marked(place, roots, paths, WHEN, mark)
 
 
 @pytest.fixture
@@ -357,11 +357,11 @@ def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
     mark = standing(place, roots, None)
     fresh(root, "one")
     with pytest.raises(Retry, match="not what was to be set aside"):
-        set_aside_marked(place, roots, [b"a.zip"], WHEN, mark, report=to_nobody)
+        set_aside_marked(place, roots, [b"a.zip"], WHEN, mark)
     assert (root / "one" / "a.zip").exists()
     mark, later = identity(vouched(place)) or "", WHEN + timedelta(days=1)
     kept = [
-        set_aside_marked(place, roots, [name], when, mark, report=to_nobody)
+        set_aside_marked(place, roots, [name], when, mark)
         for name, when in ((b"a.zip", WHEN), (b"deep/b.zip", later))
     ]
     empty_quarantine(kept[0], roots)
@@ -393,7 +393,7 @@ def test_what_is_lacking_on_a_disk(root: Path) -> None:
     """What must stay free, and what is coming and not there yet, less what is free."""
 
     def need(min_free: int, coming: int) -> int:
-        return lacking(str(root / "one"), (str(root),), min_free, coming, report=to_nobody)
+        return lacking(str(root / "one"), (str(root),), min_free, coming)
 
     assert need(0, 0) < 0
     assert need(1 << 60, 0) > 0

@@ -1414,7 +1414,7 @@ class Working(Yard):
     """The ports of a job whose work is done at once, in this process."""
 
     async def work(self, function: Any, *args: object, job: Job) -> Any:
-        return function(*args, report=lambda _done, _total: None)
+        return function(*args)
 
 
 @pytest.mark.parametrize("name", ["link/run", "a\0b/run"])

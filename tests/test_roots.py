@@ -33,7 +33,7 @@ from caxev.engine.context import Context
 from caxev.engine.options import Options
 from caxev.engine.root_markers import init_roots
 from caxev.engine.runner import sites_of
-from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
+from caxev.files import MARKER_PREFIX, confine, erase, standing, steady
 from caxev.files.roots import Probe, absent, file_system, find_markers, make_marker, missing, probe
 from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
@@ -462,7 +462,7 @@ async def test_the_alarm_about_an_archive_names_the_site_that_uses_it(lab: Lab) 
 
 async def in_place(function: Callable[..., Any], *args: object) -> Any:
     """Call a function of `caxev.files.roots` here."""
-    return function(*args, report=to_nobody)
+    return function(*args)
 
 
 @pytest.mark.replicaset

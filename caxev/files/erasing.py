@@ -16,7 +16,6 @@ from caxev.files.confined import Confined, beside, join, parent
 from caxev.files.errors import Replaced, meaning
 from caxev.files.identity import identity, is_same, remove_marked
 from caxev.files.manifest import Manifest
-from caxev.files.meter import Report
 from caxev.files.paths import RESERVED, confine_entry, confine_own, inside, printable, root_of
 from caxev.files.publishing import make_above, rename_new
 from caxev.files.resolved import remove, sync
@@ -139,8 +138,6 @@ def set_aside(
     paths: Sequence[bytes],
     when: datetime | None,
     mark: str | None,
-    *,
-    report: Report,
 ) -> str:
     """Move these files of the copy at `location` to the quarantine; return the path there.
 
@@ -151,12 +148,11 @@ def set_aside(
     """
     path, target = confine_entry(location, roots), _quarantine(location, roots, when)
     try:
-        for number, one in enumerate(paths):
+        for one in paths:
             old, new = _within(path, one), _within(target, one or os.path.basename(path))
             if os.path.lexists(old) and not is_same(identity(path), mark):
                 raise Replaced(f"{printable(path)} is not what was to be set aside: look again")
             _move(old, new)
-            report(number + 1, len(paths))
     except OSError as error:
         raise meaning(error, f"cannot set {printable(path)} aside") from error
     return os.fsdecode(target)

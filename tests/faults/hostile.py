@@ -174,7 +174,7 @@ def judge(place: Place) -> object:
     """Set files aside, and empty the quarantine."""
     copy = place.lay(place.here.dir_raw, "doubtful")
     some = [b"one", b"below/three"] if place.random.random() < 0.5 else [b""]
-    where = set_aside(copy, place.here.roots, some, None, identity(vouched(copy)), report=quiet)
+    where = set_aside(copy, place.here.roots, some, None, identity(vouched(copy)))
     empty_quarantine(where, place.here.roots)
     return None
 

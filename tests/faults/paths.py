@@ -173,7 +173,7 @@ class Place:
             kept = path
             if deed == "set aside":
                 mark = standing(path, roots, None)
-                kept = set_aside(path, roots, [b""], None, mark, report=quiet)
+                kept = set_aside(path, roots, [b""], None, mark)
             empty_quarantine(kept, roots)
         return deed
 
