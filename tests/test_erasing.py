@@ -31,11 +31,6 @@ from caxev.files.throttle import RateLimiter, idle_disk
 from tests.faults.campaign import add_oddities
 from tests.places import vouched
 
-
-def to_nobody(done: int, total: int) -> None:
-    """Progress that nobody asks for."""
-
-
 WHEN = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
 

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from caxev.files.errors import meaning
-from caxev.files.meter import Report
 from caxev.files.paths import confine, partial_path, root_of
 
 _BLOCK = 512  # bytes
 
 
-def lacking(
-    location: str, roots: Sequence[str], min_free: int, coming: int, *, report: Report
-) -> int:
+def lacking(location: str, roots: Sequence[str], min_free: int, coming: int) -> int:
     """Return how many bytes are lacking for a copy of `coming` bytes; negative: bytes to spare.
 
     Data that has already arrived is counted. Raises `GiveUp` for a path that leads out of the
@@ -27,7 +24,6 @@ def lacking(
     except OSError as error:
         raise meaning(error, "cannot ask how full the disk is") from error
     there = _taken(path) + _taken(partial_path(path))
-    report(there, coming)
     return min_free + max(0, coming - there) - disk.f_bavail * disk.f_frsize
 
 

@@ -214,10 +214,9 @@ class _GridCopy:
                 self.meter.add(more)
 
         def line(text: str) -> None:
-            # A progress line ends with the bytes done and the seconds.
-            words = text.split()
-            if words[:1] == ["monitor:"] and words[-2].isdecimal():
-                at(int(words[-2]))
+            match text.split():
+                case ["monitor:", *_, count, _seconds] if count.isdecimal():
+                    at(int(count))
 
         shown = Lines(line, terminal=True)
         limits = Limits(file_size=seen.size)
