@@ -39,10 +39,9 @@ class CondorSimulator(Simulator):
         match argv:
             case ["condor_submit", "-terse", file]:
                 return self._submit(Path(file))
-            case ["condor_q", job, "-af", "JobStatus"]:
-                states = {"waiting": 1, "running": 2, "held": 5}
+            case ["condor_q", job, "-af", "Iwd"]:
                 task = self.tasks.get(job)
-                return Reply(f"{states[task.state]}\n" if task else "")
+                return Reply(f"{task.directory}\n" if task else "")
             case ["condor_rm", job]:
                 if job not in self.tasks:
                     return Reply(err=f"Couldn't find/remove all jobs {job}\n", status=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -502,15 +503,16 @@ def test_a_job_that_is_not_known_is_lost(rig: Rig, tmp_path: Path) -> None:
     system.cancel(UNKNOWN[rig.name])
 
 
-@on(SLURM, "pbs")
+@on(*OTHERS)
 def test_a_number_that_is_another_jobs_by_now_says_nothing(rig: Rig, tmp_path: Path) -> None:
     """As a daemon gives it that has lost its state: a job is lost, and the other one goes on."""
     system, home = system_of(rig, tmp_path), str(tmp_path / "jobs")
-    named = ("-N", "x") if rig.name == "pbs" else ("--job-name=x",)
-    (other,) = system.submit([held(tmp_path, "other.1", options=named)])
+    options = {"pbs": ("-N", "x"), "slurm": ("--job-name=x",), "htcondor": ("initialdir = /",)}
+    (other,) = system.submit([held(tmp_path, "other.1", options=options[rig.name])])
     assert system.outcome("other.1", other) is None
     folder = Folder(Path(home))
-    folder.note_sent(folder.file([held(tmp_path, "ours.1")]), other.partition("_")[0])
+    number = other if rig.name == "pbs" else re.split("[_.]", other)[0]
+    folder.note_sent(folder.file([held(tmp_path, "ours.1")]), number)
     ended = system.outcome("ours.1", other)
     assert ended is not None
     assert ended.how is End.LOST

@@ -72,8 +72,9 @@ class HTCondor(Grouped):
         command = [script, *Place(group, 0).command("run", str(group))]
         description = group / "submit"
         lines = [*_description(jobs[0], command), f"log = {self.folder.events / group.name}"]
-        lines += [f"initialdir = {group}", f"output = {group}/$(ProcId).log"]
-        lines += [*jobs[0].options, _LEAVES, f"queue {len(jobs)}"]
+        lines += [f"output = {group}/$(ProcId).log", *jobs[0].options]
+        # After the options of the site: by its directory a job is known as ours.
+        lines += [f"initialdir = {group}", _LEAVES, f"queue {len(jobs)}"]
         description.write_text("".join(f"{line}\n" for line in lines))
         submit = ["condor_submit", "-terse", str(description)]
         return submitted(submit, package=PACKAGE, number=r"\d+(?=\.|$)", hopeless=_HOPELESS)
@@ -95,10 +96,14 @@ class HTCondor(Grouped):
 
     def outcome(self, name: str, job: str) -> JobEnd | None:
         """Look for the end of a job in its log. See `BatchSystem.outcome`."""
-        ended = self._logged(name, job)
-        if ended is None and not call(["condor_q", job, "-af", "JobStatus"], package=PACKAGE):
-            # It may have ended, and left the queue, after we read the log.
-            ended = self._logged(name, job) or JobEnd(End.LOST, why="HTCondor does not know it")
+        ended, place = self._logged(name, job), self.folder.place(name)
+        if ended is None:
+            shown = call(["condor_q", job, "-af", "Iwd"], package=PACKAGE).strip()
+            # A pool that has lost its state gives numbers again.
+            if place is None or shown != str(place.group):
+                # It may have ended, and left the queue, after we read the log.
+                lost = JobEnd(End.LOST, why="HTCondor does not know it")
+                ended = self._logged(name, job) or lost
         return ended and explained(ended, self.folder.tail(name), _MESSAGES)
 
     def _logged(self, name: str, job: str) -> JobEnd | None:
