@@ -201,7 +201,9 @@ def _move(old: Confined, new: Confined) -> None:
     if not os.path.lexists(old) or os.path.lexists(new):
         return
     make_above(new)
+    failpoints.point("files.aside.rename")
     rename_new(old, new)
     # The new name reaches the disk first: a power cut may leave both names, but never none.
     sync(parent(new))
     sync(parent(old))
+    failpoints.point("files.aside.rename")
