@@ -201,7 +201,7 @@ class Show:
         self.say(
             f"reactions: {reactions['done']} done, {reactions['failed']} failed, "
             f"{reactions['pending']} pending; from change to handler {latency['p50']} ms (median), "
-            f"{latency['p99']} ms (p99)"
+            f"{latency['p99']} ms (p99: those that waited for a place in a full lane)"
         )
         asked = summary["runs_queries_while_idle"]
         self.say(f"queries to the runs collection in {IDLE:.0f} s of idling: {asked}")
