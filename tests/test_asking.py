@@ -120,6 +120,28 @@ KEPT: tuple[Act | ListenerAct, ...] = (
 )
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        CopyCatalogued(DataChoice("processed"), "lngs", "rucio"),
+        GiveUpDatasets("rucio", DataChoice("processed"), "full"),
+        FreeDisk("lngs", DataChoice("processed"), "rucio"),
+    ],
+    ids=lambda act: act.kind,
+)
+def test_of_several_versions_none_is_guessed(act: Act) -> None:
+    """Neither to be uploaded nor to be deleted: the others would stay behind unseen."""
+    data = [
+        {"type": "processed", "host": host, "pax_version": version, "status": "transferred"}
+        for host in ("lngs", "rucio")
+        for version in ("v1", "v2")
+    ]
+    nobody: Any = None  # these acts are refused before they ask
+    run = Run.from_document({"_id": 1, "number": 1, "data": data})
+    (step,) = act.tried(run, ActContext(nobody, nobody, "me@here"))
+    assert (step.update, "(v1, v2): choose one by --version" in step.state) == (None, True)
+
+
 def test_a_request_is_kept_whole() -> None:
     """Every act that is kept is the same when it is read; one of another version is named."""
     assert {act.kind for act in KEPT} == {*requests.KINDS}

@@ -49,8 +49,8 @@ class CopyCatalogued(CopyRequests):
         return f"{self.data.kind} from {self.source} to {self.target}"
 
     def step(self, run: Run, context: ActContext) -> Step:
-        """Decide about a run. Raises `NothingToDo` if the source has no good copy."""
-        copy = next(iter(self.data.copies(run, self.source)), None)
+        """Decide about a run. Raises `NothingToDo` if the source has no good copy, or several."""
+        copy = self.data.copy(run, self.source)
         if copy is None or copy.status != TRANSFERRED:
             found = "no such copy" if copy is None else f"it as {copy.status}"
             raise NothingToDo(f"{self.source} has {found}")
@@ -85,15 +85,10 @@ class GiveUpDatasets(AtSite, Deletions):
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
-        found = entries_at(run, self.data, self.site)
-        if not found:
+        found = self.data.copy(run, self.site)
+        if found is None:
             return Step(run, self.what, "the catalogue has no such copy")
-        # Never guess a version for a deletion.
-        if len(found) > 1:
-            versions = ", ".join(one.version or "none" for one in found)
-            state = f"it has several ({versions}): choose one by --version"
-            return Step(run, self.what, state)
-        return _deletion(run, found[0], context.sites.get(self.site), context, self.why)
+        return _deletion(run, found, context.sites.get(self.site), context, self.why)
 
     def refusal(self, run: Run, why: Exception) -> Step:
         """Return the step of a dataset that stays, for this reason."""
@@ -112,7 +107,7 @@ class FreeDisk(AtSite, Deletions):
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run."""
-        entry = next(iter(entries_at(run, self.data, self.catalogue)), None)
+        entry = self.data.copy(run, self.catalogue)
         if entry is None or entry.status != TRANSFERRED:
             found = "no such copy" if entry is None else f"it as {entry.status}"
             return Step(run, self.what, f"kept: the catalogue has {found}", ok=True)
