@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import click
 import pytest
@@ -23,7 +24,7 @@ from loguru import logger
 from pymongo import MongoClient
 
 from caxev import Job, tag
-from caxev.asking.base import Step
+from caxev.asking.base import DataChoice, Step
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import report_errors
 from caxev.cli.options import GlobalOptions
@@ -41,6 +42,7 @@ from caxev.cli.output import (
 )
 from caxev.cli.plans import StepPrinter
 from caxev.cli.reaction_rows import progress_cells
+from caxev.cli.rucio.bring import DirectoryFetch
 from caxev.config import Settings
 from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.escapes import escaped
@@ -726,6 +728,19 @@ async def test_what_was_fetched_before_ctrl_c_is_printed(
     assert "no space" in capsys.readouterr().out
     with pytest.raises(click.exceptions.Exit):
         printer.fail()
+
+
+async def test_of_several_versions_none_is_fetched() -> None:
+    """Into a directory, where all would have one name."""
+    entry = {"type": "processed", "host": "rucio", "status": "transferred", "location": "s:d"}
+    data = [{**entry, "pax_version": version} for version in ("v1", "v2")]
+    run = Run.from_document({"_id": 1, "number": 1, "data": data})
+    for version, state in ((None, "choose one by --version"), ("v2", "would be fetched from s:d")):
+        there = SimpleNamespace(name="rucio")
+        chosen = SimpleNamespace(data=DataChoice("processed", version), there=there)
+        fetching = DirectoryFetch(cast("Any", chosen), "/x", None, dry_run=True)
+        step = await fetching._fetch(cast("Any", None), run)
+        assert (step.ok, state in step.state) == (version is not None, True)
 
 
 def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from caxev.cli.plans import Ask, StepPrinter, acts
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.values import PLACE, SITE
 from caxev.core.clock import utcnow
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import Ambiguous, GiveUp, Retry
 from caxev.core.model import Copy, Run
 from caxev.files import Manifest, confine, digest_tree
 
@@ -96,7 +96,11 @@ class DirectoryFetch:
     async def _fetch(self, database: Database, run: Run) -> Step:
         import trio
 
-        what, entry = f"{self.chosen.data.kind} to {self.directory}", self.chosen.entry(run)
+        what = f"{self.chosen.data.kind} to {self.directory}"
+        try:
+            entry = self.chosen.data.copy(run, self.chosen.there.name)
+        except Ambiguous as several:
+            return Step(run, what, str(several))
         if entry is None or entry.location is None:
             return Step(run, what, "the catalogue has no such copy")
         if self.dry_run:
