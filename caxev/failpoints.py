@@ -84,7 +84,11 @@ def before(write: str) -> None:
 
 _CARRIERS: Final = sys.stdlib_module_names | {"pymongo"}
 """Packages whose functions write on behalf of their callers."""
-_REPORTING: Final = (__name__, "caxev.database.client", "caxev.files.resolved")
+_REPORTING: Final = (
+    __name__,
+    *(f"caxev.database.{name}" for name in ("client", "connection", "writes")),
+    "caxev.files.resolved",
+)
 """Modules that announce writes of their callers, and so give no point its name."""
 
 

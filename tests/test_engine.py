@@ -34,8 +34,6 @@ from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.core.selection import NumberRange, Selection
 from caxev.database import (
-    OLDEST_FIRST,
-    URGENT_FIRST,
     Database,
     Ingest,
     LeaseLost,
@@ -515,8 +513,9 @@ async def test_priority_outlives_retry_and_replay(database: Named) -> None:
             assert reaction.priority == 1
 
 
-async def test_due_reactions_come_in_the_order_asked_for(database: Named) -> None:
-    """What is due, and only that, in each order; reactions without a priority are found, too."""
+@pytest.mark.parametrize("lane", ["transfer", "other"])
+async def test_due_reactions_come_in_the_order_of_their_lane(database: Named, lane: str) -> None:
+    """What is due, and only that; reactions without a priority are found, too."""
     chance = Random(1)
     now = Job.now()
 
@@ -527,7 +526,7 @@ async def test_due_reactions_come_in_the_order_asked_for(database: Named) -> Non
             "lngs",
             event,
             "move",
-            lane="transfer",
+            lane=lane,
             generation=generation,
             at=at,
             priority=chance.randrange(4),
@@ -543,12 +542,15 @@ async def test_due_reactions_come_in_the_order_asked_for(database: Named) -> Non
                 {"priority": 0}, {"$unset": {"priority": ""}}
             )
         due = [one for one in reactions if one.due <= now]
-        urgent = await db.due("lngs", "transfer", now, 500, order=URGENT_FIRST)
-        oldest = await db.due("lngs", "transfer", now, 500, order=OLDEST_FIRST)
-        first = await db.due("lngs", "transfer", now, 7, order=URGENT_FIRST)
-    assert urgent == sorted(due, key=lambda one: (-one.priority, -one.generation))
-    assert [one.due for one in oldest] == sorted(one.due for one in due)
-    assert first == urgent[:7]
+        found = await db.due("lngs", lane, now, 500)
+        first = await db.due("lngs", lane, now, 7)
+
+    def rank(one: Reaction) -> tuple[Any, ...]:
+        return (-one.priority, -one.generation) if lane == "transfer" else (one.due,)
+
+    assert {one.id for one in found} == {one.id for one in due}
+    assert [rank(one) for one in found] == sorted(map(rank, due))
+    assert [rank(one) for one in first] == sorted(map(rank, due))[:7]
 
 
 # -- progress -------------------------------------------------------------------------------------

@@ -176,9 +176,9 @@ async def test_requests_are_read_one_at_a_time(
         assert oldest.runs == tuple(ids[:2])
         assert await db.next_request("depot") is None
         number, shown = await db.waiting(SITE, 3)
-        assert (number, [one.runs for one in shown]) == (4, [2, 0])
+        assert (number, [one.number for one in shown]) == (4, [2, 0])
         number, shown = await db.waiting(SITE)
-        assert (number, [one.runs for one in shown]) == (4, [2, 0, None])
+        assert (number, [one.number for one in shown]) == (4, [2, 0, None])
         waits, back = await db.parts_of("all")
         assert (waits.number, waits.runs, back.number) == (3, set(ids), 0)
         row = partial(row_of, what=What.CANCELLED, by="me")

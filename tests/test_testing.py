@@ -121,7 +121,7 @@ async def test_every_write_to_the_database_has_a_point(here: Lab) -> None:
     """A command that writes passes a point named after the function that gave it."""
     await here.new_run(at="lngs")
     passed = await here.points()
-    assert "engine:database.connection.Connection._transaction.commitTransaction" in passed
+    assert "engine:database.snapshots.Recording._record.commitTransaction" in passed
     assert "engine:database.leases.Leases._take_over.findAndModify" in passed
     assert "note:through" in passed
 

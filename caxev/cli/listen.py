@@ -103,7 +103,7 @@ async def _would(
             for row in await _rows(database, zip(due, whys, strict=True)):
                 yield row
     for request in (await database.waiting(site))[1]:
-        what = "all runs" if request.runs is None else counted(request.runs)
+        what = "all runs" if request.number is None else counted(request.number)
         why = f"requested: {request.kind} of {what}"
         yield {"run": None, "event": None, "handler": request.handler, "why": why}
     before, more = None, True

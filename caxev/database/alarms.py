@@ -20,7 +20,6 @@ from caxev.database.connection import operation
 from caxev.database.history import History
 from caxev.database.rows import alarm_state_from
 from caxev.database.writes import Lease, guard, upsert, write_all
-from caxev.failpoints import point
 
 KIND: Final = "alarm"
 
@@ -97,8 +96,6 @@ class Alarms(History):
             # Last: from here to the commit nobody else can write the site's document.
             await guard(self._ledger, lease, session)
 
-        point("database.alarms.before")
         await self._transaction(keep)
         # An alarm is kept again at each delivery.
         self._there.update(row.id for row in rows)
-        point("database.alarms.after")

@@ -25,6 +25,7 @@ from caxev.database.run_queries import Runs
 from caxev.database.writes import (
     GIVEN_BACK,
     HELPER,
+    TOUCH,
     Lease,
     delete_all,
     lost,
@@ -74,7 +75,6 @@ class Claims(Runs, History):
             {"q": {"_id": one.id, "generation": one.generation, **pending}, "u": claimed}
             for one in reactions
         ]
-        point("database.claim.before")
         matched = await write_all(self._ledger, writes, None)
         point("database.claim.after")
         mine = {"_id": {"$in": [one.id for one in reactions]}, **lease.claimed}
@@ -195,7 +195,6 @@ class Claims(Runs, History):
     async def _settle(
         self, reactions: Sequence[Reaction], lease: Lease, session: Session, rows: Rows = NO_ROWS
     ) -> tuple[int, int]:
-        point("database.settle.before")
         done = [_generation(one, lease) for one in reactions if one.state is State.DONE]
         some = {one.id: rows[one.id] for one in reactions if one.id in rows}
         happened = await self._with_output(some, session)
@@ -318,13 +317,13 @@ class Claims(Runs, History):
         Returns None if the run is no longer what the update expects, or the claim was given back.
         Raises `LeaseLost`.
         """
-        # Touching the claim makes the whole transaction depend on it.
-        mine, touch = _claimed(reaction, lease), {"$currentDate": {"touched": True}}
+        mine = _claimed(reaction, lease)
 
         async def write(session: AsyncClientSession) -> Document | None:
             if (document := await self._apply(update, now, session)) is None:
                 return None
-            if not (await self._ledger.update_one(mine, touch, session=session)).matched_count:
+            # Touching the claim makes the whole transaction depend on it.
+            if not (await self._ledger.update_one(mine, TOUCH, session=session)).matched_count:
                 raise _ClaimGone
             if row is not None:
                 bare = {reaction.id: row(Run.from_document(document))}

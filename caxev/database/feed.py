@@ -28,7 +28,7 @@ from caxev.database.client import Document, HistoryLost
 from caxev.database.connection import PAGE, operation
 from caxev.database.processes import KIND as PROCESS
 from caxev.database.processes import processes_from
-from caxev.database.requests import SHOWN, Requests, WaitingRequest
+from caxev.database.requests import SHOWN, Request, Requests
 from caxev.database.rows import alarm_state_from, reaction_from
 from caxev.database.selections import query_of
 from caxev.database.sites import SITE, Position, SiteRecord
@@ -89,7 +89,7 @@ class News:
     """Without their `keys`, which are many."""
     left: frozenset[str] = frozenset()
     """Owners of processes that left."""
-    requests: tuple[int, list[WaitingRequest]] | None = None
+    requests: tuple[int, list[Request]] | None = None
     """How many wait now, and the oldest; None: as before."""
 
 

@@ -42,7 +42,6 @@ from caxev.database.rows import Malformed, Row, alarm_state_from, carefully, tex
 from caxev.database.sites import ACTIVE, Position, SiteRecord
 from caxev.database.stream import ENDS, ChangeCursor, Streams
 from caxev.database.writes import HELPER, VOID, Lease, guard, helper_id, lost, pushed_news
-from caxev.failpoints import point
 
 _LEFT: Final = [{"$set": {"epoch": VOID, "expires": "$$NOW", "left": True}}]
 
@@ -139,7 +138,6 @@ class Helpers(Leases, Streams):
         since = {"since": {"$ifNull": ["$since", "$$NOW"]}}
         change = [{"$set": prolonged(lease_time, state) | since}]
         key = helper_id(lease.site, lease.helper)
-        point("database.helper.join")
         await self._ledger.update_one({"_id": key}, change, upsert=True)
 
     @operation
@@ -164,8 +162,7 @@ class Helpers(Leases, Streams):
             state["lsid"] = self._session.session_id
         async with asyncio.timeout(max(lease_time / 3, SHORTEST_LIMIT)):
             change = [{"$set": prolonged(lease_time, state)}]
-            if not (await self._ledger.update_one(lease.held, change)).matched_count:
-                raise lost(lease)
+            await guard(self._ledger, lease, change=change)
             records = await self._site_records({"_id": lease.site})
         # A leader of a version that knows no helpers voids none.
         if any(one.epoch != lease.epoch for one in records):
@@ -175,14 +172,12 @@ class Helpers(Leases, Streams):
     @operation
     async def leave(self, lease: Lease) -> None:
         """End a helper's lease at once, after it has given its claims back."""
-        point("database.helper.leave")
         await self._ledger.update_one(lease.held, _LEFT)
 
     @operation
     async def stop(self, lease: Lease) -> None:
         """Let others make at once what a helper has claimed: it has lost its lease, and stopped."""
         assert lease.helper is not None
-        point("database.helper.stop")
         key = helper_id(lease.site, lease.helper)
         await self._ledger.update_one({"_id": key}, [{"$set": {"expires": "$$NOW"}}])
 
@@ -191,7 +186,6 @@ class Helpers(Leases, Streams):
         """End a helper that has not begun, whether or not a leader has admitted it meanwhile."""
         assert lease.helper is not None
         key = {"_id": helper_id(lease.site, lease.helper)}
-        point("database.helper.withdraw")
         # The leader may admit it between these two writes. Then its document stays, as that of one
         # that has left, and the leader takes over from it as usual.
         if not (await self._ledger.delete_one({**key, "epoch": {"$exists": False}})).deleted_count:
@@ -205,8 +199,7 @@ class Helpers(Leases, Streams):
             (key, None if one is None else alarm_row(raised(None, one, now)))
             for key, one in news.items()
         )
-        if not (await self._ledger.update_one(lease.held, push)).matched_count:
-            raise lost(lease)
+        await guard(self._ledger, lease, change=push)
 
     @operation
     async def has_parked(self, site: str) -> bool:
@@ -284,7 +277,6 @@ class Helpers(Leases, Streams):
             await guard(self._ledger, lease, session)
 
         await self._transaction(write)
-        point("database.helper.admitted")
 
     @operation
     async def void(self, helper: Helper) -> bool:
@@ -292,7 +284,6 @@ class Helpers(Leases, Streams):
         key = helper_id(helper.site, helper.name)
         lapsed = {"_id": key, "epoch": helper.epoch, "$expr": {"$not": [ACTIVE]}}
         done = await self._ledger.update_one(lapsed, {"$set": {"epoch": VOID}})
-        point("database.helper.void")
         return done.matched_count > 0
 
     @operation

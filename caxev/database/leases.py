@@ -26,7 +26,7 @@ from caxev.database.history import History
 from caxev.database.reactions import Reactions
 from caxev.database.schema import Schema
 from caxev.database.sites import ACTIVE, SITE, SiteRecord, Sites, number
-from caxev.database.writes import GIVEN_BACK, HELPER, VOID, Lease, lease_lost, write_each
+from caxev.database.writes import GIVEN_BACK, HELPER, VOID, Lease, lost, write_each
 from caxev.failpoints import point
 
 SHORTEST_LIMIT: Final = 2.0
@@ -184,7 +184,7 @@ class Leases(Sites, Reactions, History, Schema):
                 return_document=ReturnDocument.AFTER,
             )
             if document is None:
-                raise lease_lost(lease.site)
+                raise lost(lease)
             record = SiteRecord.from_document({**document, "active": True})
             assert record.expires is not None
             self._note_time(record.expires - timedelta(seconds=lease_time), asked)
@@ -195,7 +195,6 @@ class Leases(Sites, Reactions, History, Schema):
     @operation
     async def release(self, lease: Lease) -> None:
         """End the lease now, so that a stand-by need not wait for it to lapse."""
-        point("database.release.before")
         # Only our own: if another process has taken over, its lease must stay.
         await self._ledger.update_one(lease.held, [{"$set": {"expires": "$$NOW"}}])
 

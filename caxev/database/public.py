@@ -21,12 +21,10 @@ from caxev.database.feed import Changed, FeedStream, News
 from caxev.database.helpers import Helper, ReactionStream
 from caxev.database.history import HistorySearch
 from caxev.database.ids import id_from, id_text
-from caxev.database.indexes import URGENT_FIRST
 from caxev.database.lease_keeper import LeaseKeeper
 from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
-from caxev.database.reactions import OLDEST_FIRST, Order
-from caxev.database.requests import Request, WaitingRequest
+from caxev.database.requests import Request
 from caxev.database.sites import Disk, Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import AWAIT, Batch, Stream
@@ -34,8 +32,6 @@ from caxev.database.writes import Lease
 
 __all__ = [
     "AWAIT",
-    "OLDEST_FIRST",
-    "URGENT_FIRST",
     "Batch",
     "BulkRequest",
     "Changed",
@@ -55,7 +51,6 @@ __all__ = [
     "News",
     "NotAuthorized",
     "Odd",
-    "Order",
     "Position",
     "ReactionStream",
     "Request",
@@ -65,7 +60,6 @@ __all__ = [
     "Snapshots",
     "Stream",
     "Unreachable",
-    "WaitingRequest",
     "WrongSchema",
     "amend",
     "concerns_one",

@@ -12,15 +12,22 @@ from pymongo import ASCENDING, UpdateOne
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import OperationFailure
 
-from caxev.core.ledger import Reaction, State, aspect_row, run_prefix, site_prefix
+from caxev.core.ledger import (
+    NEWEST_FIRST,
+    Reaction,
+    State,
+    aspect_row,
+    run_prefix,
+    site_prefix,
+)
 from caxev.core.model import RunId
 from caxev.database.client import DOCUMENT_CODES, Document
 from caxev.database.connection import operation
+from caxev.database.indexes import URGENT_FIRST, Order
 from caxev.database.quarantine import Quarantine
 from caxev.database.rows import reaction_from
 from caxev.database.writes import AT_ONCE, Lease, guard, write_each
 
-Order = Sequence[tuple[str, int]]
 OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
 MOVING: Final = 10_000
 """Running reactions whose progress is read at once."""
@@ -67,10 +74,9 @@ class Reactions(Quarantine):
         limit: int,
         *,
         since: datetime | None = None,
-        order: Order = OLDEST_FIRST,
         handlers: Collection[str] | None = None,
     ) -> list[Reaction]:
-        """Return up to `limit` reactions of a lane that are due and unclaimed, in that order.
+        """Return up to `limit` reactions of a lane that are due and unclaimed, in its order.
 
         Those that fell due before `since` are left out: the index keeps the places of reactions
         that were settled lately for some minutes, and to read over them takes time. By priority,
@@ -81,6 +87,7 @@ class Reactions(Quarantine):
         query["epoch"] = {"$exists": False}
         if handlers is not None:
             query["handler"] = {"$in": [*handlers]}
+        order = URGENT_FIRST if lane in NEWEST_FIRST else OLDEST_FIRST
         # The output of programs can be large, and nobody needs it to start a reaction.
         cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [reaction for reaction, _ in await self._documented(cursor)]

@@ -19,7 +19,6 @@ from caxev.database.quarantine import Odd
 from caxev.database.rows import Malformed, Row, is_plain
 from caxev.database.sites import Sites
 from caxev.database.writes import Lease, guard
-from caxev.failpoints import point
 
 ANY_SITE: Final = {"site": {"$exists": True}}
 """Finds what waits for a listener: requests about many runs are kept beside it."""
@@ -43,7 +42,8 @@ class Request:
     reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`
     narrows the first two. With `force` reactions that are done fire, too. `bulk` is the id of the
     request about many runs that this is part of. `site` is whose listener, `by` and `at` (UTC) are
-    who asked and when; these are set of what was read.
+    who asked and when; these are set of what was read. `number` is how many runs a request names
+    that is only shown, and whose runs are not read; None: all.
     """
 
     kind: str
@@ -56,21 +56,7 @@ class Request:
     by: str = ""
     at: datetime | None = None
     bulk: str | None = None
-
-
-@frozen
-class WaitingRequest:
-    """A request that waits for a listener, without its runs: `runs` is how many, None: all."""
-
-    id: Any
-    site: str
-    kind: str
-    runs: int | None
-    handler: str | None = None
-    force: bool = False
-    alarm: str | None = None
-    by: str = ""
-    at: datetime | None = None
+    number: int | None = None
 
 
 @define
@@ -101,21 +87,11 @@ def request_from(document: Document) -> Request:
     )
 
 
-def waiting_from(document: Document) -> WaitingRequest:
+def waiting_from(document: Document) -> Request:
     """Return what is shown of a request: `runs` is a list, or how long that is."""
-    row = Row.of(document)
     runs = document.get("runs")
-    return WaitingRequest(
-        id=document["_id"],
-        site=row.text("site", ""),
-        kind=row.text("kind"),
-        runs=len(runs) if isinstance(runs, list) else row.whole("runs", None),
-        handler=row.text("handler", None),
-        force=row.flag("force", default=False),
-        alarm=row.text("alarm", None),
-        by=row.text("by", ""),
-        at=row.moment("at", None),
-    )
+    number = len(runs) if isinstance(runs, list) else Row.of(document).whole("runs", None)
+    return evolve(request_from({**document, "runs": None}), number=number)
 
 
 def request_document(request: Request, by: str, now: datetime) -> Document:
@@ -222,11 +198,11 @@ class Requests(Sites, History):
     @operation
     async def waiting(
         self, site: str | None = None, limit: int = SHOWN
-    ) -> tuple[int, list[WaitingRequest]]:
+    ) -> tuple[int, list[Request]]:
         """Return how many requests wait for a site, or for any, and the oldest of them."""
         return await self._waiting(site, limit)
 
-    async def _waiting(self, site: str | None, limit: int) -> tuple[int, list[WaitingRequest]]:
+    async def _waiting(self, site: str | None, limit: int) -> tuple[int, list[Request]]:
         query = ANY_SITE if site is None else {"site": site}
         number = await self._requests.count_documents(query)
         cursor = self._requests.find(query, _WITHOUT_RUNS).sort("_id").limit(limit)
@@ -243,7 +219,6 @@ class Requests(Sites, History):
             await guard(self._ledger, lease, session)
 
         await self._transaction(finish)
-        point("database.request.after")
 
     @operation
     async def set_aside(self, lease: Lease, odd: Odd, now: datetime) -> None:

@@ -19,8 +19,7 @@ from caxev.core.model import NO_FIELDS, RunId, Watched
 from caxev.database.client import Document
 from caxev.database.connection import Connection, operation
 from caxev.database.rows import Malformed, Row, carefully, is_plain, texts
-from caxev.database.writes import Lease, guard, lease_lost
-from caxev.failpoints import point
+from caxev.database.writes import Lease, guard
 
 T = TypeVar("T")
 
@@ -254,8 +253,10 @@ class Sites(Connection):
     @operation
     async def save_position(self, lease: Lease, position: Position, now: datetime) -> None:
         """Save an idle stream's position. Raises `LeaseLost`."""
-        await guard(self._ledger, lease, fields={"position": position.row, "streamed": now})
-        point("database.position.after")
+        await self._set(lease, position=position.row, streamed=now)
+
+    async def _set(self, lease: Lease, **fields: Any) -> None:
+        await guard(self._ledger, lease, change={"$set": fields})
 
     @operation
     async def begin_scan(self, lease: Lease, start: Timestamp | None, gap: Gap | None) -> None:
@@ -269,49 +270,35 @@ class Sites(Connection):
             change["position"] = {"$literal": Position(start=start).row}
         if gap is not None:
             change["gaps"] = _with_gap(gap)
-        point("database.scanning.before")
-        done = await self._ledger.update_one(lease.held, [{"$set": change}])
-        point("database.scanning.after")
-        if not done.matched_count:
-            raise lease_lost(lease.site)
+        await guard(self._ledger, lease, change=[{"$set": change}])
 
     @operation
     async def note_scanned(self, lease: Lease, scanning: Scanning) -> None:
         """Note how far a scan is, so that it goes on there. Raises `LeaseLost`."""
-        await guard(
-            self._ledger,
-            lease,
-            fields={"scanning": {"before": scanning.before, "runs": scanning.runs}},
-        )
-        point("database.scanning.page")
+        await self._set(lease, scanning=asdict(scanning, recurse=False))
 
     @operation
     async def finish_scan(self, lease: Lease, now: datetime, watched: Watched = NO_FIELDS) -> None:
         """Note a completed scan, which covered the `watched` fields. Raises `LeaseLost`."""
         seen = {"run": sorted(watched.run), "copies": sorted(watched.copies)}
         change = {"$set": {"scanned": now, "watched": seen}, "$unset": {"scanning": ""}}
-        point("database.scanned.before")
-        done = await self._ledger.update_one(lease.held, change)
-        point("database.scanned.after")
-        if not done.matched_count:
-            raise lease_lost(lease.site)
+        await guard(self._ledger, lease, change=change)
 
     @operation
     async def rules_applied(self, lease: Lease, digests: Mapping[str, str]) -> None:
         """Note the digests of the applied rule files, by catalogue. Raises `LeaseLost`."""
         rows = [{"catalogue": name, "digest": digest} for name, digest in digests.items()]
-        await guard(self._ledger, lease, fields={"rules": rows})
+        await self._set(lease, rules=rows)
 
     @operation
     async def note_handlers(self, lease: Lease, number: int, names: Sequence[str]) -> None:
         """Note which handlers a set has, by the id that snapshots name. Raises `LeaseLost`."""
-        point("database.handlers.before")
         known = await self._handler_sets(lease.site)
         # Taken out first: the set in use is then the last, and the last to be forgotten.
         known.pop(number, None)
         known[number] = frozenset(names)
         sets = [{"id": one, "names": sorted(those)} for one, those in known.items()]
-        await guard(self._ledger, lease, fields={"handlers": sets[-SETS_KEPT:]})
+        await self._set(lease, handlers=sets[-SETS_KEPT:])
 
     async def _handler_sets(self, site: str) -> dict[Any, frozenset[str]]:
         """Return the sets of handlers with which a site has taken snapshots, by their ids."""
@@ -346,12 +333,12 @@ class Sites(Connection):
     async def note_away(self, lease: Lease, away: Mapping[str, str]) -> None:
         """Note which directories of the site are missing, and why. Raises `LeaseLost`."""
         rows = [{"root": root, "why": why} for root, why in away.items()]
-        await guard(self._ledger, lease, fields={"away": rows})
+        await self._set(lease, away=rows)
 
     @operation
     async def note_disks(self, lease: Lease, disks: Sequence[Disk]) -> None:
         """Note how full the disks of the site are. Raises `LeaseLost`."""
-        await guard(self._ledger, lease, fields={"disks": [asdict(one) for one in disks]})
+        await self._set(lease, disks=[asdict(one) for one in disks])
 
 
 def _with_gap(gap: Gap) -> Document:

@@ -39,7 +39,7 @@ from caxev.database.rows import is_plain, snapshot_from
 from caxev.database.runs import snapshot_projection
 from caxev.database.sites import Position, Sites
 from caxev.database.stream import AWAIT, Batch, Stream, is_usable
-from caxev.database.writes import Lease, insert_all, lease_lost, upsert, write_all
+from caxev.database.writes import TOUCH, Lease, insert_all, lost, upsert, write_all
 from caxev.failpoints import point
 
 T = TypeVar("T")
@@ -245,7 +245,6 @@ class Recording(Sites, Quarantine):
             return _seen(lease, ingest)
 
         async def write(session: AsyncClientSession) -> None:
-            point("database.ingest.begin")
             # The site's document comes last: whoever waits for it waits the shorter. But a renewal
             # of the lease in between makes it conflict, so a second attempt locks it first.
             guard = {"q": lease.held, "u": _moved(ingest.position, now)}
@@ -258,10 +257,10 @@ class Recording(Sites, Quarantine):
                 writes = [*_seen(lease, ingest), *map(_renewal, ingest.reactions)]
             writes.insert(len(writes) if first else 0, guard)
             if await write_all(self._ledger, writes, session) < len(writes):
-                raise lease_lost(lease.site)
+                raise lost(lease)
             # Otherwise each scan would find the runs again that are gone.
-            lost = (run for run, snapshot in ingest.snapshots.items() if snapshot is None)
-            if gone := [*(_key(lease.site, run) for run in lost), *ingest.over]:
+            deleted = (run for run, snapshot in ingest.snapshots.items() if snapshot is None)
+            if gone := [*(_key(lease.site, run) for run in deleted), *ingest.over]:
                 await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
             for run, priority in ingest.priorities.items():
                 change = {"$set": {"priority": priority}}
@@ -309,7 +308,6 @@ def _renewal(one: Reaction) -> Document:
 
 
 def _moved(position: Position | None, now: datetime) -> Document:
-    touch: Document = {"$currentDate": {"touched": True}}
-    if position is not None:
-        touch["$set"] = {"position": position.row, "streamed": now}
-    return touch
+    if position is None:
+        return TOUCH
+    return {**TOUCH, "$set": {"position": position.row, "streamed": now}}

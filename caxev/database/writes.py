@@ -71,30 +71,25 @@ def pushed_news(news: Iterable[tuple[str, Document | None]]) -> Document:
     return {"$push": {"news": {"$each": rows, "$slice": -MOST_NEWS}}}
 
 
-def lease_lost(site: str) -> LeaseLost:
-    """Return the error of a process whose site another one acts for."""
-    return LeaseLost(f"another process has taken over {site}")
-
-
 def lost(lease: Lease) -> LeaseLost:
     """Return the error of a process that does not hold this lease any more."""
     if lease.helper is None:
-        return lease_lost(lease.site)
+        return LeaseLost(f"another process has taken over {lease.site}")
     return LeaseLost(f"what this process had claimed at {lease.site} is given to others")
 
 
+TOUCH: Final = {"$currentDate": {"touched": True}}
+"""The change that shows only whether a document is there."""
+
+
 async def guard(
-    ledger: Collection, lease: Lease, session: Session = None, fields: Document | None = None
+    ledger: Collection, lease: Lease, session: Session = None, change: Any = TOUCH
 ) -> None:
-    """Touch the site's document, and set `fields` in it. Raises `LeaseLost`.
+    """Change the lease's document, or only touch it. Raises `LeaseLost`.
 
     In a transaction this makes all of it depend on the lease.
     """
-    change: Document = {"$currentDate": {"touched": True}}
-    if fields:
-        change["$set"] = fields
-    done = await ledger.update_one(lease.held, change, session=session)
-    if not done.matched_count:
+    if not (await ledger.update_one(lease.held, change, session=session)).matched_count:
         raise lost(lease)
 
 

@@ -201,10 +201,7 @@ class Dispatcher:
         database, site, now = self.context.database, self.context.lease.site, utcnow()
         try:
             due = await database.due(
-                *(site, lane.name, now, lane.window),
-                since=lane.since,
-                order=lane.order,
-                handlers=self._handlers,
+                site, lane.name, now, lane.window, since=lane.since, handlers=self._handlers
             )
             heard = True
             complete = lane.take_in(due, self._startable(lane, due))

@@ -14,7 +14,6 @@ import trio
 from attrs import define, field
 
 from caxev.core.ledger import NEWEST_FIRST, Reaction
-from caxev.database import OLDEST_FIRST, URGENT_FIRST, Order
 
 LANES: Final[Mapping[str, int]] = {
     "default": 512,
@@ -70,10 +69,6 @@ class Lane:
     @property
     def newest_first(self) -> bool:
         return self.name in NEWEST_FIRST
-
-    @property
-    def order(self) -> Order:
-        return URGENT_FIRST if self.newest_first else OLDEST_FIRST
 
     @property
     def window(self) -> int:

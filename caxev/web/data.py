@@ -125,8 +125,8 @@ def change_value(change: Change) -> Value:
 
 def request_value(request: Any) -> Value:
     """Return a request that waits for a listener; `runs` None: all."""
-    names = ("site", "kind", "handler", "runs", "alarm", "by", "at")
-    return {"id": str(request.id), **_picked(request, *names)}
+    names = ("site", "kind", "handler", "alarm", "by", "at")
+    return {"id": str(request.id), "runs": request.number, **_picked(request, *names)}
 
 
 def storage_values(scene: Scene, counted: Holdings) -> list[Value]:

@@ -26,7 +26,7 @@ Record: TypeAlias = Any
 """A `caxev.database.SiteRecord`: what is pure imports nothing of the database."""
 
 Asked: TypeAlias = Any
-"""A `caxev.database.WaitingRequest`."""
+"""A `caxev.database.Request` that waits."""
 
 FRESH: Final = timedelta(minutes=3)
 """A process that has not reported for so long is gone: it reports every minute."""
