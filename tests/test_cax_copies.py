@@ -81,7 +81,7 @@ async def test_a_processed_copy_keeps_how_it_was_made(here: Lab) -> None:
     """Where, by what and how large it was made stands in the entry of each copy."""
     made: dict[str, Any] = {"creation_place": "midway", "pax_hash": "5b3d", "size": 606}
     run = await here.new_run()
-    await here.put(run, "lngs", type="processed", version="v6.8.0", **made)
+    await here.put(run, CopyKey("processed", "lngs", "v6.8.0"), **made)
     await here.put(run, "lngs")
     assert await here.settle() == []
     run = await here.look(run)

@@ -404,7 +404,7 @@ async def test_types_that_only_sites_json_knows(here: Lab) -> None:
         mine = run.copy(CopyKey(kind, "lngs", version))
         assert mine is not None
         assert (mine.status, mine.size) == (TRANSFERRED, 5)
-    assert here.path(run, "lngs", type="events", version="v1").parent.name == "pax_v1"
+    assert here.path(run, CopyKey("events", "lngs", "v1")).parent.name == "pax_v1"
     there = run.copy(CopyKey("events", "chicago", "v1"))
     assert there is not None
     assert there.status == TRANSFERRED
@@ -413,7 +413,7 @@ async def test_types_that_only_sites_json_knows(here: Lab) -> None:
     deleted = run.copy(CopyKey("events", "lngs", "v1"))
     assert deleted is not None
     await here.update(RunUpdate.remove_copy(run, deleted))
-    run = await here.put(run, "lngs", type="veto", files={"v": b"veto"})
+    run = await here.put(run, CopyKey("veto", "lngs"), files={"v": b"veto"})
     assert await here.settle() == []
     run = await here.look(run)
     assert run.copy(deleted.key) is None  # data that it is not made of is no reason to make it
@@ -422,7 +422,7 @@ async def test_types_that_only_sites_json_knows(here: Lab) -> None:
     assert (brought.status, brought.size) == (TRANSFERRED, 4)
     mine = run.copy(CopyKey("veto", "lngs"))
     assert mine is not None
-    assert here.path(run, "lngs", type="veto").stat().st_mode & 0o777 == 0o700
+    assert here.path(run, CopyKey("veto", "lngs")).stat().st_mode & 0o777 == 0o700
 
 
 OLD = {
@@ -441,7 +441,7 @@ async def test_a_tag_that_goes_lets_all_types_go(here: Lab) -> None:
     for kind, version in (("raw", None), ("veto", None), ("peaks", "v1")):
         for site in ("lngs", "chicago"):
             if (kind, site) != ("raw", "lngs"):
-                run = await here.put(run, site, type=kind, version=version, files={"a": b"12"})
+                run = await here.put(run, CopyKey(kind, site, version), files={"a": b"12"})
     assert await here.settle() == []
     assert len((await here.look(run)).copies) == 6
     await here.set(run, tags=[])

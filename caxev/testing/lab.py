@@ -112,32 +112,29 @@ class Lab:
         if files is None and at is None:
             return await self.look(await self.database.insert_run(document))
         # In the same insert, as the DAQ does it: a handler never sees the run without its data.
-        document["data"] = [await self._entry(document["name"], at or self.names[0], files)]
+        key = _raw(at or self.names[0])
+        entry = await self._entry(document["name"], key, FILES if files is None else files)
+        document["data"] = [{**entry, "status": TRANSFERRED}]
         return await self.look(await self.database.insert_run(document))
 
     async def put(
         self,
         run: Run | RunId,
-        at: str,
+        at: str | CopyKey,
         *,
-        type: str = "raw",  # noqa: A002  # the field's own name
-        version: str | None = None,
         status: str = TRANSFERRED,
         files: Mapping[str, bytes] | None = None,
         **fields: Any,
     ) -> Run:
-        """Put a copy of a run at a site, with files and entry; returns the changed run.
+        """Put raw data of a run at a site, or any copy by its key; returns the changed run.
 
         By default the files are those of another copy of the same data, if there is one.
         """
-        run = await self.look(run)
+        run, key = await self.look(run), _raw(at)
         if files is None:
-            files = self._files_elsewhere(run, type, version)
-        entry = await self._entry(run.name, at, files, type, version)
-        key = CopyKey(type, at, version)
-        given = {k: v for k, v in entry.items() if k not in {"type", "host", "status"}}
-        given.pop("pax_version", None)
-        return await self.update(RunUpdate.add_copy(run, key, status, **{**given, **fields}))
+            files = self._files_elsewhere(run, key)
+        entry = await self._entry(run.name, key, files)
+        return await self.update(RunUpdate.add_copy(run, key, status, **{**entry, **fields}))
 
     async def tag(self, run: Run | RunId, name: str) -> Run:
         """Give a run a tag."""
@@ -151,18 +148,14 @@ class Lab:
     async def change(
         self,
         run: Run | RunId,
-        at: str,
+        at: str | CopyKey,
         status: str,
-        *,
-        type: str = "raw",  # noqa: A002  # the field's own name
-        version: str | None = None,
         **fields: Any,
     ) -> Run:
         """Change a copy's entry."""
-        run = await self.look(run)
-        found = run.copy(CopyKey(type, at, version))
-        if found is None:
-            raise LookupError(f"{run} has no {type} {version or ''} at {at}")
+        run, key = await self.look(run), _raw(at)
+        if (found := run.copy(key)) is None:
+            raise LookupError(f"{run} has no {key}")
         return await self.update(RunUpdate.change_copy(run, found, status, **fields))
 
     async def update(self, update: RunUpdate) -> Run:
@@ -175,9 +168,9 @@ class Lab:
             raise LookupError(f"the run is not what this expects: {update.expect}")
         return run
 
-    def _files_elsewhere(self, run: Run, type: str, version: str | None) -> Mapping[str, bytes]:  # noqa: A002
+    def _files_elsewhere(self, run: Run, key: CopyKey) -> Mapping[str, bytes]:
         for name in self.names:
-            path = self.path(run, name, type=type, version=version)
+            path = self.path(run, key.at(name))
             if path.is_dir():
                 return {
                     str(file.relative_to(path)): file.read_bytes()
@@ -186,17 +179,10 @@ class Lab:
                 }
         return FILES
 
-    async def _entry(
-        self,
-        name: str,
-        at: str,
-        files: Mapping[str, bytes] | None,
-        type: str = "raw",  # noqa: A002  # the field's own name
-        version: str | None = None,
-    ) -> dict[str, Any]:
+    async def _entry(self, name: str, key: CopyKey, files: Mapping[str, bytes]) -> dict[str, Any]:
         """Write the files of a copy; returns its entry with digests, as a listener writes it."""
-        path = self._path(name, at, type, version)
-        for file, content in (FILES if files is None else files).items():
+        path = self._path(name, key)
+        for file, content in files.items():
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             (path / file).write_bytes(content)
         path.mkdir(parents=True, exist_ok=True)
@@ -205,17 +191,15 @@ class Lab:
         )
         # Before the entry, as a listener does it: handlers look up the manifest by its digest.
         await self.database.store_manifest(manifest.digest, manifest.to_rows())
-        entry = {
-            "type": type,
-            "host": at,
-            "status": TRANSFERRED,
+        return {
+            "type": key.type,
+            "host": key.host,
             "location": str(path),
             "checksum": manifest.cax_checksum(),
             "manifest": manifest.digest,
             "creation_time": self.now(),
-            "creation_place": at,
+            "creation_place": key.host,
         }
-        return entry if version is None else {**entry, "pax_version": version}
 
     # -- time and faults --------------------------------------------------------------------
 
@@ -317,22 +301,22 @@ class Lab:
         """Return the active alarms."""
         return [one.alarm for one in await self.database.alarms() if one.active]
 
-    def path(
-        self,
-        run: Run,
-        at: str,
-        *,
-        type: str = "raw",  # noqa: A002  # the field's own name
-        version: str | None = None,
-    ) -> Path:
-        """Return the path of a site's copy of a run, whether it exists or not."""
-        return self._path(run.name, at, type, version)
+    def path(self, run: Run, at: str | CopyKey) -> Path:
+        """Return the path of a site's raw data of a run, or of any copy, whether it exists or not.
 
-    def _path(self, name: str, at: str, type: str, version: str | None) -> Path:  # noqa: A002
-        directory = self.sites.get(at).directory(type, version)
+        Raises LookupError if the site has no directory for such data.
+        """
+        return self._path(run.name, _raw(at))
+
+    def _path(self, name: str, key: CopyKey) -> Path:
+        directory = self.sites.get(key.host).directory(key.type, key.version)
         if directory is None:
-            raise LookupError(f"{at} has no directory for {type} data {version or ''}")
+            raise LookupError(f"there is no directory for {key}")
         return Path(directory) / name
+
+
+def _raw(at: str | CopyKey) -> CopyKey:
+    return at if isinstance(at, CopyKey) else CopyKey("raw", at)
 
 
 # -- opening one ----------------------------------------------------------------------------------
