@@ -139,7 +139,7 @@ aspects: st.SearchStrategy[Aspect] = st.one_of(
     names.map(Tag),
     st.just(Existence()),
     names.map(Field),
-    st.builds(CopyField, kinds, hosts, versions, names),
+    st.builds(CopyField, kinds, hosts, versions, names.map(lambda name: name.replace(".", "_"))),
 )
 
 

@@ -6,12 +6,15 @@ import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 
 from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, copy_field, field, new_run, on, tag
+from caxev.config import Site, Sites, load_handlers
+from caxev.config.handlers import doubtful_triggers
 from caxev.core.model import (
     YES,
     Aspect,
@@ -190,6 +193,10 @@ def test_on_refuses_what_is_no_trigger() -> None:
         {"attempts": "3"},
         {"attempts": 0},
         {"attempts": 2.5},
+        {"name": 5},
+        {"name": ""},
+        {"lane": None},
+        {"lane": "broken \ud800"},
     ],
     ids=str,
 )
@@ -206,6 +213,13 @@ def test_a_copys_field_has_no_dots() -> None:
     """A snapshot has an entry's own fields: a path into one would never fire."""
     with pytest.raises(ValueError, match=r"'job\.id'.*without a dot"):
         copy_field("holds", "job.id")
+
+
+@pytest.mark.parametrize("options", [{"needs": [5]}, {"aliases": [None]}, {"decide": "later"}])
+def test_on_refuses_names_and_decisions_that_are_none(options: dict[str, Any]) -> None:
+    """A listener would end at its start, or decide nothing."""
+    with pytest.raises(TypeError):
+        on(new_run(), **options)(react)
 
 
 def test_one_alias_or_key_may_stand_alone() -> None:
@@ -310,3 +324,22 @@ def test_only_fields_of_enabled_handlers_are_watched() -> None:
     assert few == Watched(frozenset({"end"}), frozenset("ab"))
     assert few <= everything
     assert not everything <= few
+
+
+def test_nearly_known_names_are_reported() -> None:
+    """A trigger on a misspelt status never fires; what others may write is nobody's mistake."""
+    names = ("lngs", "chicago")
+    sites = Sites(Path("sites.json"), {name: Site(name=name) for name in names})
+    triggers = (
+        copy(("transfered", "error", "RSEreupload", GONE), type="raw", host=(HERE, "chicgo")),
+        copy_field("holds", type=("rawr", "<primary>"), host="tsm-server"),
+        tag("transfered"),
+    )
+    found = [line.partition(": ")[2] for line in doubtful_triggers([handler(*triggers)], sites)]
+    assert found == [
+        "unknown host 'chicgo' (did you mean 'chicago'?)",
+        "unknown status 'transfered' (did you mean 'transferred'?)",
+        "unknown type 'rawr' (did you mean 'raw'?)",
+    ]
+    load_handlers()
+    assert [*doubtful_triggers(recorded, sites)] == []

@@ -371,14 +371,14 @@ def _handler_row(handler: Handler, enabled: bool | None) -> dict[str, Any]:
 def in_words(trigger: Trigger) -> str:
     """Return a trigger in words: ``raw copy here becomes transferred``."""
     match trigger:
-        case CopyTrigger(status, type_, host):
+        case CopyTrigger(status=status, type=type_, host=host):
             return f"{_copy(type_, host)} is {_either(status)}"
         case CopyFieldTrigger(name, type_, host, gone):
             how = "is taken away" if gone else "is set or changed"
             return f"{_either(name)} of {_copy(type_, host)} {how}"
         case FieldTrigger(path):
             return f"field {_either(path)} is set or changed"
-        case TagTrigger(name, gone):
+        case TagTrigger(name=name, gone=gone):
             which = "any tag" if "*" in name else f"tag {_either(name)}"
             return f"{which} is {'removed' if gone else 'added'}"
         case _:

@@ -17,6 +17,7 @@ from caxev.cli.processes import process_options, runs_for_years
 from caxev.cli.runs import shown_all
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
+from caxev.config.handlers import doubtful_triggers
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction, State
 from caxev.core.recording import Maker, compare
@@ -77,8 +78,9 @@ def _listening(
             'uploads there or fetches from it; or, if this is a site of its own, set "listener": '
             "true"
         )
-    for line in here.unknown_tasks(registry.handlers.values()):
-        logger.warning(line)
+    handlers = registry.handlers.values()
+    for line in (*here.unknown_tasks(handlers), *doubtful_triggers(handlers, sites)):
+        logger.warning("{}", line)
     # The engine knows neither Rucio nor batch systems: what runs beside it is handed to it.
     services = (RuleFiles, Messages, JobEnds)
     found = process_options(given, site, registry, running, services=services, once=once)

@@ -18,10 +18,12 @@ from types import ModuleType
 from typing import Final
 from zlib import crc32
 
-from caxev.config.errors import hint
+from caxev.config.errors import hint, nearest
 from caxev.config.home import expanded
+from caxev.config.sites import Sites
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
+from caxev.core.model import OUR_STATUSES, UNKNOWN
 from caxev.core.registry import OF_FILES, Handler, recorded
 from caxev.limited import CONFIGURATION, read_limited
 
@@ -116,6 +118,22 @@ def _digest_of_file(file: str) -> int:
         return crc32(Path(file).read_bytes())
     except OSError:
         return 0
+
+
+def doubtful_triggers(handlers: Iterable[Handler], sites: Sites) -> Iterator[str]:
+    """Report what triggers name that is nearly, and not quite, a name that is known."""
+    # Only that: another program may write statuses and hosts that nobody here knows.
+    names = {
+        "status": (*OUR_STATUSES, UNKNOWN, registry.GONE),
+        "type": sites.types.known,
+        "host": tuple(sites),
+    }
+    for one in handlers:
+        given = {(key, word) for key in names for t in one.triggers for word in getattr(t, key, ())}
+        for key, word in sorted(given):
+            guess = None if word in names[key] or word[:1] == "<" else nearest(word, names[key])
+            if guess is not None:
+                yield f"{one.name} ({one.place}): unknown {key} {word!r} (did you mean {guess!r}?)"
 
 
 def _load_recording(path: str | Path) -> None:

@@ -45,6 +45,11 @@ DELETING: Final = "deleting"
 """The status of a copy that is about to be deleted: it counts no more."""
 MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
+OUR_STATUSES: Final = (
+    *(REQUESTED, TRANSFERRING, VERIFYING, TRANSFERRED),
+    *(ERROR, MOVING, DELETING),
+)
+"""The statuses that caxev sets."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
 CHANGED: Final = "caxev_changed"

@@ -16,6 +16,7 @@ from zlib import crc32
 
 import attrs
 from attrs import frozen
+from attrs.validators import deep_iterable, is_callable, optional
 
 from caxev.core.model import (
     NO_FIELDS,
@@ -82,7 +83,7 @@ class Here:
 
 
 def _set(value: str | Iterable[str] | None) -> frozenset[str]:
-    return frozenset(() if value is None else (value,) if isinstance(value, str) else value)
+    return frozenset((value,) if isinstance(value, str) else value or ())
 
 
 def _tuple(names: str | Iterable[str]) -> tuple[str, ...]:
@@ -106,11 +107,16 @@ def _other_copy(
 
 @frozen
 class CopyTrigger:
-    """A copy of one of these types, at one of these hosts, reached one of these statuses."""
+    """Trigger on a copy that reaches one of these statuses (`GONE`: it vanishes).
+
+    `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`, `type` a name, `PRIMARY`, `DERIVED`,
+    `VERSIONED` or `OWN`; without `type` or `host`, any. Each may be several, of which one must fit.
+    A name that no site or type has is no error: it never fires.
+    """
 
     status: frozenset[str] = attrs.field(converter=_set)
-    type: frozenset[str] = attrs.field(converter=_set, default=None)
-    host: frozenset[str] = attrs.field(converter=_set, default=None)
+    type: frozenset[str] = attrs.field(converter=_set, default=None, kw_only=True)
+    host: frozenset[str] = attrs.field(converter=_set, default=None, kw_only=True)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why this aspect in this status does not trigger; None if it does."""
@@ -125,10 +131,10 @@ class CopyTrigger:
 
 @frozen
 class TagTrigger:
-    """A run was given one of these tags (`*`: any), or, with `gone`, lost it."""
+    """Trigger on a tag being added (`*`: any tag), or with `gone` removed; of several, on each."""
 
     name: frozenset[str] = attrs.field(converter=_set)
-    gone: bool = False
+    gone: bool = attrs.field(default=False, kw_only=True)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why this aspect in this status does not trigger; None if it does."""
@@ -144,7 +150,7 @@ class TagTrigger:
 
 @frozen
 class RunTrigger:
-    """A run appeared in the database."""
+    """Trigger on a run's first appearance; for runs that are there already, `caxev replay`."""
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why this aspect in this status does not trigger; None if it does."""
@@ -156,7 +162,7 @@ class RunTrigger:
 
 @frozen
 class FieldTrigger:
-    """One of these fields of the run (dotted paths) was set or changed."""
+    """See `field`."""
 
     path: frozenset[str] = attrs.field(converter=_set)
 
@@ -186,14 +192,11 @@ class FieldTrigger:
 
 @frozen
 class CopyFieldTrigger:
-    """One of these fields of a copy's entry, at one of these hosts, was set or changed.
-
-    With `gone`: it went.
-    """
+    """See `copy_field`."""
 
     name: frozenset[str] = attrs.field(converter=_set)
-    type: frozenset[str] = attrs.field(converter=_set, default=None)
-    host: frozenset[str] = attrs.field(converter=_set, default=None)
+    type: frozenset[str] = attrs.field(converter=_set)
+    host: frozenset[str] = attrs.field(converter=_set)
     gone: bool = False
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
@@ -215,31 +218,9 @@ class CopyFieldTrigger:
 
 
 Trigger = CopyTrigger | TagTrigger | RunTrigger | FieldTrigger | CopyFieldTrigger
-
-
-def copy(
-    status: str | Iterable[str],
-    *,
-    type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
-    host: str | Iterable[str] | None = None,
-) -> CopyTrigger:
-    """Trigger on a copy that reaches `status` (`GONE`: it vanishes).
-
-    `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`, `type` a name, `PRIMARY`, `DERIVED`,
-    `VERSIONED` or `OWN`; without `type` or `host`, any. Each may be several, of which one must fit.
-    A name that no site or type has is no error: it never fires.
-    """
-    return CopyTrigger(status, type, host)
-
-
-def tag(name: str | Iterable[str], *, gone: bool = False) -> TagTrigger:
-    """Trigger on a tag being added (`*`: any tag), or with `gone` removed; of several, on each."""
-    return TagTrigger(name, gone)
-
-
-def new_run() -> RunTrigger:
-    """Trigger on a run's first appearance; for runs that are there already, `caxev replay`."""
-    return RunTrigger()
+copy: Final = CopyTrigger
+tag: Final = TagTrigger
+new_run: Final = RunTrigger
 
 
 def field(*paths: str) -> FieldTrigger:
@@ -291,6 +272,12 @@ TIMEOUT: Final = 3600.0
 
 
 # Refused when the handler is recorded: an attempt with such an option would end the listener.
+def _is_name(_handler: object, option: attrs.Attribute[Any], value: object) -> None:
+    # It becomes part of keys in the database, which takes no broken text.
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise TypeError(f"{option.name}={value!r} is no name")
+
+
 def _is_duration(_handler: object, option: attrs.Attribute[float | None], value: object) -> None:
     if value is None or (isinstance(value, int | float) and 0 < value < inf):
         return
@@ -319,18 +306,26 @@ class Handler:
 
     function: HandlerFunction = attrs.field(repr=False)
     triggers: tuple[Trigger, ...]
-    name: str = attrs.Factory(lambda self: self.function.__name__, takes_self=True)
-    lane: str = "default"
+    name: str = attrs.field(
+        default=attrs.Factory(lambda self: self.function.__name__, True), validator=_is_name
+    )
+    lane: str = attrs.field(default="default", validator=_is_name)
     stall: float | None = attrs.field(default=None, validator=_is_duration)
     timeout: float | None = attrs.field(
         default=attrs.Factory(lambda self: TIMEOUT if self.stall is None else None, True),
         validator=_is_duration,
     )
     attempts: int = attrs.field(default=24, validator=_is_count)
-    aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=())
+    aliases: tuple[str, ...] = attrs.field(
+        converter=_tuple, default=(), validator=deep_iterable(_is_name)
+    )
     exclusive: bool = False
-    needs: tuple[str, ...] = attrs.field(converter=_tuple, default=())
-    decide: DecisionFunction | None = attrs.field(default=None, repr=False)
+    needs: tuple[str, ...] = attrs.field(
+        converter=_tuple, default=(), validator=deep_iterable(_is_name)
+    )
+    decide: DecisionFunction | None = attrs.field(
+        default=None, repr=False, validator=optional(is_callable())
+    )
 
     @property
     def summary(self) -> str:

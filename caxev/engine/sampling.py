@@ -25,15 +25,7 @@ from caxev.alarms.manager import AlarmManager
 from caxev.config.handlers import digest
 from caxev.core.alarms import Severity
 from caxev.core.clock import utcnow
-from caxev.core.model import (
-    DELETING,
-    ERROR,
-    MOVING,
-    REQUESTED,
-    TRANSFERRED,
-    TRANSFERRING,
-    VERIFYING,
-)
+from caxev.core.model import OUR_STATUSES
 from caxev.core.selection import Selection
 from caxev.database import DatabaseError, Helper
 from caxev.engine.context import Context
@@ -54,8 +46,7 @@ SELDOM: Final = 300.0
 """Seconds for which the number of copies is not counted again."""
 SHARE: Final = 20.0
 """Figures are kept for so many times the seconds that they took: 5 % of a database's thread."""
-OURS: Final = (REQUESTED, TRANSFERRING, VERIFYING, TRANSFERRED, ERROR, MOVING, DELETING)
-STATUSES: Final = (*OURS, "RSEreupload", "RSEquota")
+STATUSES: Final = (*OUR_STATUSES, "RSEreupload", "RSEquota")
 JOB_STATES: Final = ("waiting", "submitted", "ended")
 OTHER: Final = "other"
 """The label of what is not in sites.json, or no status of ours."""
