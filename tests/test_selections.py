@@ -189,6 +189,7 @@ def test_how_conditions_are_written(name: str, text: str, field: str, value: Any
         ("lacks", "raw=", "names no copy"),
         ("fewer-than", "0", "is no number of copies"),
         ("tag", "", "is empty"),
+        ("version", "", "version is empty"),
         ("colour", "red", "there is no condition 'colour' (known: run, "),
     ],
 )

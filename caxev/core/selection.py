@@ -144,13 +144,17 @@ class Selection:
         copy: dict[str, str] = {}
         for name, texts in given.items():
             if name in COPY_PARTS:
-                copy[name] = texts[-1] if texts else ""
+                # Such as of a shell variable that is not set: that must not mean any.
+                if "" in texts:
+                    raise SelectionError(f"{name} is empty: leave it out for any")
+                if texts:
+                    copy[name] = texts[-1]
             elif name in CONDITIONS:
                 fields |= CONDITIONS[name].read_all(texts)
             else:
                 known = ", ".join((*CONDITIONS, *COPY_PARTS))
                 raise SelectionError(f"there is no condition {name!r} (known: {known})")
-        return cls(**fields, copy=CopyPattern(**{part: one or None for part, one in copy.items()}))
+        return cls(**fields, copy=CopyPattern(**copy))
 
     def texts(self) -> dict[str, list[str]]:
         """Return the texts that `read` takes: the parameters of an address, values of options."""
