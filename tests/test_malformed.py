@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -30,7 +30,7 @@ from caxev.core.alarms import Alarm, AlarmState, Delivery
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event, Tag
 from caxev.core.packing import pack
-from caxev.database import Database, Odd, Request, Unreachable
+from caxev.database import Database, FeedStream, Odd, Position, Request, Unreachable
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.manifests import part_from
 from caxev.database.reactions import reaction_document
@@ -431,3 +431,14 @@ async def test_a_manifest_that_was_tampered_with_is_not_there(database: Named) -
             await db.set_aside(taken[0], odd, NOW)
         await db.store_manifest(FILES.digest, FILES.to_rows())
         assert await db.load_manifest(FILES.digest) == FILES.to_rows()
+
+
+def test_a_key_that_holds_an_object_is_passed_over() -> None:
+    """Whoever may write to the ledger may insert one: the page goes on with the other changes."""
+    stream = FeedStream(cast("Any", None), "runs", "ledger", "requests")
+    keys = [{"alarm": {"a": 1}, "s": SITE}, {"alarm": "full", "s": SITE}]
+    changes = [
+        {"operationType": "insert", "documentKey": {"_id": key}, "ns": {"coll": "ledger"}}
+        for key in keys
+    ]
+    assert stream._changed(changes, Position()).ledger == (("alarm", SITE, "full"),)

@@ -7,7 +7,7 @@ report it and to set it aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from math import isfinite
 from typing import Any, Final, TypeVar
@@ -108,8 +108,12 @@ def _is_moment(value: object) -> bool:
 
 
 def is_plain(value: object) -> bool:
-    """Return whether this can be a run's id: a document or a list cannot be a key of ours."""
-    return isinstance(value, Hashable)
+    """Return whether this can be a key of ours, as a document or a list cannot."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:
