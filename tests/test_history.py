@@ -103,6 +103,14 @@ def test_a_row_stays_small() -> None:
     assert len(bson.encode(history_document(row, 730))) < 2500
 
 
+@pytest.mark.parametrize("fact", [{"what": 5}, {"source": None}, {"bytes": "many"}, {"by": b"me"}])
+def test_a_fact_of_another_kind_is_refused(fact: dict[str, Any]) -> None:
+    """By `did`, in the handler: the row could be neither stored nor read."""
+    job = Job(Run(1), Event(1, Tag("go"), None, "yes"))
+    with pytest.raises(TypeError):
+        job.did(**{"what": "counted", **fact})
+
+
 @pytest.mark.parametrize("days", ["x", "-1", "nan", "1e9"])
 def test_how_long_rows_are_kept(days: str) -> None:
     """What is no number of days is refused, by the variable's name."""

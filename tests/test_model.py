@@ -336,6 +336,14 @@ def test_a_new_copys_fields_have_no_dots() -> None:
     RunUpdate.change_copy(run, run.copies[0], "error", **{"job.id": 4})
 
 
+def test_an_update_that_means_something_else_is_not_made() -> None:
+    """A note sets no status, and what is no expectation could not be expected."""
+    with pytest.raises(ValueError, match="use change_copy"):
+        _change("status")
+    with pytest.raises(TypeError, match="is no expectation"):
+        RunUpdate.set_fields(run_with(), {"good": 1})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["data", "data.0.status", "tags", "_id", "number", "name"])
 def test_no_update_sets_what_makes_the_run_what_it_is(name: str) -> None:
     """Copies and tags have updates of their own; only an administrator's overwrites all."""

@@ -329,6 +329,18 @@ async def test_a_copy_without_status_can_be_changed(database: Named, odd: dict[s
         assert after.copies[0].status == "error"
 
 
+async def test_of_two_entries_of_one_key_one_is_changed(database: Named) -> None:
+    """Old programs left both: what is found out about the files of one is not about the other's."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry(location="/a"), entry(location="/b"), entry(location="/a"))
+        changed = await db.update_run(RunUpdate.change_copy(run, run.copies[0], "error"), utcnow())
+        assert changed is not None
+        assert [copy.status for copy in changed.copies] == ["error", "verifying", "error"]
+        left = await db.update_run(RunUpdate.remove_copy(changed, changed.copies[0]), utcnow())
+        assert left is not None
+        assert [copy.location for copy in left.copies] == ["/b"]
+
+
 async def test_a_removal_takes_that_entry_alone(database: Named) -> None:
     """Of several copies, and things that are none, only the one goes."""
     async with engine.opened(database) as db:

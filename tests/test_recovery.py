@@ -1185,6 +1185,12 @@ class Busy(Retry):
         Exception.__init__(self, "without what Retry sets")
 
 
+class Soon(Retry):
+    def __init__(self) -> None:
+        super().__init__("in words")
+        self.after: Any = "soon"
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -1198,6 +1204,7 @@ class Busy(Retry):
         (Unshowable(), "Unshowable (its text cannot be shown)"),
         (UnshowableEnd("x"), "UnshowableEnd (its text cannot be shown)"),
         (Busy(), "Busy: without what Retry sets"),
+        (Soon(), "Soon: in words"),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -1216,6 +1223,41 @@ async def test_a_surprise_is_tried_again_a_few_times(
         (parked,) = await reactions(db, "failed")
     assert len(tries) == SURPRISES
     assert parked.note.startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("run", None),
+        ("run", Run("another")),
+        ("deed", "counted"),
+        ("has_noted", None),
+        ("if_parked", (None,)),
+    ],
+    ids=str,
+)
+async def test_who_spoils_a_job_fails_alone(database: Named, name: str, value: object) -> None:
+    """What the engine reads of it after the attempt is the job's own; the listener goes on."""
+
+    async def spoil(job: Job) -> None:
+        setattr(job, name, value)
+
+    async with listening(database, spoil) as db:
+        await go(db)
+        (parked,) = await reactions(db, "failed")
+    assert parked.note.startswith(f"the handler has set job.{name}")
+
+
+async def test_an_update_that_nothing_can_be_made_of_fails_alone(database: Named) -> None:
+    """An author may give a `RunUpdate` anything; so it ends its reaction, and no listener."""
+
+    async def odd(job: Job) -> RunUpdate:
+        return RunUpdate(job.run.id, tag="no object")  # type: ignore[arg-type]
+
+    async with listening(database, odd) as db:
+        await go(db)
+        (parked,) = await reactions(db, "failed")
+    assert parked.note.startswith("this update cannot be written: ")
 
 
 async def test_a_cancellation_that_is_over_is_an_error(database: Named, impatient: None) -> None:

@@ -13,16 +13,22 @@ borders with them, such an error becomes `Retry` or `GiveUp`, whose message name
 file."""
 
 
+def seconds(after: float | None) -> float | None:
+    """Return a finite number, or None. Raises ValueError or TypeError for anything else."""
+    found = None if after is None else float(after)
+    # NaN would compare as due neither now nor later.
+    if found is not None and not isfinite(found):
+        raise ValueError(f"after={after}: not a number of seconds")
+    return found
+
+
 class Retry(Exception):
     """Try this again, `after` seconds from now (default: exponential back-off with jitter)."""
 
     def __init__(self, why: str, *, after: float | None = None) -> None:
         super().__init__(why)
         self.why = str(why)
-        self.after = None if after is None else float(after)
-        # NaN would compare as due neither now nor later.
-        if self.after is not None and not isfinite(self.after):
-            raise ValueError(f"Retry(after={after}): not a number of seconds")
+        self.after = seconds(after)
 
 
 class Denied(Retry):

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from attrs import field, frozen
+from attrs.validators import instance_of, optional
 
 from caxev.core.ledger import Reaction
 from caxev.core.model import Aspect, Event, Run, RunId
@@ -83,16 +84,17 @@ class Deed:
     `what` is one of `What`, or a word of the handler's own. `source` and `target` are the sites
     between which data went; `bytes` how many went or were read. `files` are the names of those that
     were concerned, as of a repair. `reason` is why it was done, `by` the person who asked for it
-    (user@host), and `proof` the sites whose copies were read again before a deletion.
+    (user@host), and `proof` the sites whose copies were read again before a deletion. Raises
+    TypeError for a fact of another kind: the database could neither store nor show it.
     """
 
-    what: str = What.DONE
-    source: str = ""
-    target: str = ""
-    bytes: int | None = None
+    what: str = field(default=What.DONE.value, validator=instance_of(str))
+    source: str = field(default="", validator=instance_of(str))
+    target: str = field(default="", validator=instance_of(str))
+    bytes: int | None = field(default=None, validator=optional(instance_of(int)))
     files: tuple[str, ...] = field(default=(), converter=_few)
     reason: str = field(default="", converter=_cut)
-    by: str = ""
+    by: str = field(default="", validator=instance_of(str))
     proof: tuple[str, ...] = field(default=(), converter=_few)
 
 

@@ -47,6 +47,7 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, field, frozen
 
+from caxev.core.errors import seconds
 from caxev.core.model import (
     Aspect,
     CopyField,
@@ -110,7 +111,7 @@ class Postponed:
     """Try again after `after` seconds, or (None) with back-off. Only the latter is an attempt."""
 
     why: str = field(converter=_brief)
-    after: float | None = None
+    after: float | None = field(default=None, converter=seconds)
 
 
 @frozen
@@ -146,8 +147,8 @@ class Hindered:
 
     why: str = field(converter=_brief)
     patience: float = PATIENCE
-    root: str = ""
-    host: str = ""
+    root: str = field(default="", converter=str)
+    host: str = field(default="", converter=str)
     watched: bool = False
 
 

@@ -203,6 +203,9 @@ class RunUpdate:
     def __attrs_post_init__(self) -> None:
         # Refused when it is made: an update with such a name would fail in the database, after the
         # work is done.
+        for one in self.expect:
+            if not isinstance(one, Expectation):
+                raise TypeError(f"{one!r} is no expectation, such as CopyIs or FieldIs")
         protected = frozenset() if self.overwrites else OWN_FIELDS
         _check_names("a run", self.fields, protected)
         if self.add is not None:
@@ -228,7 +231,7 @@ class RunUpdate:
         cls, run: Run, copy: Copy, status: str, *expect: Expectation, **fields: Any
     ) -> RunUpdate:
         """Change a copy that still has the status and the owner that `copy` was seen with."""
-        seen = copy.as_seen
+        seen = _seen(run, copy)
         # The expectation goes into the filter of the write: of two sites that try it, one wins.
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
 
@@ -251,13 +254,15 @@ class RunUpdate:
     @classmethod
     def note(cls, run: Run, copy: Copy, *expect: Expectation, **fields: Any) -> RunUpdate:
         """Set fields of a copy's entry that are not its status: no event of the copy's own."""
-        seen = copy.as_seen
+        if "status" in fields:
+            raise ValueError("a note sets no status: use change_copy")
+        seen = _seen(run, copy)
         return cls(run.id, (seen, *expect), change=(seen, fields))
 
     @classmethod
     def replace(cls, run: Run, copy: Copy, **fields: Any) -> RunUpdate:
         """As `note`, if nobody has written these fields meanwhile."""
-        seen = copy.as_seen
+        seen = _seen(run, copy)
         which = CopyIs(seen.key, {**seen.fields, **copy.having(*fields).fields})
         return cls(run.id, (which,), change=(which, fields))
 
@@ -290,7 +295,7 @@ class RunUpdate:
 
         With `tombstone` (who, when, why, on what proof) it is remembered in ``deleted_data``.
         """
-        seen = copy.as_seen
+        seen = _seen(run, copy)
         if tombstone is not None:
             tombstone = {
                 "type": copy.type,
@@ -333,6 +338,16 @@ class RunUpdate:
     def overwrite(cls, run: Run, *expect: Expectation, **fields: Any) -> RunUpdate:
         """Set any fields, also those in `OWN_FIELDS`: for an administrator, never for a handler."""
         return cls(run.id, expect, fields=fields, overwrites=True)
+
+
+def _seen(run: Run, copy: Copy) -> CopyIs:
+    """Return what finds a copy's entry, or several of the same files, while it is as it was seen.
+
+    Old programs left several entries of one key: those of other files are not meant.
+    """
+    seen, same = copy.as_seen, [one for one in run.copies if one.key == copy.key]
+    place = copy.having("location").fields if len(same) > 1 else {}
+    return CopyIs(seen.key, {**seen.fields, **place})
 
 
 def _check_names(of: str, fields: Mapping[str, Any], protected: Collection[str] = ()) -> None:

@@ -98,4 +98,4 @@ class Alarms(History):
 
         await self._transaction(keep)
         # An alarm is kept again at each delivery.
-        self._there.update(row.id for row in rows)
+        self._are_there([row.id for row in rows])

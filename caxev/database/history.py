@@ -6,7 +6,7 @@ as it wants.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from re import fullmatch
@@ -24,7 +24,7 @@ from caxev.database.client import Document
 from caxev.database.connection import Session, operation
 from caxev.database.quarantine import Quarantine
 from caxev.database.rows import Row, texts
-from caxev.database.writes import AT_ONCE, check_reply
+from caxev.database.writes import AT_ONCE, check_reply, write_some
 
 Rows: TypeAlias = Mapping[str, HistoryRow]
 """Rows of history by the keys of the reactions that they are about."""
@@ -35,6 +35,8 @@ _FEW: Final = 20
 """Rows that are read at a time with the output of programs."""
 _LATEST: Final = 20
 """Rows of which one is of the latest epoch of a site: others follow in order of time, or nearly."""
+MOST_THERE: Final = 10_000
+"""Rows that are remembered as there, about."""
 _DUPLICATE: Final = 11000
 KeptOutput: TypeAlias = tuple[tuple[bytes, ...], int]
 """The last parts of what programs printed, packed, and how many there were."""
@@ -61,7 +63,7 @@ class HistorySearch:
 class History(Quarantine):
     """Adding rows of history and reading them. Malformed ones are left out; see `odd`."""
 
-    # Rows that were to be added in a transaction, and are there: as after a restored ledger.
+    # Rows that are there, and need not be tried again: as after a restored ledger.
     _there: set[str] = field(init=False, factory=set)
 
     @operation
@@ -83,22 +85,19 @@ class History(Quarantine):
         for start in range(0, len(documents), AT_ONCE):
             await self._insert(documents[start : start + AT_ONCE], session)
 
+    def _are_there(self, rows: Collection[str]) -> None:
+        if len(self._there) > MOST_THERE:
+            self._there.clear()  # the server knows them, too
+        self._there.update(rows)
+
     async def _insert(self, documents: Sequence[Document], session: Session) -> None:
-        command: Document = {
-            "insert": self._history.name,
-            "documents": documents,
-            "ordered": False,
-        }
-        # In a transaction the commit has the write concern.
-        if session is None:
-            command["writeConcern"] = self._history.write_concern.document
-        reply = await self._history.database.command(command, session=session)
+        reply = await write_some(self._history, "insert", "documents", documents, session)
         errors = reply.get("writeErrors", ())
         known = [documents[one["index"]]["_id"] for one in errors if one.get("code") == _DUPLICATE]
         check_reply({**reply, "writeErrors": [e for e in errors if e.get("code") != _DUPLICATE]})
         # The server has given the transaction up: have it tried again, without those.
         if known and session is not None:
-            self._there.update(known)
+            self._are_there(known)
             again = {"errorLabels": ["TransientTransactionError"]}
             raise OperationFailure("a row of history is there already", _DUPLICATE, again)
 

@@ -23,7 +23,7 @@ from caxev.core.model import (
 )
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database.client import Document
+from caxev.database.client import Document, InvalidDocument
 from caxev.database.connection import LONG_LIMIT, PAGE, Session, limited_rows, operation, within
 from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
@@ -167,7 +167,10 @@ class Runs(RunPages):
     # -- writing ----------------------------------------------------------------------------
 
     async def _apply(self, update: RunUpdate, now: datetime, session: Session) -> Document | None:
-        query, change, array_filters = write_of(update, now)
+        try:
+            query, change, array_filters = write_of(update, now)
+        except (AttributeError, TypeError) as error:  # an author may have put anything into it
+            raise InvalidDocument(f"this update cannot be written: {error}") from error
         return await self._runs.find_one_and_update(
             query,
             change,

@@ -125,17 +125,23 @@ async def _in_parts(
 ) -> int:
     found = 0
     for start in range(0, len(writes), AT_ONCE):
-        some = writes[start : start + AT_ONCE]
-        # Unordered: a document that the server refuses must not keep those behind it from being
-        # written. In a transaction the first error ends all of it in either case.
-        command: Document = {verb: collection.name, name: some, "ordered": False}
-        # In a transaction the commit has the write concern.
-        if session is None:
-            command["writeConcern"] = collection.write_concern.document
-        reply = await collection.database.command(command, session=session)
+        reply = await write_some(collection, verb, name, writes[start : start + AT_ONCE], session)
         check_reply(reply)
         found += reply["n"]
     return found
+
+
+async def write_some(
+    collection: Collection, verb: str, name: str, writes: Sequence[Document], session: Session
+) -> Document:
+    """Give one command that writes; return its reply."""
+    # Unordered: a document that the server refuses must not keep those behind it from being written.
+    # In a transaction the first error ends all of it in either case.
+    command: Document = {verb: collection.name, name: writes, "ordered": False}
+    # In a transaction the commit has the write concern.
+    if session is None:
+        command["writeConcern"] = collection.write_concern.document
+    return await collection.database.command(command, session=session)
 
 
 def check_reply(reply: Document) -> None:

@@ -205,6 +205,8 @@ class Runner:
         began = trio.current_time()
         with self._shown(reaction, watch, run):
             outcome, update = await attempt(handler, job, watch)
+        if (why := spoiled(job, run)) is not None:
+            outcome, update, job = Failed(why), None, self._job(reaction, run, sites, watch)
         seconds = trio.current_time() - began
         row = _row(reaction, outcome, job, seconds)
         self._count(handler.name, outcome, seconds)
@@ -283,6 +285,7 @@ class Runner:
         finally:
             del self._running[reaction.id]
             self._attempt_over.set()
+            self._attempt_over = trio.Event()
             if reaction.id in self._uncancellable:
                 self._uncancellable.discard(reaction.id)
                 self.lanes[reaction.lane].aside -= 1
@@ -307,7 +310,6 @@ class Runner:
     async def attempts_over(self, of: frozenset[Watch] | None = None) -> None:
         """Wait until none of these attempts is under way, or none at all."""
         while self.under_way if of is None else self.under_way & of:
-            self._attempt_over = trio.Event()
             await self._attempt_over.wait()
 
     def descriptors(self) -> Descriptors:
@@ -350,6 +352,19 @@ class Runner:
                 logger.error("{}", alarm.summary)
                 self.context.alarms.raise_(alarm)
                 self.lanes.notify()
+
+
+def spoiled(job: Job, run: Run) -> str | None:
+    """Return what a handler has set in its job that only the job itself may set; None: nothing."""
+    kept: dict[str, Any] = {"run": Run, "deed": Deed | None, "if_parked": tuple, "has_noted": bool}
+    for name, kind in kept.items():
+        if not isinstance(value := getattr(job, name, ...), kind):
+            return f"the handler has set job.{name} to a {type(value).__name__}"
+    if job.run.id != run.id:
+        return f"the handler has set job.run to another run ({job.run.id})"
+    if not all(isinstance(one, RunUpdate) and one.run == run.id for one in job.if_parked):
+        return "the handler has set job.if_parked: use job.on_failure"
+    return None
 
 
 def _row(reaction: Reaction, outcome: Outcome, job: Job, seconds: float) -> HistoryRow | None:
