@@ -24,7 +24,7 @@ from caxev.cli.work import work
 from caxev.config import Settings
 from caxev.config.permissions import read_permissions
 from caxev.core.clock import utcnow
-from caxev.engine import helping, lanes, options, session
+from caxev.engine import helping, lanes, lease, options, session
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -104,7 +104,7 @@ def test_a_helper_s_unit_is_a_listener_s_with_another_command() -> None:
     assert (name, given.pop()) == ("work", "$CAXEV_WORK_OPTIONS")
     with work.make_context("work", [*given, *shlex.split(usual)]) as context:
         assert context.params["grace"] == options.GRACE
-        others_begin = helping.HELD * context.params["lease_time"]
+        others_begin = lease.HELD * context.params["lease_time"]
     # Systemd ends it, whatever it is stuck in, before others make what it had begun.
     (dead,) = re.findall(r"^WatchdogSec=(\d+)", ours, re.MULTILINE)
     assert helping.RENEW + int(dead) < others_begin

@@ -495,8 +495,10 @@ def test_a_value_that_nobody_knows(caxev: Caxev, args: list[str], words: str) ->
 async def test_starts_and_changes_of_the_configuration(database: Named) -> None:
     """A row for each time that a process began to act, and for each reload that changed a key."""
     options = engine.options_for(database, [])
+    options = evolve(options, sites=evolve(options.sites, keys={"lngs.purge": "of null"}))
     changed = {"lngs": evolve(options.site, purge=5.0)}
-    sites = evolve(options.sites, by_name={**options.sites.by_name, **changed})
+    keys = {"lngs.purge": "of 5.0"}
+    sites = evolve(options.sites, by_name={**options.sites.by_name, **changed}, keys=keys)
     async with engine.opened(database) as db:
         for reads in (None, lambda: sites):
             reloading = evolve(options, reread=reads)

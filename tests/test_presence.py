@@ -43,10 +43,10 @@ def test_a_site_that_only_one_file_has_is_one_difference() -> None:
 
 
 def test_who_reports_no_configuration_differs_from_nobody() -> None:
-    """Nor does a process of one's own site: a stand-by compares itself."""
+    """One that does is compared, of one's own site, too; a helper compares itself."""
     mine = Process("a:1", "lngs", configuration="1", keys={"a.x": "1"})
     others = [Process("b:1", "chicago"), evolve(mine, owner="a:2", configuration="2")]
-    assert disagreements(mine, others) == {}
+    assert disagreements(mine, others) == {"lngs": ["the order of sites"]}
     helper = evolve(mine, owner="a:3", lanes=("transfer",), keys={"a.x": "2"}, configuration="3")
     assert disagreements(helper, [mine, helper]) == {"lngs": ["a.x"]}, "a helper is compared"
     assert disagreements(mine, [helper]) == {}, "and reports it itself"

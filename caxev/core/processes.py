@@ -70,14 +70,14 @@ def _sites(keys: Iterable[str]) -> set[str]:
 
 
 def disagreements(mine: Process, others: Iterable[Process]) -> dict[str, list[str]]:
-    """Return, by site, in which keys of sites.json the processes of other sites differ from one.
+    """Return, by site, in which keys of sites.json other processes differ from one.
 
-    A helper must also agree with the listeners of its own site: a stand-by compares itself. Those
-    that report no digest, as an older version does, are left out.
+    A helper compares itself with the listeners of its site, and they not with it. Those that report
+    no digest, as an older version does, are left out.
     """
     found: dict[str, list[str]] = {}
     for one in others:
-        concerned = one.site != mine.site or (mine.helps and not one.helps)
+        concerned = one.site != mine.site or not one.helps
         comparable = one.configuration and mine.configuration
         if concerned and comparable and one.configuration != mine.configuration:
             keys = differing(mine.keys, one.keys) or ["the order of sites"]

@@ -30,7 +30,6 @@ from caxev.database import (
     DatabaseError,
     HistoryLost,
     Lease,
-    LeaseKeeper,
     LeaseLost,
     ReactionStream,
     is_fatal,
@@ -42,6 +41,7 @@ from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.fence import Fence
 from caxev.engine.forcing import leave_by_force, letting_go
+from caxev.engine.lease import HELD
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import Options, Reloader
 from caxev.engine.presence import Presence
@@ -51,13 +51,12 @@ from caxev.engine.sampling import ProcessSampler
 from caxev.engine.session import tidy
 from caxev.engine.systemd import notify
 from caxev.engine.trouble import Trouble
-from caxev.engine.watchdog import Watchdog, handlers_by_code
+from caxev.engine.watchdog import Watchdog
 from caxev.engine.workers import Workers
 
-HELD: Final = 0.8
-"""Part of the lease time after which the leader gives our reactions to others..."""
 FENCED: Final = 0.6
-"""...and after which we have cancelled them, if the lease could not be renewed."""
+"""Part of the lease time after which we have cancelled our reactions, if the lease could not be
+renewed. The leader gives them to others after `HELD`."""
 RENEW: Final = 3.0
 """Seconds between two renewals..."""
 OFTEN: Final = 0.1
@@ -166,7 +165,6 @@ class HelperSession:
     dispatcher: Dispatcher = field(init=False)
     # Before the leader gives our reactions to others; each renewal defers it.
     fence: Fence = field(init=False)
-    _warned: str = field(init=False, default="")
 
     def __attrs_post_init__(self) -> None:
         options = self.reloader.options
@@ -209,7 +207,7 @@ class HelperSession:
             dispatcher.settler.run,
             dispatcher.runner.show_progress,
             self._keep_lease,
-            self._watchdog().run,
+            Watchdog(self.context, OwnAlarms(self.alarms), self.fence).run,
             self.alarms.run,
             self.roots.run,
             ProcessSampler(self.context, dispatcher, self.roots).run,
@@ -284,18 +282,6 @@ class HelperSession:
 
     # -- the lease ------------------------------------------------------------------------------
 
-    def _watchdog(self) -> Watchdog:
-        options, lease = self.context.options, self.lease
-        return Watchdog(
-            lease.site,
-            LeaseKeeper(options.settings, lease, options.lease_time * HELD),
-            options.lease_time,
-            handlers_by_code(options.registry.handlers.values()),
-            OwnAlarms(self.alarms),
-            self.fence,
-            lease.owner,
-        )
-
     async def _keep_lease(self) -> None:
         every = min(RENEW, self.context.options.lease_time * OFTEN)
         while True:
@@ -318,20 +304,6 @@ class HelperSession:
         self.dispatcher.paused = record is None or not record.active
         if record is not None:
             self.roots.heard(record)
-            self._compare(record.configuration)
-
-    def _compare(self, theirs: str) -> None:
-        """Warn if the leader has another sites.json than we have. `Presence` raises an alarm."""
-        sites = self.context.options.sites
-        if theirs not in ("", sites.digest, self._warned):
-            logger.warning(
-                "the listener of {} has another sites.json: its digest is {}, and that of {} is {}",
-                self.lease.site,
-                theirs,
-                sites.path,
-                sites.digest,
-            )
-            self._warned = theirs
 
     async def _let_go(self) -> None:
         """Settle what has ended, give back what is claimed, and end the lease."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
-from attrs import define, field
+from attrs import define
 from loguru import logger
 
 from caxev import metrics
@@ -35,7 +35,7 @@ async def stand_by(
     reloader: Reloader, database: Database, owner: str, leaving: Leaving, trouble: Trouble
 ) -> Lease | None:
     """Wait until the site's lease is ours and return it; None if asked to leave first."""
-    reported, differs = False, ""
+    reported = False
     while not leaving.asked.is_set():
         options = reloader.options
         try:
@@ -43,7 +43,6 @@ async def stand_by(
             trouble.over("lease")
             if lease is not None:
                 return lease
-            differs = await _compare_configurations(options, database, differs)
         except DatabaseError as error:
             if is_fatal(error):
                 raise
@@ -70,42 +69,18 @@ async def _acquire(options: Options, database: Database, owner: str) -> Lease | 
     return lease
 
 
-async def _compare_configurations(options: Options, database: Database, known: str) -> str:
-    """Warn if the listener has another sites.json than we have, and return the warning.
-
-    Either may be reloaded, so call it again, with what it returned: that is not logged twice.
-    """
-    record = await database.site_record(options.site.name)
-    if record is None or record.configuration in ("", options.sites.digest):
-        return ""
-    warning = (
-        f"standing by with a different configuration: {options.sites.path} has digest "
-        f"{options.sites.digest}, and {record.owner or 'another process'} has "
-        f"{record.configuration}; use the same file for both (see caxev sites merge)"
-    )
-    if warning != known:
-        logger.warning("{}", warning)
-    return warning
-
-
 @define(eq=False)
 class LeaseRenewal:
     """Renews the lease. `hearers` get the site's record, which each renewal returns."""
 
     context: Context
     hearers: Sequence[Callable[[SiteRecord], None]]
-    _asked: trio.Event = field(init=False, factory=trio.Event)
-
-    def renew_now(self) -> None:
-        """Renew at once: a stand-by compares its sites.json with the digest in the lease."""
-        self._asked.set()
 
     async def run(self) -> None:
         """Renew the lease for ever. Raises `LeaseLost`."""
         context = self.context
         every = context.options.lease_time * RENEW
         while True:
-            self._asked = trio.Event()
             self._measure()
             try:
                 await self._renew()
@@ -118,9 +93,8 @@ class LeaseRenewal:
                 context.trouble.meet("lease", of_the_site(error))
                 # Sooner than usual: the lease goes on running out.
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
-                continue
-            with trio.move_on_after(every):
-                await self._asked.wait()
+            else:
+                await trio.sleep(every)
 
     async def _renew(self) -> None:
         context, options = self.context, self.context.options

@@ -39,6 +39,7 @@ class Presence:
     owner: str
     lanes: Sequence[str] = ()
     _reported: Process | None = field(init=False, default=None)
+    _differing: dict[str, list[str]] = field(init=False, factory=dict)
 
     async def run(self) -> None:
         """Report and compare, for ever; at the end, withdraw the report."""
@@ -79,15 +80,17 @@ class Presence:
             logger.debug("this process cannot be reported yet: {}", error)
 
     def compare(self, process: Process, known: list[Process]) -> None:
-        """Raise an alarm if other sites have another sites.json; end it if none has."""
-        found = disagreements(process, known)
-        alarms = self.reloader.alarms
+        """Raise an alarm if other processes have another sites.json; end it if none has."""
+        found, former = disagreements(process, known), self._differing
+        alarms, self._differing = self.reloader.alarms, found
         if not found:
             alarms.clear(KEY)
             return
         names = ", ".join(found)
         summary = f"{process.site}: sites.json is not the same as at {names}"
         details = {site: ", ".join(keys[:SHOWN]) for site, keys in found.items()}
+        if found != former:  # a stand-by has no alarms
+            logger.warning("{}: {}", summary, "; ".join(details.values()))
         what = "caxev sites diff; use one file at all sites, then reload"
         alarm = Alarm(
             process.site, KEY, summary, Severity.WARNING, "", {**details, "what to do": what}

@@ -27,13 +27,13 @@ from caxev.config import Site, state_directory
 from caxev.core.alarms import missing_key
 from caxev.core.clock import clock, utcnow
 from caxev.core.history import Deed, HistoryRow, What
-from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, is_fatal
+from caxev.database import Database, DatabaseError, Lease, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.forcing import leave_by_force, letting_go
 from caxev.engine.helpers import HelperWatch
 from caxev.engine.indexes import keep_indexes
-from caxev.engine.lease import HELD, LeaseRenewal
+from caxev.engine.lease import LeaseRenewal
 from caxev.engine.leaving import Leaving
 from caxev.engine.malformed import Quarantine
 from caxev.engine.options import Options, Reloader
@@ -44,7 +44,7 @@ from caxev.engine.root_watch import ANSWERS, RootWatch
 from caxev.engine.sampling import Sampler
 from caxev.engine.systemd import notify
 from caxev.engine.trouble import Trouble
-from caxev.engine.watchdog import Watchdog, handlers_by_code
+from caxev.engine.watchdog import Watchdog
 from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
 from caxev.files import MARGIN, forget_incoming
@@ -92,7 +92,6 @@ class LeaderSession:
         self.roots.use_options()
         for service in self.services:
             service.use(options.site, options.sites)
-        self.renewal.renew_now()  # it records the digest of sites.json, which others compare
         for recipient in self.alarms.recipients:
             recipient.renew()
 
@@ -147,7 +146,7 @@ class LeaderSession:
         outer.start_soon(dispatcher.runner.show_progress)
         # In the outer nursery: the lease must last until the last settlement.
         outer.start_soon(self.renewal.run)
-        outer.start_soon(self._watchdog().run)
+        outer.start_soon(Watchdog(self.context, self.alarms).run)
         outer.start_soon(leave_by_force, dispatcher.runner, self._let_go)
         if not options.once:
             outer.start_soon(self._note_start)
@@ -266,16 +265,6 @@ class LeaderSession:
             self.dispatcher.runner.descriptors(),
             max(self.context.site.min_free, MARGIN),
             clock.skew,
-        )
-
-    def _watchdog(self) -> Watchdog:
-        options, lease = self.context.options, self.context.lease
-        return Watchdog(
-            lease.site,
-            LeaseKeeper(options.settings, lease, options.lease_time * HELD),
-            options.lease_time,
-            handlers_by_code(options.registry.handlers.values()),
-            self.alarms,
         )
 
     # -- leaving ------------------------------------------------------------------------------

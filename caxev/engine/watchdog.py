@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import faulthandler
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from inspect import unwrap
 from threading import Event, Thread, get_ident
@@ -35,7 +35,9 @@ from caxev.core.alarms import Alarm, Alarms, of_helper, raised
 from caxev.core.clock import utcnow
 from caxev.core.registry import Handler
 from caxev.database import DatabaseError, LeaseKeeper
+from caxev.engine.context import Context
 from caxev.engine.fence import Fence
+from caxev.engine.lease import HELD as HELD_LEASE
 from caxev.engine.leaving import leave_at_once
 from caxev.engine.systemd import notify
 
@@ -115,22 +117,25 @@ def blocking(site: str, who: Culprit) -> Alarm:
 class Watchdog:
     """Watches the loop that runs `run`, for one lease. `fence`: until when what we claimed is ours.
 
-    `owner`: the helper's name, if this is one. `leave` ends the process, from the thread.
+    `alarms` are those about this process.
     """
 
-    site: str
-    keeper: LeaseKeeper
-    lease_time: float
-    handlers: Mapping[CodeType, str]
+    context: Context
     alarms: Alarms
     fence: Fence = field(factory=Fence)
-    owner: str | None = None
-    leave: Callable[[int], None] = leave_at_once
-    blocked_after: float = field(factory=lambda: BLOCKED)
+    _keeper: LeaseKeeper = field(init=False)
+    _handlers: Mapping[CodeType, str] = field(init=False)
+    _lease_time: float = field(init=False)
     _beats: int = field(init=False, default=0)
     _over: Event = field(init=False, factory=Event)
     _blocked: float = field(init=False, default=0.0)
     _found: list[Culprit] = field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        options, lease = self.context.options, self.context.lease
+        self._lease_time = options.lease_time
+        self._keeper = LeaseKeeper(options.settings, lease, self._lease_time * HELD_LEASE)
+        self._handlers = handlers_by_code(options.registry.handlers.values())
 
     async def run(self) -> None:
         """Give the beat; raise an alarm after a block, and clear it later; for ever."""
@@ -142,7 +147,7 @@ class Watchdog:
             while True:
                 self._beats += 1
                 while self._found:
-                    self.alarms.raise_(blocking(self.site, self._found.pop()))
+                    self.alarms.raise_(blocking(self.context.lease.site, self._found.pop()))
                     self._blocked = trio.current_time()
                 if trio.current_time() >= self._blocked + FREE:
                     self.alarms.clear(KEY)
@@ -152,7 +157,7 @@ class Watchdog:
 
     @property
     def _every(self) -> float:
-        return min(self.lease_time / 10, LONGEST_BEAT)
+        return min(self._lease_time / 10, LONGEST_BEAT)
 
     # -- the thread -------------------------------------------------------------------------
 
@@ -166,17 +171,17 @@ class Watchdog:
                     self._sit_out(loop, beats)
         finally:
             faulthandler.cancel_dump_traceback_later()
-            self.keeper.close()
+            self._keeper.close()
 
     def _sit_out(self, loop: int, beats: int) -> None:
         """Keep the lease while the loop is blocked; end the process if it cannot be kept."""
         since = monotonic() - self._every
-        report_at, keeping = since + self.blocked_after, True
+        report_at, keeping = since + BLOCKED, True
         while beats == self._beats and not self._over.is_set():
             _report_unless_called_again()
             now = monotonic()
             # A database that does not answer must not keep us beyond the fence.
-            self.keeper.limit = max(min(self.lease_time, self.fence.last) / 3, SHORTEST)
+            self._keeper.limit = max(min(self._lease_time, self.fence.last) / 3, SHORTEST)
             keeping = keeping and now - since <= PATIENCE and self._renewed(now)
             if keeping:
                 notify("WATCHDOG=1")
@@ -186,14 +191,14 @@ class Watchdog:
                 report_at = since + 2 * (now - since)
             # Not at once: a loop that was only slow, or stopped as a whole, finds out by itself.
             late = not keeping or self.fence.last <= 0
-            if late and now - since >= self.blocked_after:
+            if late and now - since >= BLOCKED:
                 logger.critical("blocked for {:.0f} s, and the lease cannot be kept", now - since)
-                self.leave(1)
+                leave_at_once(1)
             self._over.wait(min(2 * self._every, max(self.fence.last, SHORTEST)))
 
     def _renewed(self, now: float) -> bool:
         try:
-            if not self.keeper.renew():
+            if not self._keeper.renew():
                 return False
             self.fence.renewed(now)
         except (ConfigError, DatabaseError) as error:
@@ -206,7 +211,7 @@ class Watchdog:
         frame = sys._current_frames().get(loop)  # noqa: SLF001  # the way to see another thread
         if frame is None:
             return
-        who = culprit(frame, self.handlers)
+        who = culprit(frame, self._handlers)
         logger.error("the event loop has been blocked for {:.0f} s by {}", seconds, who)
         if self._found:
             return
@@ -215,10 +220,11 @@ class Watchdog:
             self._keep_alarm(who)
 
     def _keep_alarm(self, who: Culprit) -> None:
-        alarm = blocking(self.site, who)
-        if self.owner is not None:
-            alarm = of_helper(alarm, self.owner)
+        lease = self.context.lease
+        alarm = blocking(lease.site, who)
+        if self.context.is_helper:
+            alarm = of_helper(alarm, lease.owner)
         try:
-            self.keeper.keep_alarm(raised(None, alarm, utcnow()))
+            self._keeper.keep_alarm(raised(None, alarm, utcnow()))
         except (ConfigError, DatabaseError) as error:
             logger.debug("the alarm about a blocked process cannot be stored: {}", error)
