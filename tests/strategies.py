@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,10 @@ from caxev.core.model import (
     Aspect,
     CopyField,
     CopyKey,
+    Event,
     Existence,
     Field,
+    Snapshot,
     Tag,
 )
 
@@ -153,3 +156,14 @@ def snapshots(draw: st.DrawFn) -> dict[Aspect, str]:
 
 
 EPOCH = datetime(2016, 11, 11, tzinfo=UTC)
+
+
+def replay(before: Snapshot, events: Iterable[Event]) -> dict[Aspect, str]:
+    """Return the snapshot to which `events` lead from `before`."""
+    snapshot = dict(before)
+    for event in events:
+        if event.after is None:
+            snapshot.pop(event.aspect, None)
+        else:
+            snapshot[event.aspect] = event.after
+    return snapshot

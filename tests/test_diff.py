@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.core.diff import diff, replay
+from caxev.core.diff import diff
 from caxev.core.model import Aspect, snapshot_of
 from tests import strategies as make
 
@@ -23,7 +23,7 @@ def test_the_events_lead_from_one_look_to_the_other(
     before: dict[Aspect, str], after: dict[Aspect, str]
 ) -> None:
     """``replay(a, diff(run, a, b)) == b``."""
-    assert replay(before, diff("run", before, after)) == after
+    assert make.replay(before, diff("run", before, after)) == after
 
 
 @given(make.snapshots(), make.snapshots())
@@ -46,8 +46,8 @@ def test_a_look_left_out_hides_no_end_state(
     one: dict[Aspect, str], two: dict[Aspect, str], three: dict[Aspect, str]
 ) -> None:
     """However many looks lie between, the same state is reached: scan and stream agree."""
-    by_way = replay(replay(one, diff("run", one, two)), diff("run", two, three))
-    assert by_way == replay(one, diff("run", one, three))
+    by_way = make.replay(make.replay(one, diff("run", one, two)), diff("run", two, three))
+    assert by_way == make.replay(one, diff("run", one, three))
 
 
 @given(make.snapshots(), st.randoms())

@@ -11,7 +11,7 @@ that. Nothing is written when a hold ends: a reaction that wants the copy gone w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -90,9 +90,5 @@ def as_seen(copy: Copy) -> CopyIs:
 def rows(holds: Iterable[Hold]) -> list[dict[str, Any]]:
     """Return holds as an entry has them."""
     return [
-        {name: value for name, value in _row(one).items() if value is not None} for one in holds
+        {name: value for name, value in one._asdict().items() if value is not None} for one in holds
     ]
-
-
-def _row(hold: Hold) -> Mapping[str, Any]:
-    return hold._asdict()

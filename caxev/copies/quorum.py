@@ -9,7 +9,7 @@ Entries of the same bytes share one vote; only sites show which those are, so ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from caxev.core.model import (
@@ -118,10 +118,6 @@ def majority(
     those = [one for one in voters(run, key, same) if one.host not in without]
     for one in those:
         party = tuple(other for other in those if other is one or agree(one, other))
-        if one.vouched or (2 * len(party) > len(those) and not _vouched(those)):
+        if one.vouched or (2 * len(party) > len(those) and not any(o.vouched for o in those)):
             return party
     return ()
-
-
-def _vouched(those: Iterable[Copy]) -> bool:
-    return any(one.vouched for one in those)

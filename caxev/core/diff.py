@@ -4,20 +4,13 @@
 in tests/test_diff.py:
 
 - ``diff(run, a, a) == ()``;
-- ``replay(a, diff(run, a, b)) == b``;
+- the events of ``diff(run, a, b)``, applied to ``a``, lead to ``b``;
 - the order of entries in a document makes no event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from caxev.core.model import (
-    Aspect,
-    Event,
-    RunId,
-    Snapshot,
-)
+from caxev.core.model import Event, RunId, Snapshot
 
 
 def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
@@ -31,14 +24,3 @@ def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
         Event(run, aspect, value, None) for aspect, value in before.items() if aspect not in after
     ]
     return (*now, *gone)
-
-
-def replay(before: Snapshot, events: Iterable[Event]) -> dict[Aspect, str]:
-    """Return the snapshot to which `events` lead from `before`."""
-    snapshot = dict(before)
-    for event in events:
-        if event.after is None:
-            snapshot.pop(event.aspect, None)
-        else:
-            snapshot[event.aspect] = event.after
-    return snapshot

@@ -163,7 +163,8 @@ class Feeds(Requests):
         keys = [key for key in changed.ledger if isinstance(key, tuple)]
         alarms = [(site, name) for kind, site, name in keys if kind == ALARM]
         owners = [(site, name) for kind, site, name in keys if kind == PROCESS]
-        rows = await self._ledger_rows(texts)
+        # The output of programs can be large, and is not shown here.
+        rows = await self._ledger.find({"_id": {"$in": texts}}, {"kept": 0}).to_list(None)
         reactions = self._open(rows)
         shown = {reaction.id for reaction, _ in reactions}
         sites = [row["_id"] for row in rows if row.get("kind") == SITE]
@@ -187,10 +188,6 @@ class Feeds(Requests):
             return {}
         cursor = self._runs.find({"_id": {"$in": list(ids)}}, SHOWN_OF_RUNS)
         return {one["_id"]: one for one in await cursor.to_list(None)}
-
-    async def _ledger_rows(self, keys: Sequence[str]) -> list[Document]:
-        # The output of programs can be large, and is not shown here.
-        return await self._ledger.find({"_id": {"$in": list(keys)}}, {"kept": 0}).to_list(None)
 
     def _open(self, rows: Iterable[Document]) -> list[tuple[Reaction, Document]]:
         rows = [row for row in rows if row.get("state") in _OPEN]

@@ -128,7 +128,8 @@ class Runs(RunPages):
         written plainly as below one of them.
         """
         odd = [_oddly_below(roots)] if (roots := tuple(roots)) else []
-        return await self._with_copies(hosts, [{"location": {"$in": list(locations)}}, *odd])
+        ways: list[Document] = [{"location": {"$in": list(locations)}}, *odd]
+        return await _read(self._shown(_having_copies(hosts, ways)))
 
     @operation
     async def neighbours(self, wanted: Neighbours) -> list[Run]:
@@ -149,9 +150,6 @@ class Runs(RunPages):
         # These may be all runs at the hosts, if nothing is known of their content.
         query = _having_copies(wanted.hosts, ways)
         return await _read(self._runs.find(query, _places_at(wanted.hosts)))
-
-    async def _with_copies(self, hosts: Iterable[str], ways: Sequence[Document]) -> list[Run]:
-        return await _read(self._shown(_having_copies(hosts, ways)))
 
     @operation
     async def table(self, name: str) -> list[Document]:

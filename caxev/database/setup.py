@@ -91,12 +91,9 @@ async def _made(
     except OperationFailure as error:
         if error.code not in _REFUSED:
             raise
-        return Standing(collection.name, index, f"refused: {_reason(error)}", refused=True)
+        why = (error.details or {}).get("errmsg", error)
+        return Standing(collection.name, index, f"refused: {why}", refused=True)
     return Standing(collection.name, index, "made")
-
-
-def _reason(error: OperationFailure) -> str:
-    return str((error.details or {}).get("errmsg", error))
 
 
 @frozen

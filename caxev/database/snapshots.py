@@ -154,7 +154,8 @@ class Recording(Sites, Quarantine):
         else:
             found = await self._last_snapshots(site, unknown)
             seen = [run for run in runs if run in last or run in found]
-            documents = await self._projected(seen, watched) if seen else []
+            shown = snapshot_projection(watched)
+            documents = await _found(self._confirmed, seen, shown) if seen else []
         last.update(found)
         now = {document["_id"]: snapshot_of(document, watched) for document in documents}
         if not changed:
@@ -169,9 +170,6 @@ class Recording(Sites, Quarantine):
         most = {"data": {"$slice": MOST_COPIES + 1}}
         return await _found(self._confirmed, runs, most)
 
-    async def _projected(self, runs: Sequence[RunId], watched: Watched) -> list[Document]:
-        return await _found(self._confirmed, runs, snapshot_projection(watched))
-
     async def _last_snapshots(
         self, site: str, runs: Sequence[RunId]
     ) -> dict[RunId, dict[Aspect, str]]:
@@ -185,7 +183,8 @@ class Recording(Sites, Quarantine):
     async def known_to(self, site: str, runs: Sequence[RunId]) -> dict[RunId, frozenset[str]]:
         """Return the handlers with which a site's snapshots of runs were taken, for each run."""
         sets = await self._handler_sets(site)
-        cursor = self._ledger.find(_of_runs(site, runs), {"by": 1})
+        keys = [_key(site, run) for run in runs]
+        cursor = self._ledger.find({"_id": {"$in": keys}}, {"by": 1})
         rows = [row async for row in cursor if is_plain(row.get("by"))]
         return {row["_id"]["r"]: sets.get(row.get("by"), frozenset()) for row in rows}
 
@@ -281,10 +280,6 @@ async def _found(
 
 def _key(site: str, run: RunId) -> Document:
     return {"s": site, "r": run}
-
-
-def _of_runs(site: str, runs: Sequence[RunId]) -> Document:
-    return {"_id": {"$in": [_key(site, run) for run in runs]}}
 
 
 def _seen(lease: Lease, ingest: Ingest) -> list[Document]:

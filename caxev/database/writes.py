@@ -135,8 +135,8 @@ async def write_some(
     collection: Collection, verb: str, name: str, writes: Sequence[Document], session: Session
 ) -> Document:
     """Give one command that writes; return its reply."""
-    # Unordered: a document that the server refuses must not keep those behind it from being written.
-    # In a transaction the first error ends all of it in either case.
+    # Unordered: a document that the server refuses must not keep those behind it from being
+    # written. In a transaction the first error ends all of it in either case.
     command: Document = {verb: collection.name, name: writes, "ordered": False}
     # In a transaction the commit has the write concern.
     if session is None:

@@ -17,7 +17,7 @@ from bson.datetime_ms import DatetimeMS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from caxev.core.diff import diff, replay
+from caxev.core.diff import diff
 from caxev.core.model import (
     CopyKey,
     Run,
@@ -113,7 +113,7 @@ def check(before: Document, after: Document) -> None:
     one, two = snapshots
     assert diff("id", one, one) == ()
     events = diff("id", one, two)
-    assert replay(one, events) == two
+    assert make.replay(one, events) == two
     assert all(str(event) for event in events)
     assert all(key in two or key in one for key in (e.aspect for e in events))
     assert all(isinstance(key.host, str) for key in two if isinstance(key, CopyKey))
