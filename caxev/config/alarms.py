@@ -24,16 +24,7 @@ from attrs import Factory, field, frozen
 
 from caxev.config.errors import Problems, hint, shown
 from caxev.config.reading import keys, read
-from caxev.config.values import (
-    Kind,
-    Port,
-    check,
-    listed,
-    matching,
-    number,
-    one_of,
-    printable,
-)
+from caxev.config.values import Kind, Port, check, listed, matching, number, one_of, printable
 from caxev.core.alarms import DeliveryRule, Severity
 
 ALARMS: Final = "caxev.alarms"

@@ -9,17 +9,7 @@ from typing import Annotated
 
 from attrs import frozen
 
-from caxev.config.values import (
-    Count,
-    Days,
-    Flag,
-    Hours,
-    Kind,
-    Rate,
-    SomeDays,
-    listed,
-    read_name,
-)
+from caxev.config.values import Count, Days, Flag, Hours, Kind, Rate, SomeDays, listed, read_name
 
 
 @frozen

@@ -12,13 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TypeAlias
 
-from caxev.core.model import (
-    ERROR,
-    TRANSFERRED,
-    Copy,
-    CopyKey,
-    Run,
-)
+from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 
 DISPUTED = "disputed"
 """The field of an ``error`` entry that contradicts other copies, but not its own digests."""

@@ -19,15 +19,7 @@ from caxev.core.alarms import Alarm, Severity
 from caxev.core.clock import Clocks, clock, utcnow
 from caxev.core.errors import Retry, Superseded
 from caxev.core.history import Deed, joined
-from caxev.core.model import (
-    Copy,
-    CopyField,
-    CopyKey,
-    Event,
-    Run,
-    RunId,
-    new_id,
-)
+from caxev.core.model import Copy, CopyField, CopyKey, Event, Run, RunId, new_id
 from caxev.core.transcript import packed
 from caxev.core.update import RunUpdate
 

@@ -48,16 +48,7 @@ from typing import Final, TypeAlias
 from attrs import evolve, field, frozen
 
 from caxev.core.errors import seconds
-from caxev.core.model import (
-    Aspect,
-    CopyField,
-    CopyKey,
-    Event,
-    Existence,
-    Field,
-    RunId,
-    Tag,
-)
+from caxev.core.model import Aspect, CopyField, CopyKey, Event, Existence, Field, RunId, Tag
 
 FIRST_DELAY: Final = 5.0
 """Seconds before the second attempt; each further one waits twice as long..."""

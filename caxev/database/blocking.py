@@ -15,14 +15,7 @@ from pymongo import MongoClient
 from caxev.config.settings import Settings
 from caxev.core.clock import clock, utcnow
 from caxev.core.update import RunUpdate
-from caxev.database.client import (
-    RELIED_ON,
-    Document,
-    address,
-    listeners,
-    translated,
-    usable,
-)
+from caxev.database.client import RELIED_ON, Document, address, listeners, translated, usable
 from caxev.database.runs import write_of
 
 

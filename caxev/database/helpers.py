@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 
@@ -229,22 +229,8 @@ class Helpers(Leases, Streams):
 
     async def _known(self, site: str | None) -> list[Helper]:
         query: Document = {"kind": HELPER, **({} if site is None else {"_id.s": site})}
-        shown = {"active": ACTIVE} | dict.fromkeys(
-            (
-                "owner",
-                "lanes",
-                "epoch",
-                "expires",
-                "lease",
-                "left",
-                "since",
-                "away",
-                "lsid",
-                "news",
-            ),
-            1,
-        )
-        rows = await self._ledger.find(query, shown).sort("_id").to_list(None)
+        shown = {**dict.fromkeys((one.name for one in fields(Helper)), 1), "active": ACTIVE}
+        rows = await self._ledger.find(query, {**shown, "lease": 1}).sort("_id").to_list(None)
         return [one for one in map(_helper_from, rows) if one is not None]
 
     @operation

@@ -12,14 +12,7 @@ from pymongo import ASCENDING, UpdateOne
 from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import OperationFailure
 
-from caxev.core.ledger import (
-    NEWEST_FIRST,
-    Reaction,
-    State,
-    aspect_row,
-    run_prefix,
-    site_prefix,
-)
+from caxev.core.ledger import NEWEST_FIRST, Reaction, State, aspect_row, run_prefix, site_prefix
 from caxev.core.model import RunId
 from caxev.database.client import DOCUMENT_CODES, Document
 from caxev.database.connection import operation

@@ -13,14 +13,7 @@ from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
 
 from caxev.core.errors import GiveUp
-from caxev.core.model import (
-    DELETING,
-    REQUESTED,
-    TRANSFERRED,
-    TRANSFERRING,
-    Run,
-    RunId,
-)
+from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run, RunId
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument

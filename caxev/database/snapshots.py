@@ -20,15 +20,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from caxev.core.ledger import Reaction
-from caxev.core.model import (
-    NO_FIELDS,
-    Aspect,
-    Run,
-    RunId,
-    Snapshot,
-    Watched,
-    snapshot_of,
-)
+from caxev.core.model import NO_FIELDS, Aspect, Run, RunId, Snapshot, Watched, snapshot_of
 from caxev.core.packing import pack
 from caxev.core.recording import MOST_COPIES, WholeRuns
 from caxev.database.client import Document

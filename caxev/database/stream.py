@@ -26,13 +26,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from caxev.core.model import CHANGED, ENTRY_FIELDS, Interest, RunId
-from caxev.database.client import (
-    BAD_TOKEN_CODES,
-    TOO_LARGE,
-    DatabaseError,
-    Document,
-    HistoryLost,
-)
+from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, DatabaseError, Document, HistoryLost
 from caxev.database.connection import LIMIT, Connection, operation, within
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain

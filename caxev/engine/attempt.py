@@ -30,13 +30,7 @@ from caxev.core.ledger import (
 )
 from caxev.core.registry import Handler
 from caxev.core.update import RunUpdate
-from caxev.database import (
-    DatabaseError,
-    LeaseLost,
-    NotAuthorized,
-    concerns_one,
-    is_transient,
-)
+from caxev.database import DatabaseError, LeaseLost, NotAuthorized, concerns_one, is_transient
 
 STARVED: Final = 60.0
 """Seconds after which a reaction is tried again that found no file descriptor left."""

@@ -199,9 +199,11 @@ class Dispatcher:
         lane.more, lane.news, lane.next_due, lane.fetching = False, False, None, True
         complete = heard = False
         database, site, now = self.context.database, self.context.lease.site, utcnow()
+        # A handler that is not installed on a helper's machine may be on the leader's.
+        handlers = self.context.registry.handlers if self.context.is_helper else None
         try:
             due = await database.due(
-                site, lane.name, now, lane.window, since=lane.since, handlers=self._handlers
+                site, lane.name, now, lane.window, since=lane.since, handlers=handlers
             )
             heard = True
             complete = lane.take_in(due, self._startable(lane, due))
@@ -211,12 +213,6 @@ class Dispatcher:
         finally:
             lane.more, lane.fetching = lane.more or not complete, False
             lane.news = lane.news or not heard
-
-    @property
-    def _handlers(self) -> Collection[str] | None:
-        """The handlers whose reactions to claim; None: all there are."""
-        # A handler that is not installed on a helper's machine may be on the leader's.
-        return self.context.registry.handlers if self.context.is_helper else None
 
     async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
         keys = {reaction.id for reaction in due}

@@ -14,6 +14,7 @@ make them again. See `caxev.database.helpers` for why no reaction is made by two
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -137,16 +138,9 @@ async def _join(
             reported = True
         with trio.move_on_after(ASK):
             await leaving.asked.wait()
-    with trio.move_on_after(LAST):
-        await _withdraw(database, asking)
-    return None
-
-
-async def _withdraw(database: Database, asking: Lease) -> None:
-    try:
+    with trio.move_on_after(LAST), suppress(DatabaseError):  # the leader is left to forget us
         await database.withdraw(asking)
-    except DatabaseError as error:
-        logger.debug("the leader is left to forget us: {}", error)
+    return None
 
 
 @define(eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 import trio
-from attrs import define, evolve, field, fields, frozen
+from attrs import define, evolve, field, frozen
 from loguru import logger
 
 from caxev.alarms.manager import Recipient
@@ -19,6 +19,7 @@ from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
 from caxev.core.alarms import Alarm, Alarms
 from caxev.core.clock import utcnow
 from caxev.core.history import Deed, HistoryRow, What
+from caxev.core.processes import differing
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError, Lease
 from caxev.engine.metrics_push import PushAddress
@@ -124,19 +125,6 @@ def _elsewhere(before: Sites, after: Sites) -> Iterator[str]:
             yield f"rucio.messages of {one.name}"
 
 
-def changed_keys(before: Sites, after: Sites) -> list[str]:
-    """Return the keys that differ between two configurations, as ``site.key``. Pure."""
-    found = [f"{name} (gone)" for name in before if after.find(name) is None]
-    for one in after.values():
-        known = before.find(one.name)
-        if known is None:
-            found.append(f"{one.name} (new)")
-            continue
-        names = [attribute.name for attribute in fields(Site)]
-        found += [f"{one.name}.{n}" for n in names if getattr(one, n) != getattr(known, n)]
-    return found
-
-
 @define(eq=False)
 class Reloader:
     """Reads the options again, on SIGHUP. `users` get the new ones.
@@ -190,7 +178,7 @@ class Reloader:
         # Only now: until the file is right the former options stay in force.
         self.wrong = None
         self._report()
-        found = changed_keys(self.options.sites, new.sites)
+        found = differing(self.options.sites.keys, sites.keys)
         logger.info("reloaded {}; changed: {}", sites.path, ", ".join(found) or "nothing")
         for key in waiting:
             logger.warning("{}: the change takes effect after a restart", key)

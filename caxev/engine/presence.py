@@ -7,6 +7,7 @@ reads and writes one small document a minute, and no run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -50,8 +51,10 @@ class Presence:
                 with trio.move_on_after(EVERY):
                     await changed.wait()
         finally:
-            with trio.move_on_after(LEAVING, shield=True):
-                await self._withdraw()
+            # If it cannot be withdrawn, the report is left to expire.
+            with trio.move_on_after(LEAVING, shield=True), suppress(DatabaseError):
+                if self._reported is not None:
+                    await self.database.forget_process(self._reported)
 
     @property
     def process(self) -> Process:
@@ -107,11 +110,3 @@ class Presence:
         todo = "install the listener's version, and start it with the same handlers"
         alarm = Alarm(process.site, OTHER, summary, Severity.WARNING, details={"what to do": todo})
         self.reloader.alarms.raise_(alarm)
-
-    async def _withdraw(self) -> None:
-        if self._reported is None:
-            return
-        try:
-            await self.database.forget_process(self._reported)
-        except DatabaseError as error:
-            logger.debug("the report of this process is left to expire: {}", error)

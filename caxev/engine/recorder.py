@@ -23,23 +23,9 @@ from attrs import define, evolve, field
 from caxev import metrics
 from caxev.core import recording
 from caxev.core.clock import utcnow
-from caxev.core.ledger import (
-    Reaction,
-)
-from caxev.core.model import (
-    Run,
-    RunId,
-    Snapshot,
-)
-from caxev.database import (
-    AWAIT,
-    Batch,
-    DatabaseError,
-    Ingest,
-    Position,
-    Snapshots,
-    Stream,
-)
+from caxev.core.ledger import Reaction
+from caxev.core.model import Run, RunId, Snapshot
+from caxev.database import AWAIT, Batch, DatabaseError, Ingest, Position, Snapshots, Stream
 from caxev.engine.context import Context
 from caxev.engine.trouble import by_halves
 from caxev.engine.unreadable import UnreadableRuns

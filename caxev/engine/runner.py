@@ -36,12 +36,7 @@ from caxev.core.ledger import (
     State,
     settle,
 )
-from caxev.core.model import (
-    CopyKey,
-    Run,
-    RunId,
-    time_of,
-)
+from caxev.core.model import CopyKey, Run, RunId, time_of
 from caxev.core.reasons import is_failure, reason
 from caxev.core.recurrence import Recurrence
 from caxev.core.registry import Handler

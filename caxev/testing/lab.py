@@ -28,12 +28,7 @@ from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction
-from caxev.core.model import (
-    TRANSFERRED,
-    CopyKey,
-    Run,
-    RunId,
-)
+from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId
 from caxev.core.registry import Handler, HandlerFunction, recorded
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
