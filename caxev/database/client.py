@@ -151,10 +151,10 @@ def unless_fatal(trouble: str) -> Iterator[None]:
 
 
 def of_the_site(error: DatabaseError) -> DatabaseError:
-    """Name the site's own document, whose write failed: without it the site does nothing."""
+    """Name the document of a lease, whose write failed: without it its process does nothing."""
     if not concerns_one(error):
         return error
-    return type(error)(f"the ledger refuses the site's own document (lease, position): {error}")
+    return type(error)(f"the ledger refuses the document of the lease and position: {error}")
 
 
 def connect(settings: Settings) -> Client:

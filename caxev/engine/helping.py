@@ -42,7 +42,7 @@ from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.fence import Fence
 from caxev.engine.forcing import leave_by_force, letting_go
-from caxev.engine.lease import HELD
+from caxev.engine.lease import HELD, renewing
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import Options, Reloader
 from caxev.engine.presence import Presence
@@ -197,10 +197,11 @@ class HelperSession:
 
     async def _act(self, outer: trio.Nursery) -> None:
         dispatcher = self.dispatcher
+        every = min(RENEW, self.context.options.lease_time * OFTEN)
         for function in (
             dispatcher.settler.run,
             dispatcher.runner.show_progress,
-            self._keep_lease,
+            partial(renewing, self.trouble, self._renew, every),
             Watchdog(self.context, OwnAlarms(self.alarms), self.fence).run,
             self.alarms.run,
             self.roots.run,
@@ -275,19 +276,6 @@ class HelperSession:
         scope.cancel()
 
     # -- the lease ------------------------------------------------------------------------------
-
-    async def _keep_lease(self) -> None:
-        every = min(RENEW, self.context.options.lease_time * OFTEN)
-        while True:
-            await trio.sleep(every)
-            try:
-                await self._renew()
-                self.trouble.over("lease")
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                # Nothing else: if no renewal gets through in time, the fence cancels the attempts.
-                self.trouble.meet("lease", error)
 
     async def _renew(self) -> None:
         # The time before the call: the server extends the lease later than that, so our fence falls

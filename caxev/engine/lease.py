@@ -6,11 +6,10 @@ renews it every fifth of that time; a stand-by asks for it every tenth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import trio
-from attrs import define
 from loguru import logger
 
 from caxev import metrics
@@ -69,42 +68,35 @@ async def _acquire(options: Options, database: Database, owner: str) -> Lease | 
     return lease
 
 
-@define(eq=False)
-class LeaseRenewal:
-    """Renews the lease. `hearers` get the site's record, which each renewal returns."""
+async def keep_lease(context: Context, hearers: Sequence[Callable[[SiteRecord], None]]) -> None:
+    """Renew a site's lease for ever; `hearers` get the site's record. Raises `LeaseLost`."""
 
-    context: Context
-    hearers: Sequence[Callable[[SiteRecord], None]]
-
-    async def run(self) -> None:
-        """Renew the lease for ever. Raises `LeaseLost`."""
-        context = self.context
-        every = context.options.lease_time * RENEW
-        while True:
-            self._measure()
-            try:
-                await self._renew()
-                context.trouble.over("lease")
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                # A stand-by that still reaches the database may take the site over. Then the
-                # renewal raises `LeaseLost` when the database is back.
-                context.trouble.meet("lease", of_the_site(error))
-                # Sooner than usual: the lease goes on running out.
-                await trio.sleep(min(every, LONGEST_WAIT) / 4)
-            else:
-                await trio.sleep(every)
-
-    async def _renew(self) -> None:
-        context, options = self.context, self.context.options
+    async def renew() -> None:
+        site, options = context.lease.site, context.options
+        metrics.skew.labels(site).set(clock.skew)
+        metrics.tasks.labels(site).set(trio.lowlevel.current_statistics().tasks_living)
         record = await context.database.renew(
             context.lease, options.lease_time * HELD, context.trouble.text, options.sites.digest
         )
-        for hear in self.hearers:
+        for hear in hearers:
             hear(record)
 
-    def _measure(self) -> None:
-        site = self.context.lease.site
-        metrics.skew.labels(site).set(clock.skew)
-        metrics.tasks.labels(site).set(trio.lowlevel.current_statistics().tasks_living)
+    await renewing(context.trouble, renew, context.options.lease_time * RENEW)
+
+
+async def renewing(trouble: Trouble, renew: Callable[[], Awaitable[None]], every: float) -> None:
+    """Renew a lease every so many seconds, for ever. Raises `LeaseLost`."""
+    while True:
+        try:
+            await renew()
+            trouble.over("lease")
+        except DatabaseError as error:
+            if is_fatal(error):
+                raise
+            # Nothing else. A stand-by that still reaches the database may take the site over: then
+            # the renewal raises `LeaseLost` when the database is back. A helper has its fence.
+            trouble.meet("lease", of_the_site(error))
+            # Sooner than usual: the lease goes on running out.
+            await trio.sleep(min(every, LONGEST_WAIT) / 4)
+        else:
+            await trio.sleep(every)

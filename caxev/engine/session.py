@@ -33,7 +33,7 @@ from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.forcing import leave_by_force, letting_go
 from caxev.engine.helpers import HelperWatch
 from caxev.engine.indexes import keep_indexes
-from caxev.engine.lease import LeaseRenewal
+from caxev.engine.lease import keep_lease
 from caxev.engine.leaving import Leaving
 from caxev.engine.malformed import Quarantine
 from caxev.engine.options import Options, Reloader
@@ -132,8 +132,7 @@ class LeaderSession:
         self.watcher = Watcher(context, recorder)
         self.requests = Requests(context, recorder, self.watcher.scan)
         self.helpers = HelperWatch(context, self.alarms, recorder, self.dispatcher)
-        hearers = [self.roots.heard, self.requests.heard, self.helpers.heard]
-        self.renewal = LeaseRenewal(context, hearers)
+        self.hearers = [self.roots.heard, self.requests.heard, self.helpers.heard]
         self.services = [
             make(database, lease, site, context.sites) for make in context.options.services
         ]
@@ -145,7 +144,7 @@ class LeaderSession:
         outer.start_soon(dispatcher.settler.run)
         outer.start_soon(dispatcher.runner.show_progress)
         # In the outer nursery: the lease must last until the last settlement.
-        outer.start_soon(self.renewal.run)
+        outer.start_soon(keep_lease, self.context, self.hearers)
         outer.start_soon(Watchdog(self.context, self.alarms).run)
         outer.start_soon(leave_by_force, dispatcher.runner, self._let_go)
         if not options.once:
