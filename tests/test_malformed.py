@@ -30,8 +30,10 @@ from caxev.core.alarms import Alarm, AlarmState, Delivery
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event, Tag
 from caxev.core.packing import pack
+from caxev.core.selection import EVERY
 from caxev.database import Database, FeedStream, Odd, Position, Request, Unreachable
 from caxev.database.alarms import alarm_id, alarm_row
+from caxev.database.bulk_requests import bulk_from
 from caxev.database.manifests import part_from
 from caxev.database.reactions import reaction_document
 from caxev.database.requests import request_from
@@ -442,3 +444,31 @@ def test_a_key_that_holds_an_object_is_passed_over() -> None:
         for key in keys
     ]
     assert stream._changed(changes, Position()).ledger == (("alarm", SITE, "full"),)
+
+
+async def test_figures_of_what_people_wrote(database: Named) -> None:
+    """A status that is missing, a date of no calendar: a scrape of the metrics ends no listener."""
+    entry = {"type": "raw", "host": SITE}
+    never = DatetimeMS(2**62)
+    async with engine.opened(database) as db:
+        run = engine.run_document(1)
+        read = {"status": "transferred", "verified_at": never}
+        odd = [entry, {**entry, **read}, {"status": "transferring", "job": {}}]
+        due = {"site": SITE, "state": "failed", "lane": "default", "due": never}
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            client[database.name]["runs_new"].insert_one({**run, "data": odd})
+            client[database.name]["caxev_ledger"].insert_one({"_id": "odd", **due})
+        assert [row["status"] for row in await db.totals(EVERY, NOW)] == [None, "transferred"]
+        (job,) = await db.jobs()
+        assert (job["host"], job["type"], job["number"]) == (None, None, 1)
+        assert [one["oldest"] for one in await db.readings(NOW, 9)] == [NOW]
+        assert [one.since for one in await db.owed(SITE, NOW)] == [None]
+
+
+def test_a_request_names_runs_by_what_can_be_a_run_s_id() -> None:
+    """Nobody could look an object up among those that are written."""
+    whole = {"_id": "a", "kind": "copy", "runs": [1], "terms": {}, "by": "me", "at": NOW}
+    assert bulk_from({**whole, "written": 0, "failed": [1]}).left == (1, 1)
+    for name in ("runs", "failed"):
+        with pytest.raises(Malformed, match=f"{name} has an item that is no run's id"):
+            bulk_from({**whole, "written": 0, "failed": [], name: [{"x": 1}]})

@@ -762,6 +762,21 @@ async def test_a_run_that_led_to_nothing_at_first_is_known_to_the_handlers(datab
         assert await db.known_to(SITE, [run]) == {run: {"react"}}
 
 
+async def test_however_many_runs_are_refused_all_are_known(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart, too: else those beyond a page would be shown as failed for ever."""
+    monkeypatch.setattr("caxev.database.reactions._AT_A_TIME", 2)
+    monkeypatch.setattr(Database, "reactions", None)
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, _):
+        runs = await add(db, 1, 2, 3)
+        for run in runs:
+            await recorder.unreadable.park(run, None, InvalidDocument("too large"))
+        recorder.unreadable.runs = set()
+        await recorder.unreadable.load()
+        assert recorder.unreadable.runs == {*runs}
+
+
 async def test_a_run_that_is_refused_is_parked_once(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:

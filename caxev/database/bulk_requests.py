@@ -199,15 +199,14 @@ def _check_size(runs: Sequence[RunId]) -> None:
 def bulk_from(document: Document) -> BulkRequest:
     """Return the request that a document holds. Raises `Malformed`."""
     row = Row.of(document)
-    runs = row.many("runs", None)
     return BulkRequest(
         id=row.text("_id"),
         kind=row.text("kind"),
-        runs=None if runs is None else tuple(runs),
+        runs=row.runs("runs"),
         terms=Row.of(document.get("terms")).document,
         by=row.text("by"),
         at=row.moment("at"),
         written=row.whole("written"),
-        failed=tuple(row.many("failed")),
+        failed=row.runs("failed") or (),
         writer=row.text("writer", None),
     )

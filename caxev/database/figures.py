@@ -12,6 +12,7 @@ from caxev.core.ledger import State
 from caxev.core.model import TRANSFERRED, TRANSFERRING
 from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Connection, operation, within
+from caxev.database.selections import or_null
 from caxev.database.setup import OWN
 
 
@@ -57,7 +58,10 @@ class Figures(Connection):
         key = {"lane": "$lane", "state": state}
         group = {"$group": {"_id": key, "number": {"$sum": 1}, "since": {"$min": "$due"}}}
         rows = await (await self._ledger.aggregate([match, group])).to_list(None)
-        return [Owed(**row["_id"], number=row["number"], since=row["since"]) for row in rows]
+        # A date that is out of Python's range is none.
+        return [
+            Owed(**row["_id"], number=row["number"], since=moment(row["since"])) for row in rows
+        ]
 
     @operation
     async def sizes(self) -> list[Size]:
@@ -90,7 +94,7 @@ class Figures(Connection):
                 "default": "waiting",
             }
         }
-        key = {"host": "$data.host", "type": "$data.type", "state": state}
+        key = {"host": or_null("$data.host"), "type": or_null("$data.type"), "state": state}
         pipeline: list[Document] = [
             {"$match": {"data": {"$elemMatch": entry}}},
             {"$project": {f"data.{name}": 1 for name in _OF_JOBS}},
@@ -127,7 +131,7 @@ class Figures(Connection):
                 "host": row["_id"]["host"],
                 "day": None if (found := row["_id"]["day"]) is None else max(int(found), 0),
                 "copies": row["copies"],
-                "oldest": moment(row["oldest"]),
+                "oldest": moment(row["oldest"]) or now,
             }
             for row in rows
         ]

@@ -150,7 +150,7 @@ class Leases(Sites, Reactions, History, Schema):
 
         A claim that the ledger refuses to change stays among the site's `claims`.
         """
-        found = await self._documented(self._ledger.find(claimed))
+        found = await self._documented(self._ledger.find(claimed, {"kept": 0}))
         writes = [
             # The epoch: what its process settles meanwhile, if it still lives, stays settled.
             UpdateOne(

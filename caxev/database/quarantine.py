@@ -99,7 +99,7 @@ class Quarantine(Connection):
         odd += [{"epoch": {"$exists": True, "$not": {"$type": "number"}}}]
         odd += [{"epoch": {"$exists": False}, "state": State.RUNNING.value}]
         query = {"_id": {"$regex": "^" + re.escape(site_prefix(site))}, "$or": odd}
-        documents = await self._ledger.find(query).limit(AT_ONCE).to_list(None)
+        documents = await self._ledger.find(query, {"kept": 0}).limit(AT_ONCE).to_list(None)
         self._read(self._ledger, documents, reaction_from)
 
     @operation

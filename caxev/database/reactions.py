@@ -30,7 +30,8 @@ class Reactions(Quarantine):
     """Queries for reactions. Malformed ones are left out; see `odd`."""
 
     async def _reactions(self, query: Document) -> list[Reaction]:
-        return [reaction for reaction, _ in await self._documented(self._ledger.find(query))]
+        found = await self._documented(self._ledger.find(query, {"kept": 0}))
+        return [reaction for reaction, _ in found]
 
     async def _documented(self, cursor: Any) -> list[tuple[Reaction, Document]]:
         return self._of_documents(await cursor.to_list(None))

@@ -16,7 +16,7 @@ from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Session, operation, within
 from caxev.database.history import History
 from caxev.database.quarantine import Odd
-from caxev.database.rows import Malformed, Row, is_plain
+from caxev.database.rows import Row
 from caxev.database.sites import Sites
 from caxev.database.writes import Lease, guard
 
@@ -70,12 +70,9 @@ class Parts:
 def request_from(document: Document) -> Request:
     """Return the request that a document holds."""
     row = Row.of(document)
-    runs = row.many("runs", None)
-    if runs is not None and not all(is_plain(run) for run in runs):
-        raise Malformed("runs has an item that is no run's id")
     return Request(
         kind=row.text("kind"),
-        runs=None if runs is None else tuple(runs),
+        runs=row.runs("runs"),
         handler=row.text("handler", None),
         force=row.flag("force", default=False),
         id=document["_id"],

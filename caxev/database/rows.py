@@ -84,6 +84,13 @@ class Row:
         """Return a list."""
         return self._get(name, "a list", lambda value: isinstance(value, list), default)
 
+    def runs(self, name: str) -> tuple[RunId, ...] | None:
+        """Return a list of runs' ids; None if there is none."""
+        found = self.many(name, None)
+        if found is not None and not all(is_plain(run) for run in found):
+            raise Malformed(f"{name} has an item that is no run's id")
+        return None if found is None else tuple(found)
+
     def run(self, name: str) -> RunId:
         """Return a run's id."""
         return self._get(name, "a run's id", lambda v: v is not None and is_plain(v), _NEEDED)

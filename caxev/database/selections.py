@@ -326,7 +326,7 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
         {"$match": names},
         {
             "$group": {
-                "_id": {name: f"$_id.{name}" for name in which},
+                "_id": {name: or_null(f"$_id.{name}") for name in which},
                 "copies": {"$sum": "$copies"},
                 "sized": {"$sum": _of_known("$copies", "$copies")},
                 "bytes": {"$sum": _of_known("$own", "$whole")},
@@ -334,6 +334,11 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
         },
         {"$sort": {"_id.host": 1, "_id.type": 1, "_id.status": 1}},
     ]
+
+
+def or_null(path: str) -> Document:
+    """Return an expression for a field of a group's key: without it, one that is missing goes."""
+    return {"$ifNull": [path, None]}
 
 
 def _is_amount(path: str) -> Document:

@@ -37,9 +37,9 @@ class UnreadableRuns:
 
     async def load(self) -> None:
         """Read which runs could not be recorded by a former process."""
-        site = self.context.lease.site
-        shown = await self.context.database.reactions(site, state="failed", handler=UNREADABLE)
-        self.runs = {reaction.run for reaction, _ in shown}
+        database, site = self.context.database, self.context.lease.site
+        pages = database.reaction_pages(site, State.FAILED.value, UNREADABLE)
+        self.runs = {reaction.run async for page in pages for reaction, _ in page}
 
     def among(self, runs: Iterable[RunId]) -> set[RunId]:
         """Return which of these runs cannot be recorded."""
