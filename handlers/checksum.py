@@ -56,7 +56,8 @@ from caxev.config.data_types import RAW, UNTRIGGERED
 from caxev.copies.lifecycle import broken_off, found_bad, found_good, written
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
-from caxev.files import digest_copy, printable
+from caxev.files import printable
+from caxev.files.digest import digest_copy
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
 

@@ -78,9 +78,11 @@ from caxev.copies.sharing import sharing
 from caxev.copies.storage import custodian, sites_sharing_storage
 from caxev.core.job import Wait
 from caxev.core.model import STATUSES
-from caxev.files import MOVED_PREFIX, NOTHING, Replaced, distinct, empty_quarantine, standing
+from caxev.files import MOVED_PREFIX, empty_quarantine, standing
 from caxev.files import erase as erase_files
-from caxev.files import lacking as lacking_bytes
+from caxev.files.erasing import NOTHING, distinct
+from caxev.files.errors import Replaced
+from caxev.files.space import lacking as lacking_bytes
 
 REPLACED = "replaced"
 """The alarm that other files are at the location of a copy that was to be erased."""

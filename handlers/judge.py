@@ -64,7 +64,8 @@ from caxev.copies.storage import can_be_read, same_bytes
 from caxev.core.entry import SetAside
 from caxev.core.job import Wait
 from caxev.core.moments import after
-from caxev.files import empty_quarantine, printable, set_aside, standing
+from caxev.files import empty_quarantine, printable, standing
+from caxev.files.erasing import set_aside
 
 FRESH = timedelta(days=7)
 """How long a reading counts, and how long a requested one is waited for."""

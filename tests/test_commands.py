@@ -32,7 +32,8 @@ from caxev.cli.site_paths import key_of
 from caxev.cli.verify import compare
 from caxev.config import Site
 from caxev.core.model import Copy, CopyKey, Run
-from caxev.files import MARKER_PREFIX, digest_tree, process_lock
+from caxev.files import digest_tree, process_lock
+from caxev.files.roots import MARKER_PREFIX
 from tests import engine
 from tests.conftest import Database as Named
 from tests.places import vouched

@@ -10,23 +10,13 @@ from pathlib import Path
 import pytest
 
 from caxev import GiveUp, Retry, failpoints
-from caxev.files import (
-    GONE_PREFIX,
-    NOTHING,
-    QUARANTINE,
-    Confined,
-    Manifest,
-    empty_quarantine,
-    erasing,
-    identity,
-    lacking,
-    scan,
-    standing,
-)
+from caxev.files import Confined, Manifest, empty_quarantine, erasing, scan, standing
 from caxev.files import erase as erase_marked
-from caxev.files import set_aside as set_aside_marked
-from caxev.files.identity import is_same
+from caxev.files.erasing import GONE_PREFIX, NOTHING, QUARANTINE
+from caxev.files.erasing import set_aside as set_aside_marked
+from caxev.files.identity import identity, is_same
 from caxev.files.publishing import rename_new
+from caxev.files.space import lacking
 from caxev.files.throttle import RateLimiter, idle_disk
 from tests.faults.campaign import add_oddities
 from tests.places import vouched

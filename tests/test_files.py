@@ -28,17 +28,13 @@ from caxev.files import (
     MOVED_PREFIX,
     PART,
     Item,
-    Kind,
     Manifest,
     PartDigest,
     Range,
     Seen,
-    check_links,
-    check_paths,
     confine,
     digest_tree,
     item_digest,
-    link_problem,
     local,
     partial_path,
     printable,
@@ -49,10 +45,11 @@ from caxev.files import (
     writing,
 )
 from caxev.files.digest import wrong_below
-from caxev.files.paths import LONGEST_NAME
+from caxev.files.manifest import Kind
+from caxev.files.paths import LONGEST_NAME, link_problem
 from caxev.files.publishing import make_above
 from caxev.files.reading import read_all, stretches
-from caxev.files.tree import look
+from caxev.files.tree import check_links, check_paths, look
 from tests.places import partial_of, vouched
 
 ODD = [

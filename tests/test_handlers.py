@@ -43,7 +43,9 @@ from caxev.core.update import (
     NobodyReads,
 )
 from caxev.engine.attempt import Watch, attempt
-from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
+from caxev.files import MOVED_PREFIX, Item, Moved
+from caxev.files.erasing import GONE_PREFIX, NOTHING
+from caxev.files.identity import identity
 from caxev.handlers import checksum as verify
 from caxev.handlers import deletion, repair, stalled, transfer
 from caxev.handlers.judge import quarantine

@@ -27,7 +27,9 @@ from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, open_database
 from caxev.engine.options import Options
-from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
+from caxev.files import digest_tree
+from caxev.files.erasing import QUARANTINE
+from caxev.files.roots import MARKER_PREFIX
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.deletion import harm

@@ -22,18 +22,9 @@ from attrs import define, evolve, frozen
 from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
-from caxev.files import (
-    FarPath,
-    Manifest,
-    Meter,
-    Moved,
-    StagedCopy,
-    digest_tree,
-    join,
-    look,
-    to_the_second,
-)
+from caxev.files import FarPath, Manifest, Meter, Moved, StagedCopy, digest_tree, join, look
 from caxev.files.incoming import _place
+from caxev.files.plan import to_the_second
 from caxev.program import ProgramEnd
 from caxev.transfer import Route
 from caxev.transfer.grid import storage_of

@@ -17,7 +17,9 @@ from caxev import transfer
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
 from caxev.engine.workers import Workers
-from caxev.files import confine, digest_copy, link_problem, within_tree
+from caxev.files import confine
+from caxev.files.digest import digest_copy
+from caxev.files.paths import link_problem, within_tree
 from caxev.handlers import transfer as reactions
 from caxev.transfer import Route
 from caxev.transfer.carrying import TransferPlan

@@ -32,15 +32,13 @@ from caxev.files import (
     Seen,
     bring_in,
     confine,
-    copy_file,
-    forget_incoming,
     landing,
-    link_file,
     make_private,
     mirror,
     not_private,
     pinned,
 )
+from caxev.files.incoming import copy_file, forget_incoming, link_file
 from caxev.rucio.files import Checked
 from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did

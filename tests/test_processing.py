@@ -51,7 +51,7 @@ from caxev.core.registry import Registry, recorded
 from caxev.database import Database, Request, id_from, id_text
 from caxev.demo import daq, processor
 from caxev.engine.options import Options
-from caxev.files import MARKER_PREFIX
+from caxev.files.roots import MARKER_PREFIX
 from caxev.handlers import processing as made
 from tests import engine
 from tests.conftest import Database as Named

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Seen, StagedCopy, erase, look, open_resolved, rename_new, resolved
+from caxev.files import Seen, StagedCopy, erase, look, open_resolved, resolved
 from caxev.files import join as below
+from caxev.files.publishing import rename_new
 from caxev.transfer.receive import read_piece, write_piece
 from tests.places import vouched
 

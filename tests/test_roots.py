@@ -33,8 +33,17 @@ from caxev.engine.context import Context
 from caxev.engine.options import Options
 from caxev.engine.root_markers import init_roots
 from caxev.engine.runner import sites_of
-from caxev.files import MARKER_PREFIX, confine, erase, standing, steady
-from caxev.files.roots import Probe, absent, file_system, find_markers, make_marker, missing, probe
+from caxev.files import confine, erase, standing, steady
+from caxev.files.roots import (
+    MARKER_PREFIX,
+    Probe,
+    absent,
+    file_system,
+    find_markers,
+    make_marker,
+    missing,
+    probe,
+)
 from caxev.handlers import checksum, deletion, tape, transfer
 from caxev.testing import Lab, lab
 from tests import engine

@@ -12,7 +12,7 @@ from caxev.copies.sharing import Neighbours, neighbours, sharing_here
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.core.paths import plain
-from caxev.files import overlapping
+from caxev.files.places import overlapping
 from tests import engine
 from tests.conftest import Database as Named
 

@@ -43,8 +43,8 @@ from caxev.batch.base import JobEnd, JobSpec
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey
 from caxev.database.ids import id_from, id_text
-from caxev.files import Confined, confine_entry, make_private, read_file, root_rows, roots_from
-from caxev.files.resolved import remove
+from caxev.files import Confined, confine_entry, make_private, root_rows, roots_from
+from caxev.files.resolved import read_file, remove
 
 INPUT: Final = "input"
 OUTPUT: Final = "output"

@@ -38,7 +38,8 @@ from caxev.core.registry import (
     by_name,
     recorded,
 )
-from caxev.files import is_bare, lies_in, not_private
+from caxev.files import is_bare, not_private
+from caxev.files.private import lies_in
 from caxev.files.roots import find_markers
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from attrs import define, field, frozen
 from caxev import files
 from caxev.cli.interrupts import stop_if_interrupted
 from caxev.config import Site
-from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE, RESERVED
+from caxev.files import MOVED_PREFIX, PART_PREFIX
+from caxev.files.erasing import GONE_PREFIX, QUARANTINE
+from caxev.files.paths import RESERVED
 
 PAGE: Final = 1000
 _OURS: Final = RESERVED.encode()

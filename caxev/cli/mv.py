@@ -56,10 +56,10 @@ from caxev.files import (
     parent,
     printable,
     process_lock,
-    rename_new,
     safe_name,
     scan,
 )
+from caxev.files.publishing import rename_new
 from caxev.files.resolved import remove, sync
 
 if TYPE_CHECKING:

@@ -42,7 +42,9 @@ from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
 from caxev.core.selection import at_host
-from caxev.files import confine_entry, erase, identity, quarantine_of
+from caxev.files import confine_entry, erase
+from caxev.files.erasing import quarantine_of
+from caxev.files.identity import identity
 from caxev.files.roots import check_root
 from caxev.finite import Finite
 

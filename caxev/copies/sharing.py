@@ -17,7 +17,7 @@ from caxev.copies.storage import sites_sharing_storage
 from caxev.core.job import Job
 from caxev.core.model import Copy, Run
 from caxev.core.paths import plain
-from caxev.files import overlapping
+from caxev.files.places import overlapping
 
 Find: TypeAlias = "Callable[[Neighbours], Awaitable[list[Run]]]"
 
@@ -61,7 +61,7 @@ def located(
 ) -> list[tuple[str, str]]:
     """Return names and locations of other entries at these hosts, without `copy` itself.
 
-    `caxev.files.overlapping` then finds on the disk which of them overlap.
+    `caxev.files.places.overlapping` then finds on the disk which of them overlap.
     """
     # With the location: a second entry of the same key is another copy, unless it is the same.
     itself = (run.id, copy.key, copy.location)

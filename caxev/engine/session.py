@@ -47,7 +47,8 @@ from caxev.engine.trouble import Trouble
 from caxev.engine.watchdog import Watchdog
 from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
-from caxev.files import MARGIN, forget_incoming
+from caxev.files.incoming import forget_incoming
+from caxev.files.staging import MARGIN
 
 LAST: Final = 1.0
 """Seconds for what was begun during the grace: from here on until another process has taken over

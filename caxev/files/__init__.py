@@ -5,109 +5,51 @@ under its final name. Knows neither the database nor the network.
 """
 
 from caxev.files.confined import Confined, FarPath, beside, join, parent
-from caxev.files.digest import digest_copy, digest_tree, wrong_below
-from caxev.files.erasing import (
-    GONE_PREFIX,
-    MOVED_PREFIX,
-    NOTHING,
-    QUARANTINE,
-    distinct,
-    empty_quarantine,
-    erase,
-    quarantine_of,
-    set_aside,
-    standing,
-)
-from caxev.files.errors import Replaced, changed, damaged, gone, local
-from caxev.files.identity import identity
-from caxev.files.incoming import (
-    apart,
-    bring_in,
-    copy_file,
-    forget_incoming,
-    landing,
-    link_file,
-    mirror,
-    name_in,
-    pinned,
-    place_file,
-)
-from caxev.files.manifest import PART, Item, Kind, Manifest, Range, item_digest
+from caxev.files.digest import digest_tree
+from caxev.files.erasing import MOVED_PREFIX, empty_quarantine, erase, standing
+from caxev.files.errors import changed, damaged, gone, local
+from caxev.files.incoming import bring_in, landing, mirror, name_in, pinned, place_file
+from caxev.files.manifest import PART, Item, Manifest, Range, item_digest
 from caxev.files.meter import Meter, Moved, Report, to_nobody
 from caxev.files.part_digest import PartDigest
 from caxev.files.paths import (
     PART_PREFIX,
-    RESERVED,
     check_names,
     confine,
     confine_entry,
     confine_own,
     inside,
-    link_problem,
-    origin_path,
     partial_path,
     printable,
     safe_name,
     shown,
-    within_tree,
 )
-from caxev.files.places import overlapping, places
-from caxev.files.plan import Piece, Plan, plan, second, to_the_second
-from caxev.files.private import is_bare, lies_in, make_private, not_private
+from caxev.files.plan import Piece, Plan, plan, second
+from caxev.files.private import is_bare, make_private, not_private
 from caxev.files.process_lock import process_lock
-from caxev.files.publishing import (
-    DIR_MODE,
-    FILE_MODE,
-    forget_lock,
-    publish,
-    rename_new,
-    writing,
-)
-from caxev.files.resolved import open_resolved, opened, read_file
-from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
-from caxev.files.space import lacking
+from caxev.files.publishing import DIR_MODE, FILE_MODE, forget_lock, publish, writing
+from caxev.files.resolved import open_resolved, opened
+from caxev.files.roots import root_rows, roots_from, steady
 from caxev.files.staging import (
-    LONGEST_ORIGIN,
-    MARGIN,
     StagedCopy,
     check_expected,
-    check_standing,
-    enough_space,
     filling_up,
     is_file,
     known_items,
     make_parents,
 )
-from caxev.files.throttle import RateLimiter, idle_disk
-from caxev.files.tree import (
-    Seen,
-    check_links,
-    check_paths,
-    check_rows,
-    check_unchanged,
-    look,
-    look_source,
-    manifest_of,
-    scan,
-)
+from caxev.files.throttle import RateLimiter
+from caxev.files.tree import Seen, check_rows, check_unchanged, look, look_source, manifest_of, scan
 
 __all__ = [
     "DIR_MODE",
     "FILE_MODE",
-    "GONE_PREFIX",
-    "LONGEST_ORIGIN",
-    "MARGIN",
-    "MARKER_PREFIX",
     "MOVED_PREFIX",
-    "NOTHING",
     "PART",
     "PART_PREFIX",
-    "QUARANTINE",
-    "RESERVED",
     "Confined",
     "FarPath",
     "Item",
-    "Kind",
     "Manifest",
     "Meter",
     "Moved",
@@ -116,49 +58,33 @@ __all__ = [
     "Plan",
     "Range",
     "RateLimiter",
-    "Replaced",
     "Report",
     "Seen",
     "StagedCopy",
-    "apart",
     "beside",
     "bring_in",
     "changed",
     "check_expected",
-    "check_links",
     "check_names",
-    "check_paths",
     "check_rows",
-    "check_standing",
     "check_unchanged",
     "confine",
     "confine_entry",
     "confine_own",
-    "copy_file",
     "damaged",
-    "digest_copy",
     "digest_tree",
-    "distinct",
     "empty_quarantine",
-    "enough_space",
     "erase",
     "filling_up",
-    "forget_incoming",
     "forget_lock",
     "gone",
-    "identity",
-    "idle_disk",
     "inside",
     "is_bare",
     "is_file",
     "item_digest",
     "join",
     "known_items",
-    "lacking",
     "landing",
-    "lies_in",
-    "link_file",
-    "link_problem",
     "local",
     "look",
     "look_source",
@@ -170,32 +96,22 @@ __all__ = [
     "not_private",
     "open_resolved",
     "opened",
-    "origin_path",
-    "overlapping",
     "parent",
     "partial_path",
     "pinned",
     "place_file",
-    "places",
     "plan",
     "printable",
     "process_lock",
     "publish",
-    "quarantine_of",
-    "read_file",
-    "rename_new",
     "root_rows",
     "roots_from",
     "safe_name",
     "scan",
     "second",
-    "set_aside",
     "shown",
     "standing",
     "steady",
     "to_nobody",
-    "to_the_second",
-    "within_tree",
     "writing",
-    "wrong_below",
 ]

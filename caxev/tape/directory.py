@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import evolve
 
 from caxev.core.errors import GiveUp
-from caxev.files import confine, confine_own, copy_file, join, local, look, printable
+from caxev.files import confine, confine_own, join, local, look, printable
+from caxev.files.incoming import copy_file
 from caxev.files.roots import check_root
 from caxev.tape.base import Archive, Stored
 from caxev.transfer import Route

@@ -22,13 +22,13 @@ from caxev.files import (
     beside,
     forget_lock,
     join,
-    link_file,
     local,
     open_resolved,
     parent,
     printable,
     writing,
 )
+from caxev.files.incoming import link_file
 from caxev.files.ways import cloned, tried
 from caxev.tape.base import Stored, Transcript
 

@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
 
-from caxev.files import (
-    Confined,
-    Manifest,
-    Moved,
-    Report,
-    damaged,
-    known_items,
-    look,
-    to_nobody,
-    wrong_below,
-)
+from caxev.files import Confined, Manifest, Moved, Report, damaged, known_items, look, to_nobody
+from caxev.files.digest import wrong_below
 
 if TYPE_CHECKING:
     from caxev.config import Site

@@ -23,7 +23,6 @@ from caxev.files import (
     Report,
     Seen,
     StagedCopy,
-    apart,
     bring_in,
     changed,
     check_expected,
@@ -38,6 +37,7 @@ from caxev.files import (
     parent,
     printable,
 )
+from caxev.files.incoming import apart
 from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Lines, ProgramEnd, run
 from caxev.transfer import ssh
 from caxev.transfer.base import Route, check_content

@@ -58,7 +58,8 @@ from caxev.database import (
 )
 from caxev.demo.world import World, ask, left
 from caxev.engine.listener import prepare
-from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
+from caxev.files import PART_PREFIX, digest_tree
+from caxev.files.erasing import GONE_PREFIX
 from tests import dsmc_faults
 from tests.faults.told import untold
 from tests.mongod import Cluster

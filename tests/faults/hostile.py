@@ -30,7 +30,9 @@ from caxev.batch.work import withdraw as cancel
 from caxev.config import ArchiveOptions, Permission, Site, jobs_directory
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
-from caxev.files import digest_tree, empty_quarantine, erase, identity, set_aside
+from caxev.files import digest_tree, empty_quarantine, erase
+from caxev.files.erasing import set_aside
+from caxev.files.identity import identity
 from caxev.files.resolved import remove
 from caxev.handlers.permissions import apply as give
 from caxev.tape.base import Reach

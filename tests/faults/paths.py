@@ -41,8 +41,10 @@ from caxev.core.model import (
 )
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.files import confine, empty_quarantine, identity, set_aside, standing
+from caxev.files import confine, empty_quarantine, standing
 from caxev.files import erase as erase_stray
+from caxev.files.erasing import set_aside
+from caxev.files.identity import identity
 from caxev.handlers.deletion import erase
 from caxev.handlers.permissions import apply as give
 from caxev.transfer import Route

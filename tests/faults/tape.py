@@ -32,7 +32,8 @@ from caxev.core.model import (
 )
 from caxev.core.update import RunUpdate
 from caxev.demo.world import TAPE
-from caxev.files import MARKER_PREFIX, safe_name
+from caxev.files import safe_name
+from caxev.files.roots import MARKER_PREFIX
 from caxev.tape.base import Reach
 from caxev.tape.steps import Data, recall
 from tests.faults.campaign import (

@@ -19,24 +19,22 @@ from caxev import aio, failpoints
 from caxev.core.errors import Retry
 from caxev.files import (
     FILE_MODE,
-    LONGEST_ORIGIN,
     FarPath,
     Plan,
     Range,
     Seen,
-    check_standing,
-    enough_space,
     is_file,
     join,
-    origin_path,
     parent,
     partial_path,
     plan,
     printable,
     process_lock,
     second,
-    to_the_second,
 )
+from caxev.files.paths import origin_path
+from caxev.files.plan import to_the_second
+from caxev.files.staging import LONGEST_ORIGIN, check_standing, enough_space
 from caxev.transfer.base import Route
 from caxev.transfer.ssh.endpoint import Endpoint, sftp_session, translated
 from caxev.transfer.ssh.remote import Remote

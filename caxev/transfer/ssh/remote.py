@@ -23,14 +23,14 @@ from caxev.files import (
     FILE_MODE,
     FarPath,
     Seen,
-    check_links,
     check_rows,
     gone,
     join,
     parent,
     printable,
-    within_tree,
 )
+from caxev.files.paths import within_tree
+from caxev.files.tree import check_links
 from caxev.transfer.ssh.session import GONE, NOT_FOR_US, Session, each, naming
 from caxev.transfer.ssh.sftp import OPENING
 
