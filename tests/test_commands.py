@@ -759,13 +759,25 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
 
 
 @pytest.mark.replicaset
-@pytest.mark.parametrize("kind", [None, "", 5])
-def test_what_an_entry_without_a_type_names_is_no_stray(ground: Ground, kind: object) -> None:
+@pytest.mark.parametrize(
+    "fields", [{"type": None}, {"type": ""}, {"type": 5}, {"host": None}, {"host": ""}]
+)
+def test_what_an_entry_without_a_type_or_a_host_names_is_no_stray(
+    ground: Ground, fields: dict[str, Any]
+) -> None:
     """Somebody has edited it by hand: the files may be the only ones of that run."""
     littered(ground)
-    ground.insert({"type": kind, "location": str(ground.raw / "stray")}, number=6, name="edited")
+    ground.insert({**fields, "location": str(ground.raw / "stray")}, number=6, name="edited")
     assert {"stray", "other"} & stray(ground, "--delete").keys() == {"other"}
     assert (ground.raw / "stray").exists()
+
+
+@pytest.mark.replicaset
+def test_the_files_of_an_entry_without_a_host_need_not_be_here(ground: Ground) -> None:
+    """They may be at any site, and are missing at none."""
+    here = {"location": str(write_run(ground.raw / NAME))}
+    ground.insert(here, {"host": None, "location": str(ground.raw / "nowhere")})
+    assert stray(ground) == {}
 
 
 @pytest.mark.replicaset

@@ -93,10 +93,16 @@ def test_a_run_s_own_second_name_is_seen_without_the_disk(root: Path, spelling: 
     assert "another entry is at" in str(found)
 
 
-@pytest.mark.parametrize("kind", [None, "", 5])
-async def test_files_of_an_entry_without_a_type_are_shared(root: Path, kind: object) -> None:
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [*(({"type": kind}, "unknown at lngs") for kind in (None, "", 5))]
+    + [({"host": host}, "raw at unknown") for host in (None, "", 5)],
+)
+async def test_files_of_an_entry_without_a_type_or_a_host_are_shared(
+    root: Path, fields: dict[str, object], named: str
+) -> None:
     """Somebody has edited it by hand: of the same run, or of another one."""
-    mine, other = entry(f"{root}/run", pax_version="v1"), entry(f"{root}/run/sub", type=kind)
+    mine, other = entry(f"{root}/run", pax_version="v1"), {**entry(f"{root}/run/sub"), **fields}
     known, here = sites(root), sites(root).get("lngs")
     run = Run.from_document({"_id": 1, "data": [mine, other]})
     copy = run.copies[0]
@@ -106,7 +112,7 @@ async def test_files_of_an_entry_without_a_type_are_shared(root: Path, kind: obj
     async def find(_wanted: Neighbours) -> list[Run]:
         return [Run.from_document({"_id": 2, "data": [other]})]
 
-    assert await sharing_here(find, run, copy, here, known) == ["unknown at lngs of run 2"]
+    assert await sharing_here(find, run, copy, here, known) == [f"{named} of run 2"]
 
 
 def test_two_names_of_a_shared_directory_are_not_two_copies(root: Path) -> None:

@@ -286,7 +286,7 @@ def claims_of(run: Run, site: Site) -> Iterator[ClaimedPlace]:
         # The first place is the location itself; the second, if it is a link, what it leads to.
         # Only the first must exist: a dangling link is for `caxev verify`.
         for number, path in enumerate(places(copy.location)):
-            must = _must(copy) and number == 0
+            must = _must(copy) and copy.host == site.name and number == 0
             about = (str(run.id), run.number, run.name, copy.type, copy.version)
             yield ClaimedPlace(path, must, *about, copy.location or "")
         for moved in (copy.moving_to, copy.moved_from):

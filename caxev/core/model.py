@@ -336,16 +336,17 @@ class Run:
         return {copy.key: copy for copy in reversed(self.copies)}
 
     def at(self, hosts: Collection[str]) -> Iterator[Copy]:
-        """Yield the entries at these hosts, also those without a type, as of an ``unknown`` one.
+        """Yield the entries at these hosts, also those without a type or a host, as ``unknown``.
 
         For those who erase or move files: such an entry is no copy, but its files may be the only
-        ones of that run.
+        ones of that run, and without a host they may be at any.
         """
         for row in filter(None, map(mapping, rows(self.document.get("data")))):
             host = text(row.get("host"))
-            if host is not None and host in hosts:
+            if host is None or host in hosts:
+                key = CopyKey(text(row.get("type")) or UNKNOWN, host or UNKNOWN)
                 status = text(row.get("status")) or UNKNOWN
-                yield Copy.from_entry(row) or Copy(CopyKey(UNKNOWN, host), status, row)
+                yield Copy.from_entry(row) or Copy(key, status, row)
 
     @property
     def raw_size(self) -> int | None:

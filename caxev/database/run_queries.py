@@ -196,12 +196,13 @@ class Runs(RunPages):
 
 
 def _having_copies(hosts: Iterable[str], ways: Sequence[Document]) -> Document:
-    return {"data": {"$elemMatch": {"host": {"$in": list(hosts)}, "$or": list(ways)}}}
+    # Null stands for a missing host, too: such an entry may be anywhere; see `Run.at`.
+    return {"data": {"$elemMatch": {"host": {"$in": [*hosts, None, ""]}, "$or": list(ways)}}}
 
 
 def _places_at(hosts: Iterable[str]) -> Document:
     """Return the projection of runs to their names, and where their copies at these hosts are."""
-    at_hosts = {"$in": ["$$this.host", {"$literal": list(hosts)}]}
+    at_hosts = {"$in": [{"$ifNull": ["$$this.host", ""]}, {"$literal": [*hosts, ""]}]}
     there = {"$filter": {"input": "$data", "as": "this", "cond": at_hosts}}
     fields = {name: f"$$this.{name}" for name in _PLACE}
     return {**dict.fromkeys(_NAMES, 1), "data": {"$map": {"input": there, "in": fields}}}
