@@ -323,6 +323,27 @@ def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> 
     assert verdict.good == ("DISK1",)
 
 
+def test_bad_replicas_at_several_rses_are_declared(bench: Bench) -> None:
+    """Each at its own RSE; one that the catalogue does not know is named."""
+    order = bench.order(bench.run())
+    read, _ = rucio.upload(order, report=nobody)
+    bench.settle(order, *RSES)
+    bench.server.replicate()
+    dataset = order.names.dataset
+    wrong = [("DISK1", "XENON1T-0.zip"), ("DISK2", "XENON1T-1.zip")]
+    for rse, name in wrong:
+        bench.server.path(dataset.scope, name, rse).write_bytes(b"bad")
+    verdict = rucio.verify(bench.there, dataset, read.files, True, report=nobody)
+    assert (verdict.good, sorted(verdict.replicas)) == (("DISK3",), wrong)
+    assert rucio.declare_bad(bench.there, dataset, verdict.replicas) is None
+    with connected(bench.there, "test") as session:
+        states = {row["name"]: row["states"] for row in session.replicas([dataset])}
+    assert [states[name][rse] for rse, name in wrong] == ["BAD", "BAD"]
+    why = rucio.declare_bad(bench.there, dataset, [("DISK3", "no-such-file")])
+    assert why is not None
+    assert "no-such-file" in why
+
+
 def test_the_catalogue_has_both_checksums_right(bench: Bench) -> None:
     """An MD5 that is not the file's is told, though the ADLER32 is the same."""
     order = bench.order(bench.run("a.zip"))

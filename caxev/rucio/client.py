@@ -13,7 +13,7 @@ that are there and not attached are attached.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 from attrs import evolve
 
@@ -39,6 +39,7 @@ from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
 from caxev.rucio.names import CopyNames, Did
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
+from caxev.rucio.storage import row_of
 from caxev.threads import side_by_side
 
 
@@ -183,19 +184,16 @@ def datasets(there: Site) -> tuple[Did, ...]:
         )
 
 
-def declare_bad(there: Site, dataset: Did, replicas: Sequence[tuple[str, str]]) -> None:
-    """Declare these replicas, (RSE, name), bad: the catalogue makes them anew itself."""
+def declare_bad(there: Site, dataset: Did, replicas: Iterable[tuple[str, str]]) -> str | None:
+    """Declare these replicas, (RSE, name), bad: the catalogue makes them anew itself.
+
+    Returns what it has not taken, and why.
+    """
+    # Not by their addresses, of which Rucio takes those at one RSE and drops the others.
+    rows = [{**row_of(Did(dataset.scope, name)), "rse": rse} for rse, name in replicas]
     with connected(there, f"declaring bad replicas of {dataset}") as rucio:
-        wanted = {*replicas}
-        pfns = [
-            pfn
-            for row in rucio.replicas([dataset])
-            for rse, those in row["rses"].items()
-            if (rse, row["name"]) in wanted
-            for pfn in those[:1]  # all names of a replica mean the same file
-        ]
-        if pfns:
-            rucio.client.declare_bad_file_replicas(pfns, "caxev: the checksum differs")
+        failed = rucio.client.declare_bad_file_replicas(rows, "caxev: the checksum differs")
+    return "; ".join(f"{rse}: {', '.join(map(str, why))}" for rse, why in failed.items()) or None
 
 
 def standing_rules(there: Site, dataset: Did) -> frozenset[str]:

@@ -218,8 +218,8 @@ class CatalogueComparison:
         if not self.repair or not verdict.replicas:
             return None
         dataset, there = Did.of(entry.location), self.chosen.there
-        await trio.to_thread.run_sync(lambda: client.declare_bad(there, dataset, verdict.replicas))
-        return "declared bad: Rucio replaces it"
+        why = await trio.to_thread.run_sync(client.declare_bad, there, dataset, verdict.replicas)
+        return f"not declared bad: {why}" if why else "declared bad: Rucio replaces it"
 
     async def _single(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Remove all entries of a dataset but the best one, if they all name that dataset."""
