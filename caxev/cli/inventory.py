@@ -15,12 +15,12 @@ from typing import Final, Literal, NamedTuple, Self
 
 from attrs import define, field, frozen
 
-from caxev import files
 from caxev.cli.interrupts import stop_if_interrupted
 from caxev.config import Site
 from caxev.files import MOVED_PREFIX, PART_PREFIX
 from caxev.files.erasing import GONE_PREFIX, QUARANTINE
 from caxev.files.paths import RESERVED
+from caxev.files.places import places as every_place
 
 PAGE: Final = 1000
 _OURS: Final = RESERVED.encode()
@@ -300,5 +300,5 @@ def _directory(path: str) -> str:
 
 
 def places(location: object) -> Sequence[bytes]:
-    """As `caxev.files.places`, but each directory is resolved only once."""
-    return files.places(location, _directory)
+    """As `caxev.files.places.places`, but each directory is resolved only once."""
+    return every_place(location, _directory)
