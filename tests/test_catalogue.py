@@ -41,7 +41,7 @@ from caxev.rucio.connection import RucioSession
 from caxev.rucio.files import Checked
 from caxev.rucio.messages import Messages, datasets_in
 from caxev.rucio.names import Did, names_of
-from caxev.rucio.orders import DatasetState, Verdict
+from caxev.rucio.orders import DatasetState, Download, Verdict
 from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from caxev.rucio.storage import Storage
 from tests import engine
@@ -712,6 +712,19 @@ def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rules[-1] = evolve(rules[-1], expires=utcnow() + timedelta(seconds=3630))
     others = rucio_client.give_up(CATALOGUE, dataset, {"old", "gone"})
     assert (deleted, others) == (["old"], 1)
+
+
+def test_a_dataset_without_files_makes_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an empty directory: the catalogue takes out files of which it has lost all replicas."""
+    session = SimpleNamespace(files=lambda _dataset: ())
+    monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
+    here = evolve(CHICAGO, dir_raw=str(tmp_path))
+    order = Download(here, CATALOGUE, Did("scope", "raw"), str(tmp_path / "run"), NOW)
+    with pytest.raises(GiveUp, match="scope:raw holds no file"):
+        rucio_client.download(order, report=to_nobody)
+    assert not [*tmp_path.iterdir()]
 
 
 @given(st.binary(max_size=200))

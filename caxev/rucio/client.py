@@ -221,6 +221,8 @@ def download(order: Download, *, report: Report) -> Moved:
     final = confine(order.location, order.here.roots)
     with connected(order.there, f"download of {order.dataset}") as rucio:
         files = order.files or rucio.files(order.dataset)
+        if not files:
+            raise GiveUp(f"{order.dataset} holds no file any more")
         # A dataset of one file may be a directory with one file, or the file itself.
         if order.single and len(files) == 1:
             files = (evolve(files[0], path=b""),)

@@ -187,13 +187,11 @@ class RucioSession:
             for row in rows_limited(self.client.list_files(*dataset))
         )
 
-    def replicas(self, dids: Sequence[Did], rse: str | None = None) -> list[Row]:
+    def replicas(self, dids: Sequence[Did]) -> list[Row]:
         """Return the replicas of these files or datasets, in any state."""
         found: list[Row] = []
         for some in batches([row_of(did) for did in dids]):
-            found += rows_limited(
-                self.client.list_replicas(some, all_states=True, rse_expression=rse)
-            )
+            found += rows_limited(self.client.list_replicas(some, all_states=True))
         return found
 
     # -- rules ------------------------------------------------------------------------------

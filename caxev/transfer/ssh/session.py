@@ -33,10 +33,8 @@ NOT_FOR_US: Final = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPOpUnsupported)
 """Errors of a server that does not support a request, or does not allow it."""
 
 
-async def each(
-    function: Callable[[T], Awaitable[object]], items: Iterable[T], at_once: int = _AT_ONCE
-) -> None:
-    """Await `function(item)` for every item, `at_once` at a time; items are taken lazily.
+async def each(function: Callable[[T], Awaitable[object]], items: Iterable[T]) -> None:
+    """Await `function(item)` for every item, `_AT_ONCE` at a time; items are taken lazily.
 
     The first error, or cancellation, ends the others and is raised.
     """
@@ -46,7 +44,7 @@ async def each(
         for item in remaining:
             await function(item)
 
-    tasks = [asyncio.create_task(worker()) for _ in range(at_once)]
+    tasks = [asyncio.create_task(worker()) for _ in range(_AT_ONCE)]
     try:
         await asyncio.gather(*tasks)
     finally:
