@@ -30,13 +30,7 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp
 from caxev.core.history import Deed, HistoryRow, What, of_run
 from caxev.core.ledger import Reaction
-from caxev.core.model import (
-    ERROR,
-    TRANSFERRED,
-    Copy,
-    CopyKey,
-    Run,
-)
+from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 from caxev.core.registry import Registry
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate

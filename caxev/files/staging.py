@@ -33,15 +33,7 @@ from caxev.files.publishing import (
     withdraw,
     writing,
 )
-from caxev.files.resolved import (
-    mkdir,
-    opened,
-    read_file,
-    remove,
-    rmdir,
-    symlink,
-    unlink,
-)
+from caxev.files.resolved import mkdir, opened, read_file, remove, rmdir, symlink, unlink
 from caxev.files.tree import Seen, check_paths, look, manifest_of
 
 MARGIN: Final = 16 << 20

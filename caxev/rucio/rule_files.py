@@ -20,14 +20,7 @@ from caxev.config import ConfigError, Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.model import TRANSFERRED
 from caxev.core.selection import at_host
-from caxev.database import (
-    Database,
-    DatabaseError,
-    Lease,
-    Request,
-    concerns_one,
-    unless_fatal,
-)
+from caxev.database import Database, DatabaseError, Lease, Request, concerns_one, unless_fatal
 from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio.rules import load_rules
 

@@ -11,25 +11,9 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from caxev import (
-    ERROR,
-    TRANSFERRING,
-    Copy,
-    GiveUp,
-    Job,
-    Retry,
-    RootAway,
-    RunUpdate,
-    What,
-)
+from caxev import ERROR, TRANSFERRING, Copy, GiveUp, Job, Retry, RootAway, RunUpdate, What
 from caxev.config import Site
-from caxev.copies.lifecycle import (
-    CopyPlan,
-    asked_by,
-    claim,
-    manifest_of,
-    worst,
-)
+from caxev.copies.lifecycle import CopyPlan, asked_by, claim, manifest_of, worst
 from caxev.copies.readings import suspecting
 from caxev.copies.sharing import sharing, sharing_there
 from caxev.files import printable
