@@ -100,10 +100,7 @@ NOT_GOING: Final = Skip("nothing of it is to go by us")
 
 # -- intent: a rule wants a copy gone -------------------------------------------------------------
 
-_BESIDE: Final = (
-    copy((TRANSFERRED, GONE), host=HERE),
-    copy_field(STATUSES, host=HERE, gone=True),
-)
+_BESIDE: Final = (copy((TRANSFERRED, GONE), host=HERE), copy_field(STATUSES, host=HERE, gone=True))
 """Another entry, of any data, may have left the place of ours, or was moved."""
 
 

@@ -26,12 +26,7 @@ PACKAGE: Final = "openpbs-client"
 _WATCH: Final = ("-l", "nodes=1:ppn=1,walltime=00:10:00")
 _OVER: Final = ("F", "C")
 """The states of jobs that have ended: OpenPBS's and Torque's."""
-_OPENPBS: Final = {
-    -26: End.MEMORY,
-    -27: End.MEMORY,
-    -28: End.TIMEOUT,
-    -29: End.TIMEOUT,
-}
+_OPENPBS: Final = {-26: End.MEMORY, -27: End.MEMORY, -28: End.TIMEOUT, -29: End.TIMEOUT}
 _TORQUE: Final = {-10: End.MEMORY, -11: End.TIMEOUT, -12: End.TIMEOUT}
 """The exit statuses by which each names the reason why it killed a job."""
 _DELETED: Final = "91"

@@ -257,10 +257,7 @@ def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
     """Move the partial beside the final name to the private directory, file by file."""
     # Its directories are made anew: others may have put links into the old ones.
     old, new = arrival.partial, inner.partial
-    with (
-        local(old, "take over"),
-        writing(old, directory=not arrival.is_file),
-    ):
+    with local(old, "take over"), writing(old, directory=not arrival.is_file):
         found: list[Seen] = []
         with suppress(GiveUp):  # somebody put something there that no copy holds
             found = look(old, check=False)

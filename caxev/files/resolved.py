@@ -28,11 +28,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class _How(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def open_resolved(path: Confined, flags: int, mode: int = 0) -> int:

@@ -54,11 +54,7 @@ class Storage:
         rsemanager = _rsemanager()
         # Rucio writes the token into the settings and takes it out again: threads need their own.
         protocol = rsemanager.create_protocol(
-            deepcopy(self.settings),
-            "read",
-            scheme=scheme,
-            auth_token=self.token,
-            logger=QUIET.log,
+            deepcopy(self.settings), "read", scheme=scheme, auth_token=self.token, logger=QUIET.log
         )
         protocol.connect()
         try:

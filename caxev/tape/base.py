@@ -13,10 +13,7 @@ from caxev.config.plugins import found, installed
 from caxev.core.errors import GiveUp
 from caxev.files import Report, to_nobody
 
-_OURS: Final = {
-    "tsm": "caxev.tape.tsm:Tsm",
-    "directory": "caxev.tape.directory:Directory",
-}
+_OURS: Final = {"tsm": "caxev.tape.tsm:Tsm", "directory": "caxev.tape.directory:Directory"}
 
 
 def folder_of(location: str) -> str:

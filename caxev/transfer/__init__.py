@@ -16,17 +16,7 @@ from caxev.transfer.base import Mover, Route
 if TYPE_CHECKING:
     from caxev.config import Site
 
-__all__ = [
-    "Mover",
-    "Route",
-    "check",
-    "manifest",
-    "methods",
-    "mover",
-    "pull",
-    "push",
-    "unserved",
-]
+__all__ = ["Mover", "Route", "check", "manifest", "methods", "mover", "pull", "push", "unserved"]
 
 # Import paths and not classes: a worker process imports only the mover that it runs. Nor is what
 # reads sites.json imported here: `receive`, for whose start another site waits, needs none of it.

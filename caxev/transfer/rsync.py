@@ -251,12 +251,7 @@ class _Run:
             output=Lines(line, terminal=True),
             limits=self.limits,
             # The operator's own settings for rsync would change how our arguments are read.
-            environment={
-                **PLAIN,
-                "RSYNC_RSH": "",
-                "RSYNC_OLD_ARGS": "",
-                "RSYNC_PROTECT_ARGS": "1",
-            },
+            environment={**PLAIN, "RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"},
         )
         _check(ended, self.endpoint)
 

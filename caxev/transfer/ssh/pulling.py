@@ -108,9 +108,7 @@ async def _listed_over_sftp(work: Work) -> tuple[FarPath, list[Seen]]:
     return path, await work.remote.source(path)
 
 
-async def _listed_by_agent(
-    starting: asyncio.Task[Agent | None],
-) -> tuple[Agent, list[Seen]] | None:
+async def _listed_by_agent(starting: asyncio.Task[Agent | None]) -> tuple[Agent, list[Seen]] | None:
     agent = await starting
     if agent is None:
         return None
