@@ -129,7 +129,8 @@ class Processing:
     """The reservation of Slurm or PBS."""
     options: Annotated[tuple[str, ...], Kind("a list of options", listed(read_name))] = ()
     """Further options: arguments of ``sbatch`` or ``qsub``, or lines of HTCondor's submit
-    description."""
+    description. The job's name, and HTCondor's ``initialdir``, stay caxev's: it knows a job by
+    them."""
     setup: Annotated[str | None, Kind("shell lines", read_name)] = None
     """Lines for bash before the command. They find what may stand in braces, but for the paths, in
     variables: ``$CAXEV_VERSION``, ``$CAXEV_CORES``."""
