@@ -248,6 +248,7 @@ def _sites(tmp_path: Path, entries: Any) -> Sites:
         ([{"webhook": {"shape": "json"}}], "'webhook': url is missing"),
         ([{"webhook": {"shape": "json", "url": "ftp://a"}}], "url must be an address that"),
         ([{"webhook": {"shape": "json", "url": "https://u:p@a"}}], "url must be an address that"),
+        ([{"webhook": {"shape": "json", "url": "https://a:9d9"}}], "url must be an address that"),
         ([{"webhook": {"shape": "slack", "secret": "hook-url"}}], "secret must be the name of"),
         ([{"email": {"to": ["a@b"]}}] * 2, "2 of them are called 'email'"),
     ],

@@ -677,7 +677,7 @@ def test_a_secret_shows_nowhere(
     ):
         said += run(*args, "--json")
     refused = run("listen", "--site", "lngs", "--once", **REFUSED)
-    assert "CAXEV_SLACK_URL must be an address without a user" in refused
+    assert "CAXEV_SLACK_URL is not an address without a user" in refused
     said += refused
     database = admin[named.name]
     said += repr([list(database[name].find()) for name in database.list_collection_names()])

@@ -16,6 +16,7 @@ from attrs import define, field
 
 from caxev.alarms.base import PATIENCE, DeliveryFailed, Threaded, lines, sentence
 from caxev.config import ConfigError, Webhook, secret
+from caxev.config.alarms import web_address
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 
@@ -54,8 +55,12 @@ class WebhookNotifier(Threaded):
             return cls(options.shape, options.url, found)
         if found is None:
             raise ConfigError(f"there is no url: {todo}")
-        _check(options.secret, found)
-        return cls(options.shape, found, None)
+        try:
+            return cls(options.shape, web_address(found), None)
+        except ValueError:  # its message may hold the address
+            raise ConfigError(
+                f"{options.secret} is not an address without a user that begins with https://"
+            ) from None
 
     def deliver(self, alarm: Alarm, over: bool) -> None:
         """See `Threaded`."""
@@ -78,20 +83,6 @@ class WebhookNotifier(Threaded):
             raise DeliveryFailed(f"{host} is unreachable: its gateway answered {status}")
         if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's success
             raise DeliveryFailed(f"{host} answered {status} {' '.join(start.split())}")
-
-
-def _check(name: str, url: str) -> None:
-    """Raise `ConfigError` if a secret is no address, in words that do not repeat it."""
-    try:
-        parts = urlsplit(url)
-        scheme, host, user = parts.scheme, parts.hostname, parts.username
-        _ = parts.port
-    except ValueError:  # its message may hold the address
-        scheme, host, user = "", None, None
-    if scheme not in {"https", "http"} or not host or not url.isprintable():
-        raise ConfigError(f"{name} is not an address: it must begin with https://") from None
-    if user is not None:
-        raise ConfigError(f"{name} must be an address without a user: nothing before an @")
 
 
 def slack(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:

@@ -40,9 +40,11 @@ _PAGERDUTY: Final = "https://events.pagerduty.com/v2/enqueue"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def _url(value: Any) -> str:
+def web_address(value: Any) -> str:
+    """Read an address without a user. Raises ValueError, whose message may repeat it."""
     parts = urlsplit(printable(value))
     check(parts.scheme in {"https", "http"} and parts.hostname and " " not in value)
+    check(parts.port != 0)  # asked for, as it may be no port
     check(parts.username is None)  # a password would follow, and belongs in no file
     return str(value)
 
@@ -119,7 +121,7 @@ class Webhook(Sink):
     the Events API v2, or all fields of the alarm, for a program of yours."""
     url: Annotated[
         str | None,
-        Kind("an address that begins with https:// (or http://), without a user", _url),
+        Kind("an address that begins with https:// (or http://), without a user", web_address),
     ] = Factory(lambda self: _PAGERDUTY if self.shape == "pagerduty" else None, takes_self=True)
     """The address to post to. By default PagerDuty's own, and for ``slack`` the secret."""
     secret: _Secret = Factory(lambda self: SECRETS[self.shape], takes_self=True)
