@@ -65,7 +65,10 @@ def point(name: str) -> None:
 
 
 def _heard(event: str, _: tuple[Any, ...]) -> None:
-    if event in _FILE_WRITES:
+    if event not in _FILE_WRITES:
+        return
+    # Python keeps what it compiles when a module is first imported: that is no write of ours.
+    if sys._getframe(1).f_code.co_filename != "<frozen importlib._bootstrap_external>":  # noqa: SLF001
         before(event.removeprefix("os."))
 
 

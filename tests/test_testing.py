@@ -98,19 +98,25 @@ async def test_killed_at_a_point(here: Lab) -> None:
 
 
 def test_every_write_has_a_point(tmp_path: Path) -> None:
-    """Whatever a handler does to files passes a point before it; what a library does, none."""
+    """Whatever a handler does to files passes a point before it.
+
+    What a library does passes none, nor does Python when it keeps a module that it has compiled.
+    """
     source, log = tmp_path / "mine.py", tmp_path / "points"
+    (tmp_path / "fresh.py").touch()
     source.write_text(
         "import os, shutil\nfrom pathlib import Path\nfrom caxev import failpoints\n"
         "failpoints.scope.set('mine')\n"
         "def act(top):\n"
+        "    import fresh\n"
         "    (top / 'a').mkdir()\n    (top / 'a' / 'b').touch()\n"
         "    os.replace(top / 'a', top / 'c')\n    shutil.rmtree(top / 'c')\n"
         f"act(Path({str(tmp_path)!r}))\n"
     )
-    subprocess.run(  # our own file
-        [sys.executable, source], env={**os.environ, "CAXEV_CRASH_LOG": str(log)}, check=True
-    )
+    env = {**os.environ, "CAXEV_CRASH_LOG": str(log)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    subprocess.run([sys.executable, source], env=env, check=True)  # our own file
+    assert any(tmp_path.rglob("fresh.*.pyc"))
     passed = [line.split()[1] for line in log.read_text().splitlines()]
     writes = ("mkdir", "rename", "remove", "rmdir")
     assert passed == [f"mine:__main__.act.{write}" for write in writes]
