@@ -78,7 +78,10 @@ HEADER: Final = """\
 import os
 from caxev.files import *
 from caxev.files import resolved
-from caxev.files.publishing import sync_tree
+from caxev.files.identity import identity
+from caxev.files.incoming import copy_file, link_file
+from caxev.files.publishing import rename_new, sync_tree
+from caxev.files.resolved import read_file
 from caxev.transfer import receive
 from caxev.transfer.grid import GridStorage
 from caxev.transfer.ssh.remote import Remote
@@ -123,8 +126,8 @@ CONFINING: Final = {
     ("caxev/files/paths.py", "root_of"),
     ("caxev/files/private.py", "make_private"),
     ("caxev/files/roots.py", "_in_root"),
+    ("caxev/transfer/gfal.py", "check"),
     ("caxev/transfer/grid.py", "confined"),
-    ("caxev/transfer/grid.py", "top"),
     ("caxev/transfer/ssh/session.py", "_held"),
 }
 """The functions that resolve and check a path, or know it to be a root."""

@@ -171,7 +171,8 @@ async def test_two_that_make_one_copy_make_it_right(world: World, site: str, mad
             await ground.until(_has_said(heir, "standing by"), "it does not stand by")
             others = [one for one in world.listening if one != site]
             await ground.ready(*[ground.listen(one) for one in others])
-            born = await ground.take(20_000_000)  # for longer than the heir takes to begin
+            # For longer than the heir takes to begin, if it is to meet the leader at that.
+            born = await ground.take(50_000_000 if made == site else 20_000_000)
             await ground.until(_begun(world, made), "nobody copies")
             proxy.stall()
             await new_epoch(ground, epoch, site)
