@@ -278,6 +278,9 @@ def _is_name(_handler: object, option: attrs.Attribute[Any], value: object) -> N
         raise TypeError(f"{option.name}={value!r} is no name")
 
 
+_are_names: Final = deep_iterable(_is_name)
+
+
 def _is_duration(_handler: object, option: attrs.Attribute[float | None], value: object) -> None:
     if value is None or (isinstance(value, int | float) and 0 < value < inf):
         return
@@ -316,13 +319,9 @@ class Handler:
         validator=_is_duration,
     )
     attempts: int = attrs.field(default=24, validator=_is_count)
-    aliases: tuple[str, ...] = attrs.field(
-        converter=_tuple, default=(), validator=deep_iterable(_is_name)
-    )
+    aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=(), validator=_are_names)
     exclusive: bool = False
-    needs: tuple[str, ...] = attrs.field(
-        converter=_tuple, default=(), validator=deep_iterable(_is_name)
-    )
+    needs: tuple[str, ...] = attrs.field(converter=_tuple, default=(), validator=_are_names)
     decide: DecisionFunction | None = attrs.field(
         default=None, repr=False, validator=optional(is_callable())
     )
@@ -479,7 +478,6 @@ class Registry:
         # The same for the same handlers, in any process: a snapshot names what it was taken with.
         self.id = crc32(names.encode())
         # Runs differ, but not their hosts, types, statuses: most events are like one before.
-        # Most changes are of few kinds, and each asks all triggers of all handlers.
         self._wanting = lru_cache(ASPECTS)(self._find)
 
     def wanting(self, event: Event) -> tuple[Handler, ...]:
