@@ -229,17 +229,8 @@ async def _totals(database: Database, choice: RunChoice) -> list[dict[str, Any]]
 
 
 _TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "WITH SIZE"))
-_PLACES = columns(
-    "run",
-    Column("run.name", "NAME", minor=1),
-    "type",
-    "version",
-    "host",
-    "status",
-    Column("since", minor=1),
-    SIZE,
-    "location",
-)
+_COPY = ("type", "version", "host", "status", Column("since", minor=1), SIZE)
+_PLACES = columns("run", Column("run.name", "NAME", minor=1), *_COPY, "location")
 
 
 # -- a run --------------------------------------------------------------------------------------
@@ -304,13 +295,5 @@ def _show_run(row: Mapping[str, Any]) -> None:
     show(Table(COLUMNS, row["reactions"]), empty="all reactions are done")
 
 
-_COPIES = columns(
-    "type",
-    "version",
-    "host",
-    "status",
-    Column("since", minor=1),
-    SIZE,
-    Column("checksum", show=lambda digest: digest[:12], minor=2),
-    "location",
-)
+_CHECKSUM = Column("checksum", show=lambda digest: digest[:12], minor=2)
+_COPIES = columns(*_COPY, _CHECKSUM, "location")
