@@ -205,8 +205,9 @@ def test_help_imports_nothing_heavy() -> None:
     """`caxev --help` lists all but hidden commands, and the exit codes, and loads no driver."""
     code = (
         "import sys\nfrom caxev.cli import main\n"
-        "try: main()\nfinally: print(sorted({'pymongo', 'asyncssh', 'trio', 'rich', 'loguru'}"
-        " & set(sys.modules)), file=sys.stderr)"
+        "try: main()\nfinally: print(sorted("
+        "{'asyncssh', 'cattrs', 'loguru', 'pymongo', 'rich', 'trio'} & set(sys.modules)), "
+        "file=sys.stderr)"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True

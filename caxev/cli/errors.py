@@ -12,8 +12,7 @@ from typing import Final
 
 import click
 
-from caxev.config import ConfigError
-from caxev.core.errors import Ambiguous, GiveUp, NoSuchRun, NothingToDo, Retry
+from caxev.core.errors import Ambiguous, ConfigError, GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.escapes import escaped
 
 OK: Final = 0

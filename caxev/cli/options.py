@@ -15,21 +15,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
 import click
 from attrs import define, field
 
-from caxev.config import (
-    BY_METHOD,
-    DEFAULT_HANDLERS,
-    ConfigError,
-    Settings,
-    Sites,
-    find_sites,
-    load_handlers,
-    load_sites,
-)
-from caxev.config.environment_file import use_environment_file
-from caxev.core.registry import Registry, recorded
+from caxev import config as configuration
+from caxev.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
+    from caxev.config import Settings, Sites
+    from caxev.core.registry import Registry
     from caxev.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,30 +55,32 @@ class GlobalOptions:
         """Load sites.json. Raises `ConfigError`."""
         if self._sites is None:
             self._use_environment_file()
-            self._sites = load_sites(find_sites(self.config))
+            self._sites = configuration.load_sites(configuration.find_sites(self.config))
         return self._sites
 
     def reread(self) -> Sites:
         """Read sites.json again, as it is now. Raises `ConfigError`: then nothing has changed."""
-        self._sites = load_sites(find_sites(self.config))
+        self._sites = configuration.load_sites(configuration.find_sites(self.config))
         self._registries.clear()
         return self._sites
 
     def settings(self) -> Settings:
         """Return where the database is. Raises `ConfigError`."""
         self._use_environment_file()
-        return Settings.load(
+        return configuration.Settings.load(
             mongo_uri=self.mongo_uri, database=self.database, collection=self.collection
         )
 
     def operator_settings(self) -> Settings:
         """Return where the database is, with an operator's user. Raises `ConfigError`."""
         self._use_environment_file()
-        return Settings.of_operators(
+        return configuration.Settings.of_operators(
             database=self.database, collection=self.collection, environ=os.environ
         )
 
     def _use_environment_file(self) -> None:
+        from caxev.config.environment_file import use_environment_file
+
         use_environment_file(own_database=self.mongo_uri is not None)
 
     def registry(self, name: str) -> Registry:
@@ -101,16 +95,20 @@ class GlobalOptions:
         return self._registries[name]
 
     def _registry(self, name: str) -> Registry:
+        from caxev.core.registry import Registry, recorded
+
         sites = self.sites()
         own = sites.get(name).handlers
         methods = {one.method for one in sites.values()}
-        by_method = {module for module, method in BY_METHOD.items() if method in methods}
-        load_handlers((*sorted(by_method), *own), self.handlers)
+        by_method = {
+            module for module, method in configuration.BY_METHOD.items() if method in methods
+        }
+        configuration.load_handlers((*sorted(by_method), *own), self.handlers)
         # Registration is global to a process, and `recorded` has every handler that it has ever
         # loaded, as in `caxev sites check`, which goes through all sites.
         foreign = {module for site in sites.values() for module in site.handlers}
-        foreign |= {*BY_METHOD}
-        foreign -= {*by_method, *own, *DEFAULT_HANDLERS}
+        foreign |= {*configuration.BY_METHOD}
+        foreign -= {*by_method, *own, *configuration.DEFAULT_HANDLERS}
         try:
             return Registry((h for h in recorded if h.module not in foreign), sites.here(name))
         except ValueError as error:
