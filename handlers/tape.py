@@ -56,6 +56,7 @@ from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
     asked_by,
+    broken_off,
     claim,
     found_bad,
     found_good,
@@ -75,6 +76,7 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.readings import suspecting
 from caxev.copies.retention import unwanted
+from caxev.core.errors import Damaged
 from caxev.files import safe_name
 from caxev.tape.base import Reach, archive, folder_of, methods
 from caxev.tape.steps import Data, Outcome, back_up, compare, unstage
@@ -88,6 +90,10 @@ within ``archive.patience``, we give these signs in its place."""
 RESENDS: Final = 3
 """How often data is sent again after a checksum mismatch on tape."""
 TAG: Final = "recall"
+UNREADABLE: Final = (
+    "it cannot be read back (caxev reactions --failed shows why); once it can: caxev retry"
+)
+"""The ``error`` of a copy on tape that was to be read again, and could not be."""
 UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
 """Statuses of an entry that a reaction has claimed and not finished."""
 
@@ -231,7 +237,12 @@ async def recall(job: Job) -> Result:
         data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
         began = job.now()
         reach = Reach(job.site, job.sites.get(plan.tape))
-        copied = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
+        try:
+            copied = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
+        except Damaged as error:
+            # While the copy on tape counts as good, others may be deleted.
+            await job.suspect(plan.source)
+            raise Retry(error.why) from error
     manifest = copied.manifest
     await job.store_manifest(manifest.digest, manifest.to_rows())
     checksum = plan.source.checksum or manifest.cax_checksum()
@@ -263,14 +274,16 @@ def _recall_plan(job: Job) -> TapePlan | Skip | RunUpdate:
 async def tape_checksum(job: Job) -> Result:
     """Read a copy on tape again if that is requested or it has no checksum.
 
-    The copy stays ``transferred`` with a new ``verified_at``, or becomes ``error``. Without
-    anything to compare it with, its digests are recorded but it does not count as verified.
+    The copy stays ``transferred`` with a new ``verified_at``, or becomes ``error``, also if it
+    cannot be read: while it counts as good, other copies may be deleted. Without anything to
+    compare it with, its digests are recorded but it does not count as verified.
     """
     seen = job.copy
     plan = plan_check(seen, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
     assert seen is not None
+    job.on_failure(broken_off(job.run, seen, error=UNREADABLE))
     began = job.now()
     # A copy that cax brought to tape may have no digest of its own.
     known = seen if seen.manifest or seen.checksum else _any_good(job.run, seen)
@@ -340,16 +353,18 @@ def _good(
     if began is not None:
         fields["verified_at"] = began
     if mine.status != TRANSFERRED:
-        return found_good(run, mine, arrived_at=began, **fields)
-    if mine.checksumproblem:
-        fields["checksumproblem"] = False
-    read = RunUpdate.note(run, mine, **fields)
+        read = found_good(run, mine, arrived_at=mine.arrived_at or began, **fields)
+    else:
+        if mine.checksumproblem:
+            fields["checksumproblem"] = False
+        read = RunUpdate.note(run, mine, **fields)
     return read.answering(mine) if mine.pending else read
 
 
 async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | None) -> Data:
     """Describe the data on tape, with its manifest if the database has it."""
-    return Data(safe_name(plan.folder), plan.folder, await manifest_of(job, digest), checksum)
+    expected = await manifest_of(job, digest)
+    return Data(safe_name(plan.folder), plan.folder, expected, checksum, digest)
 
 
 # -- deciding -------------------------------------------------------------------------------------
@@ -445,7 +460,8 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
     there = _archive(seen.host, site, sites)
     if isinstance(there, Skip):
         return there
-    if seen.status != TRANSFERRED:
+    # One that could not be read is read again if a person retries that.
+    if seen.status != TRANSFERRED and (seen.status, seen.error) != (ERROR, UNREADABLE):
         return Skip(f"it is {seen.status} now")
     if seen.source != site.name and not (seen.source is None and seen.host in site.upload_options):
         return Skip(f"{seen.source or 'a site that brings data there'} reads it")

@@ -21,9 +21,19 @@ from hypothesis import strategies as st
 
 from caxev import failpoints
 from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
-from caxev.core.errors import Denied, GiveUp, Retry, RootAway
-from caxev.files import Item, Manifest, StagedCopy, digest_tree, incoming, to_nobody
+from caxev.core.errors import Damaged, Denied, GiveUp, Retry, RootAway
+from caxev.files import (
+    Confined,
+    Item,
+    Manifest,
+    StagedCopy,
+    digest_tree,
+    incoming,
+    to_nobody,
+    writing,
+)
 from caxev.files.roots import make_marker
+from caxev.tape import steps
 from caxev.tape.base import Reach, Stored, archive, folder_of, methods
 from caxev.tape.output import (
     ClientRun,
@@ -34,7 +44,7 @@ from caxev.tape.output import (
     restore_problem,
     session,
 )
-from caxev.tape.staging import fit_for_tape, name_off_tape, name_on_tape
+from caxev.tape.staging import clear, fit_for_tape, name_off_tape, name_on_tape
 from caxev.tape.steps import (
     Data,
     Outcome,
@@ -575,7 +585,7 @@ def test_a_recall_goes_wrong(tape: Ground, fault: str, why: str) -> None:
     tape.back_up().get()
     tape.fault(f"restore {fault}")
     outcome = tape.recall()
-    assert isinstance(outcome.failed, Retry)
+    assert isinstance(outcome.failed, Damaged if fault == "wrong-byte" else Retry)
     assert why in str(outcome.failed)
     assert not tape.restored().exists()
     copied = tape.recall().get()
@@ -829,6 +839,37 @@ def test_without_a_digest_nothing_is_taken_for_it(tape: Ground) -> None:
     assert tape.recall(data).get().manifest.digest == tape.manifest.digest
     (tape.restored() / "one.zip").write_bytes(b"other")
     assert "not known whether" in str(tape.recall(data).failed)
+
+
+def test_scratch_is_cleared_before_another_comparison_fills_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the files that the other has restored for lost on tape."""
+    ground, cleared = ground_in(tmp_path, "directory"), list[bytes]()
+
+    def clear_locked(path: Confined) -> None:
+        if path.count(b".caxev-restored"):
+            with pytest.raises(Retry, match="another process"), writing(path, directory=True):
+                pass
+            cleared.append(path)
+        clear(path)
+
+    monkeypatch.setattr(steps, "clear", clear_locked)
+    ground.back_up().get()
+    assert ground.compare() is None
+    assert len(cleared) == 1
+
+
+def test_a_digest_counts_although_its_manifest_is_lost(tmp_path: Path) -> None:
+    """Other data is neither sent nor accepted for want of the list of its files."""
+    ground = ground_in(tmp_path, "directory")
+    data = evolve(ground.data, expected=None, digest=ground.manifest.digest)
+    assert back_up(ground.reach, str(ground.source), data, False).get() == ground.manifest
+    assert ground.compare(data) is None
+    other = evolve(data, digest="b3:other")
+    assert ground.compare(other) == "its manifest differs"
+    assert isinstance(ground.recall(other).failed, Damaged)
+    assert isinstance(back_up(ground.reach, str(ground.source), other, False).failed, Damaged)
 
 
 @pytest.mark.parametrize("location", ["/tsm/name", "/tsm//name/", "//tsm/name//"])

@@ -19,7 +19,7 @@ from attrs import define, evolve
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from caxev import CopyKey, Run, RunUpdate, Skip, aio
+from caxev import CopyKey, GiveUp, Job, Retry, Run, RunUpdate, Skip, aio
 from caxev.asking import base
 from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.forgetting import ForgetCopies
@@ -35,6 +35,7 @@ from caxev.cli.tape.look import (
 from caxev.cli.tape.request import restore
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
+from caxev.core.errors import Damaged
 from caxev.core.model import CopyIs
 from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.database import open_database
@@ -43,6 +44,7 @@ from caxev.engine.root_markers import init_roots
 from caxev.files import Item, Manifest
 from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
+from caxev.tape.steps import Outcome
 from tests import dsmc_faults, engine
 from tests import test_tape as steps
 from tests.conftest import Database as Named
@@ -51,7 +53,19 @@ from tests.faults.crash import crash
 from tests.faults.tape import TEMPLATE, TapeGround, asked
 from tests.faults.tape import tape as campaign
 from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
-from tests.test_handlers import ALL, LNGS, NAME, NOW, entry, run_of, site, sites_of, why
+from tests.test_handlers import (
+    ALL,
+    LNGS,
+    NAME,
+    NOW,
+    Yard,
+    entry,
+    job_of,
+    run_of,
+    site,
+    sites_of,
+    why,
+)
 
 TRIGGER = "lngs: backup: raw at lngs"
 HERE = evolve(LNGS, dir_tsm="/lngs/tsm", upload_options=("chicago", "tape"))
@@ -202,6 +216,7 @@ ASKED = {"id": "x", "at": NOW}
         ({"check_asked": [ASKED], "check_answered": ["x"]}, False),
         ({"check_asked": NOW, "source": "xenon"}, False),
         ({"check_asked": NOW, "status": "error"}, False),
+        ({"check_asked": NOW, "status": "error", "error": tape.UNREADABLE}, True),
         ({"check_asked": NOW, "location": "n/a"}, False),
     ],
 )
@@ -209,6 +224,41 @@ def test_what_is_read_again(fields: dict[str, Any], planned: bool) -> None:
     """What has no digest, or was asked for since; by the site that brought it there."""
     copy = run_of({**entry("tape", source="lngs"), **fields}).copies[0]
     assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan) == planned
+
+
+class Failing(Yard):
+    """An archive whose every step fails so."""
+
+    error: GiveUp
+
+    async def work(self, function: object, *_args: object, job: Job) -> object:
+        return Outcome[object]("", failed=self.error)
+
+
+def failing(error: GiveUp, **fields: Any) -> Job:
+    ports = Failing(run_of({**ON_TAPE, "source": "lngs", **fields}))
+    ports.error = error
+    return job_of(ports, CopyKey("raw", "tape"), WANTS)
+
+
+async def test_tape_that_gives_something_else_is_read_again() -> None:
+    """While its copy counts as good, others are deleted."""
+    job = failing(Damaged("other bytes"))
+    with pytest.raises(Retry, match="other bytes"):
+        await tape.recall(job)
+    copy = job.run.copy(CopyKey("raw", "tape"))
+    assert copy is not None
+    assert copy.pending
+
+
+async def test_tape_that_cannot_be_read_does_not_count() -> None:
+    """As any other copy; a person retries it when it can."""
+    job = failing(GiveUp("is not on tape"), check_asked=NOW)
+    with pytest.raises(GiveUp, match="is not on tape"):
+        await tape.tape_checksum(job)
+    (update,) = job.if_parked
+    assert update.change is not None
+    assert update.change[1]["status"] == "error"
 
 
 def test_an_entry_of_cax_is_read_by_who_brings_data_there() -> None:

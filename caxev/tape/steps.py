@@ -76,18 +76,20 @@ class Outcome(Generic[T]):
 class Data:
     """A run's data: its folder on tape, and what it must be, as far as that is known.
 
-    `name` is the run's directory. Either `expected` or `checksum` is known, or neither.
+    `name` is the run's directory. `digest` is that of the manifest, which is `expected` if the
+    database still has it, and `checksum` is cax's.
     """
 
     name: str
     folder: str
     expected: Manifest | None = field(default=None, repr=False)
     checksum: str | None = None
+    digest: str | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether there is anything to compare the data with."""
-        return self.expected is not None or self.checksum is not None
+        return any(one is not None for one in (self.expected, self.digest, self.checksum))
 
 
 @frozen
@@ -155,8 +157,8 @@ def _source(path: Confined, data: Data, transcript: Transcript) -> Manifest:
         check_expected(look(path), data.expected, printable(path))
         return data.expected
     manifest = digest_tree(path, sha512=True, report=transcript.report)
-    if data.checksum is not None and manifest.cax_checksum() != data.checksum:
-        raise Damaged(f"{printable(path)} is not what it was: its checksum differs")
+    if (why := difference(data, manifest)) is not None:
+        raise Damaged(f"{printable(path)} is not what it was: {why}")
     return manifest
 
 
@@ -213,8 +215,8 @@ def compare(place: Archive, data: Data) -> tuple[str | None, Copied]:
     folder = join(_scratch(place.reach), os.fsencode(data.name))
     with _filling(folder):
         copied = _restored(place, data, folder)
-    why = difference(data, copied.manifest)
-    clear(folder)
+        why = difference(data, copied.manifest)
+        clear(folder)  # still locked: another comparison of this run may wait to fill it
     if why is None:
         with suppress(GiveUp):  # this archive needs no staging
             clear(_staged(place.reach, data.name))
@@ -236,8 +238,8 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
     """Restore data to `target`, strictly inside one of `roots`; compare it before it gets the name.
 
     The archive's client writes to scratch, which is private. After a kill the next call reuses the
-    files that were restored correctly. Raises `GiveUp` if other data has the name, `Retry` after a
-    checksum mismatch.
+    files that were restored correctly. Raises `GiveUp` if other data has the name, `Damaged` after
+    a checksum mismatch.
     """
     final, scratch = confine(target, roots), _scratch(place.reach)
     folder = join(scratch, os.fsencode(_RECALLED + data.name))
@@ -251,7 +253,7 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
         copied = _restored(place, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
             clear(folder)
-            raise Retry(f"what {data.folder} on tape gives is not what it must be: {why}")
+            raise Damaged(f"what {data.folder} on tape gives is not what it must be: {why}")
         with writing(whole, directory=True):
             for item in copied.manifest.files:
                 name = join(whole, item.path)
@@ -336,7 +338,7 @@ def _restored(place: Archive, data: Data, folder: Confined) -> Copied:
 def _files(place: Archive, data: Data) -> list[Stored]:
     there = list(place.listed(data.folder))
     if not there:
-        raise GiveUp(f"{data.folder} is not on tape")
+        raise Damaged(f"{data.folder} is not on tape")
     if data.expected is None:
         return there
     files = on_tape(data.name, data.expected)
@@ -380,6 +382,8 @@ def difference(data: Data, found: Manifest) -> str | None:
         more = ", ..." if len(differ) > NAMED else ""
         names = ", ".join(map(str, differ[:NAMED]))
         return f"{len(differ)} files: {names}{more}" if differ else None
+    if data.digest is not None:
+        return None if found.digest == data.digest else "its manifest differs"
     if data.checksum is not None and found.cax_checksum() != data.checksum:
         return "its checksum differs"
     return None

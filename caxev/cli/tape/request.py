@@ -121,7 +121,7 @@ def restore(
     folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
     expected = None if rows is None else Manifest.from_rows(rows)
-    data = Data(safe_name(folder), folder, expected, copy.checksum)
+    data = Data(safe_name(folder), folder, expected, copy.checksum, copy.manifest)
     if not dry_run:
         try:
             recall(reach, data, target, [str(place)]).get()
