@@ -19,6 +19,7 @@ which recognizes its entry by the ``trigger``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 from attrs import frozen
@@ -63,6 +64,7 @@ from caxev.copies.lifecycle import (
     targets,
     trigger_of,
     unfit,
+    withdrawal,
     written,
 )
 from caxev.copies.readings import suspecting
@@ -109,9 +111,14 @@ async def rucio_upload(job: Job) -> Result:
     return await serve_each(job, targets(job), _upload_to)
 
 
-def _upload_plan(job: Job, name: str) -> UploadPlan | Skip:
-    trigger = trigger_of("rucio_upload", job)
-    return plan_upload(job.run, key_of(job), job.site, job.sites, name=name, trigger=trigger)
+def _upload_plan(job: Job, name: str) -> UploadPlan | Skip | RunUpdate:
+    """Decide about one catalogue; an update withdraws the entry of what cannot be brought."""
+    key, trigger = key_of(job), trigger_of("rucio_upload", job)
+    plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    if isinstance(plan, Skip):
+        # Else no other site could bring it there: an entry that waits looks like one at work.
+        return withdrawal(job.run, key.at(name), trigger, (TRANSFERRING, *WAITING)) or plan
+    return plan
 
 
 async def _upload_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
@@ -119,6 +126,9 @@ async def _upload_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str 
     plan = _upload_plan(job, name)
     if isinstance(plan, Skip):
         return plan.why
+    if isinstance(plan, RunUpdate):
+        await job.update(plan)
+        return "it can no longer be brought there"
     await job.update(await _upload(job, plan, others))
     return None
 
@@ -247,7 +257,7 @@ class DownloadPlan(CopyPlan):
     lane="transfer",
     stall=STALLED,
     aliases=("CopyPull",),
-    decide=lambda job: skip_of(*(_fetch_plan(job, key) for key in _catalogue_keys(job))),
+    decide=lambda job: skip_of(*_fetch_plans(job), *_withdrawals(job)),
 )
 async def rucio_pull(job: Job) -> Result:
     """Fetch a copy of data from a catalogue.
@@ -255,8 +265,9 @@ async def rucio_pull(job: Job) -> Result:
     The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     skipped: list[str] = []
-    for key in _catalogue_keys(job):
-        plan = _fetch_plan(job, key)
+    for update in _withdrawals(job):
+        await job.update(update)
+    for plan in _fetch_plans(job):
         if isinstance(plan, Skip):
             skipped.append(plan.why)
             continue
@@ -266,9 +277,20 @@ async def rucio_pull(job: Job) -> Result:
     return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
 
 
-def _fetch_plan(job: Job, key: CopyKey) -> DownloadPlan | Skip:
+def _fetch_plans(job: Job) -> Iterator[DownloadPlan | Skip]:
+    """Decide about each entry in a catalogue, by the run as it is when that is asked for."""
     trigger = trigger_of("rucio_pull", job)
-    return plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
+    for key in _catalogue_keys(job):
+        yield plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
+
+
+def _withdrawals(job: Job) -> list[RunUpdate]:
+    """Return the updates that remove what this reaction has claimed and no catalogue gives."""
+    trigger = trigger_of("rucio_pull", job)
+    coming = {plan.key for plan in _fetch_plans(job) if isinstance(plan, DownloadPlan)}
+    mine = (one.key for one in job.run.copies if one.host == job.site.name)
+    left = (withdrawal(job.run, key, trigger) for key in mine if key not in coming)
+    return [*filter(None, left)]
 
 
 def _catalogue_keys(job: Job) -> list[CopyKey]:

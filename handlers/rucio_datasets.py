@@ -16,7 +16,7 @@ idempotent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
@@ -57,7 +57,7 @@ from caxev.copies.deletion import (
     why_of,
     withdraw,
 )
-from caxev.copies.lifecycle import SOON, found_bad, written
+from caxev.copies.lifecycle import SOON, found_bad, in_commands, written
 from caxev.copies.storage import custodian
 from caxev.rucio import client
 from caxev.rucio.changes import ENDED, RuleState, Wishes, recorded_in, wishes_for
@@ -79,6 +79,8 @@ LOST_AFTER = 600.0
 
 STUCK = "stuck"
 """The alarm that a rule is stuck."""
+BAD = "bad replicas"
+"""The alarm that some replicas of a dataset are bad, though another RSE has all of it."""
 
 NO_RULES: Final[Skip] = Skip("this site looks after no entry of it in a catalogue")
 
@@ -105,6 +107,7 @@ async def rucio_rules(job: Job) -> Result:
     waits: list[Retry] = []
     if job.copy is None:
         await job.all_clear(STUCK)
+        await job.all_clear(BAD)
     for entry in _catalogued(job.run, job.site, job.sites):
         plan = plan_rules(job, entry)
         if isinstance(plan, Skip):
@@ -275,6 +278,9 @@ def plan_check(entry: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
     began = job.now()
+    # An earlier comparison must not let other copies go once this one has failed for good.
+    lost = "it cannot be compared (caxev reactions --failed shows why); once it can: caxev retry"
+    job.on_failure(RunUpdate.replace(job.run, entry, verified_at=None, error=lost))
     files = await _checked(job, entry)
     if files is None:
         raise GiveUp(f"no good copy here has the checksums of {entry.location}")
@@ -289,6 +295,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None
     if verdict.good:
+        await _report(job, entry, verdict.bad)
         found = await job.work(client.look, there, Did.of(entry.location))
         stays = not found.lasting.isdisjoint(verdict.good)
         if not stays:
@@ -301,6 +308,16 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
     job.did(What.DAMAGED, reason=error or "")
     return found_bad(job.run, entry, error)
+
+
+async def _report(job: Job, entry: Copy, bad: Sequence[str]) -> None:
+    """Raise an alarm while replicas are bad: the entry stays good, and shows no sign of them."""
+    if not bad:
+        await job.all_clear(BAD, about=entry.key)
+        return
+    named, _ = in_commands(job.run, entry)
+    summary, todo = f"{entry.location} has bad replicas", f"caxev rucio check {named} --repair"
+    await job.alarm(BAD, summary, about=entry.key, why="; ".join(bad[:5]), todo=todo)
 
 
 async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:

@@ -27,8 +27,10 @@ from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunU
 from caxev.cli import cli
 from caxev.cli.rucio.look import differing
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.copies.lifecycle import trigger_of
 from caxev.copies.storage import custodian
 from caxev.core import ledger
+from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 from caxev.database import Lease
 from caxev.files import to_nobody
@@ -41,7 +43,7 @@ from caxev.rucio.connection import RucioSession
 from caxev.rucio.files import Checked
 from caxev.rucio.messages import Messages, datasets_in
 from caxev.rucio.names import Did, names_of
-from caxev.rucio.orders import DatasetState, Download, Verdict
+from caxev.rucio.orders import DatasetState, Download, Settlement, Verdict
 from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from caxev.rucio.storage import Storage
 from tests import engine
@@ -434,6 +436,28 @@ def test_a_download_is_planned_by_option_tag_or_request() -> None:
     assert plan.rse == "B_DISK"
 
 
+@pytest.mark.parametrize("status", ["transferring", "RSEreupload", "RSEquota"])
+def test_an_upload_without_a_source_is_withdrawn(status: str) -> None:
+    """So that another site can bring the data, whose own upload would skip the entry for ever."""
+    for source in ("transferred", "error"):
+        run = run_of(entry("lngs", source))
+        job = Job(run, Event(run.id, KEY.at("lngs"), None, "transferred"), LNGS, SITES)
+        mine = entry(KEY.host, status, trigger=trigger_of("rucio_upload", job))
+        job.run = run_of(entry("lngs", source), mine)
+        plan = rucio._upload_plan(job, KEY.host)
+        assert isinstance(plan, rucio.UploadPlan if source == "transferred" else RunUpdate)
+
+
+@pytest.mark.parametrize(("status", "left"), [("transferred", 0), ("error", 1)])
+def test_a_download_that_no_catalogue_gives_is_withdrawn(status: str, left: int) -> None:
+    """Its listener is alive, so that nobody else would ever take the entry out."""
+    run = run_of(entry(KEY.host, status))
+    job = Job(run, Event(run.id, KEY, None, "transferred"), CHICAGO, SITES)
+    mine = entry("chicago", "transferring", trigger=trigger_of("rucio_pull", job))
+    job.run = run_of(entry(KEY.host, status), mine)
+    assert len(rucio._withdrawals(job)) == left
+
+
 @pytest.mark.parametrize("name", ["..", "a/..", ".caxev-gone-run", "x" * 250])
 def test_a_name_that_no_copy_may_have_is_refused_before_the_claim(name: str) -> None:
     """It comes from the database."""
@@ -714,6 +738,33 @@ def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (deleted, others) == (["old"], 1)
 
 
+@pytest.mark.parametrize(
+    ("good", "gone"), [(("A_DISK",), ["id of C_DISK"]), (("B_DISK",), []), ((), [])]
+)
+def test_a_rule_goes_only_if_a_lasting_replica_is_good(
+    good: tuple[str, ...], gone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is kept for an hour would leave the bad one alone."""
+    rules = (
+        standing("A_DISK"),
+        standing("B_DISK", expires=utcnow() + timedelta(days=1)),
+        standing("C_DISK"),
+    )
+    deleted: list[str] = []
+    session = SimpleNamespace(
+        rules=lambda _dataset: rules,
+        look=lambda _dataset: DatasetState(RSES, rules),
+        verify=lambda *_args, **_options: Verdict(good),
+        client=SimpleNamespace(delete_replication_rule=lambda rule, **_: deleted.append(rule)),
+    )
+    monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
+    wishes = Wishes(remove={"C_DISK": "rule 1"})
+    order = Settlement(CATALOGUE, Did("scope", "raw"), "run", wishes, files=())
+    with nullcontext() if gone else pytest.raises(Retry, match="stays at C_DISK: no rule without"):
+        rucio_client.settle(order, report=to_nobody)
+    assert deleted == gone
+
+
 def test_a_dataset_without_files_makes_no_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -866,6 +917,13 @@ class Comparing(Yard):
     """A catalogue that answers so, one answer after the other."""
 
     verdicts: list[Verdict]
+    standing: dict[str, Alarm]
+
+    async def alarm(self, alarm: Alarm) -> None:
+        self.standing[alarm.key] = alarm
+
+    async def all_clear(self, key: str) -> None:
+        self.standing.pop(key, None)
 
     async def work(self, function: object, *_args: Any, job: Job) -> Any:
         del job
@@ -886,18 +944,47 @@ async def test_only_what_is_at_no_rse_twice_is_lost(
 ) -> None:
     """A replica that is made anew is gone for a moment."""
     monkeypatch.setattr(rucio_datasets, "LOST_AFTER", 0.0)
+    copy, ports = await compared(LOST, second)
+    assert (copy.status, ports.verdicts) == (becomes, [])
+
+
+def comparing(*verdicts: Verdict) -> tuple[Job, Comparing]:
+    """Return a request to compare a dataset that gives these answers."""
     asked: dict[str, Any] = {"check_asked": [{"id": "x", "at": NOW}]}
     ports = Comparing(run_of(entry("lngs"), entry(KEY.host, source="lngs", **asked)))
-    ports.verdicts = [LOST, second]
+    ports.verdicts, ports.standing = [*verdicts], {}
     ports.rows["catalogue:b3:1"] = [Checked(b"a", "a", 1, "00000001").to_row()]
     event = Event(ports.run.id, CopyField(*KEY, "check_asked"), None, "x")
-    job = Job(ports.run, event, LNGS, SITES, "lngs#1", ports=cast("Any", ports))
+    return Job(ports.run, event, LNGS, SITES, "lngs#1", ports=cast("Any", ports)), ports
+
+
+async def compared(*verdicts: Verdict) -> tuple[Copy, Comparing]:
+    """Compare it; return its entry, and the alarms that stand."""
+    job, ports = comparing(*verdicts)
     update = await rucio_datasets.rucio_check(job)
     assert isinstance(update, RunUpdate)
     await job.update(update)
     copy = ports.run.copy(KEY)
     assert copy is not None
-    assert (copy.status, ports.verdicts) == (becomes, [])
+    return copy, ports
+
+
+async def test_what_cannot_be_compared_proves_nothing() -> None:
+    """Neither by an earlier comparison: other copies would be deleted on its account."""
+    job, _ = comparing(Verdict(unseen=("no RSE has all of it",)))
+    with pytest.raises(Retry, match="no RSE has all of it"):
+        await rucio_datasets.rucio_check(job)
+    (update,) = job.if_parked
+    assert update.change is not None
+    assert update.change[1]["verified_at"] is None
+
+
+async def test_bad_replicas_beside_good_ones_have_an_alarm() -> None:
+    """The entry stays good, and Rucio may copy the bad ones elsewhere."""
+    copy, ports = await compared(Verdict(good=("DISK1",), bad=("a at DISK2 has 3 bytes",)))
+    (alarm,) = ports.standing.values()
+    assert copy.status == "transferred"
+    assert "--repair" in str(alarm.details["todo"])
 
 
 def test_a_rule_that_was_deleted_is_a_difference() -> None:

@@ -522,19 +522,20 @@ def test_each_way_to_log_in_says_what_is_lacking(
         ("ReplicaUnAvailable", Retry, True),
         ("ServiceUnavailable", Retry, False),
         ("ServerConnectionException", Retry, False),
-        ("InsufficientAccountLimit", OverQuota, False),
-        ("RSEOverQuota", OverQuota, False),
-        ("FullStorage", OverQuota, False),
+        ("InsufficientAccountLimit", OverQuota, True),
+        ("RSEOverQuota", OverQuota, True),
+        ("FullStorage", OverQuota, True),
         ("RSENotFound", GiveUp, None),
         ("AccessDenied", Denied, True),
         ("InvalidReplicationRule", GiveUp, None),
     ],
 )
 def test_what_an_error_of_rucio_means(name: str, kind: type[Exception], counted: bool) -> None:
-    """Its own class and words are told; what waits for others to do something costs no attempt."""
+    """Its own class and words are told; a server that is away costs no attempt, nor a refusal."""
     theirs = importlib.import_module("rucio.common.exception")
     meaning = meaning_of(getattr(theirs, name)("some words"), "upload of x", 60.0)
     assert type(meaning) is kind
+    assert isinstance(meaning, Denied) == (kind in {Denied, OverQuota})  # which has an alarm
     assert str(meaning).startswith(f"upload of x: {name}: ")
     assert "some words" in str(meaning)
     if isinstance(meaning, Retry):

@@ -178,13 +178,15 @@ def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) ->
     return bool(statuses) or entry.status != ERROR or not entry.checksumproblem
 
 
-def withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
+def withdrawal(
+    run: Run, key: CopyKey, trigger: str, statuses: Collection[str] = (TRANSFERRING,)
+) -> RunUpdate | None:
     """Return the update that removes an entry which this reaction claimed and cannot finish.
 
     The removal is an event: any other site that can make the copy starts then.
     """
     entry = run.copy(key)
-    if entry is None or entry.status != TRANSFERRING or not is_ours(entry, trigger):
+    if entry is None or not is_ours(entry, trigger, statuses):
         return None
     return RunUpdate.remove_copy(run, entry)
 

@@ -81,7 +81,7 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, DatasetState]:
         failpoints.point("rucio.close")
         found = rucio.look(order.names.dataset)
     if entrance not in found.rses:
-        raise Retry(f"{order.names.dataset} is not yet AVAILABLE at {entrance}", after=60.0)
+        raise Retry(f"{order.names.dataset} is not yet AVAILABLE at {entrance}")
     return read, found
 
 
@@ -129,18 +129,19 @@ def settle(order: Settlement, *, report: Report) -> DatasetState:
 
 
 def _give_up(rucio: RucioSession, order: Settlement, todo: Changes, report: Report) -> Changes:
-    """Delete the rules that are to go, if another RSE is proven to have all files."""
+    """Delete the rules that are to go, if another RSE is proven to have and keep all files."""
     if not todo.remove:
         return todo
     going = {one.rse for one in todo.remove}
-    proof = None
+    proof = Verdict(unseen=("its files' checksums are unknown",))
     if order.files is not None:
         proof = rucio.verify(order.dataset, order.files, report, without=going)
-    if proof is None or not proof.good:
-        why = (
-            "; ".join((*proof.bad, *proof.unseen)) if proof else "its files' checksums are unknown"
-        )
-        raise Retry(f"{order.dataset} stays at {', '.join(sorted(going))}: {why}", after=3600.0)
+    # A replica that only a rule with an end keeps would leave none.
+    lasting = rucio.look(order.dataset).lasting - going
+    if lasting.isdisjoint(proof.good):
+        lacking = f"no rule without an end keeps what {', '.join(proof.good) or 'no RSE'} has"
+        why = "; ".join((*proof.bad, *proof.unseen)) or lacking
+        raise Retry(f"{order.dataset} stays at {', '.join(sorted(going))}: {why}")
     for one in todo.remove:
         rucio.client.delete_replication_rule(one.id, purge_replicas=True)
         failpoints.point("rucio.rule")

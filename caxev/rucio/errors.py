@@ -14,8 +14,6 @@ from typing import Final
 from caxev.core.errors import UNFORESEEN, Denied, GiveUp, Retry
 
 _LONGEST: Final = 500
-ROOM_AGAIN: Final = 3600.0
-"""Seconds after which an RSE that was full is tried again."""
 
 HOPELESS: Final = frozenset(
     {
@@ -74,14 +72,8 @@ An error of an upload may contain only the text of another one, so that its clas
 FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuota"})
 
 
-class OverQuota(Retry):
-    """The RSE is full, or the account's limit there is reached.
-
-    Retried without limit, since somebody will make room, but not often.
-    """
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why, after=ROOM_AGAIN)
+class OverQuota(Denied):
+    """The RSE is full, or the account's limit there is reached: somebody must make room."""
 
 
 @contextmanager
