@@ -169,7 +169,7 @@ def todo(job: Job, seen: Copy) -> dict[str, str]:
 
 
 async def _is_live(job: Job, seen: Copy) -> bool:
-    return seen.owner is not None and await job.is_live(seen.owner)
+    return seen.owner is not None and await job.is_live(seen.owner, seen.trigger)
 
 
 def _begun(seen: Copy, now: datetime) -> datetime | None:

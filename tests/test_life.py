@@ -24,8 +24,11 @@ from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.copies.storage import same_bytes
 from caxev.core.clock import utcnow
+from caxev.core.ledger import new_reaction, trigger_named
+from caxev.core.model import Event
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, open_database
+from caxev.database.reactions import reaction_document
 from caxev.engine.options import Options
 from caxev.files import digest_tree
 from caxev.files.erasing import QUARANTINE
@@ -597,8 +600,11 @@ async def test_an_entry_of_old_cax_goes_by_its_age(
         await three.until(over)
 
 
-async def test_a_live_transfer_is_never_given_up(database: Named, tmp_path: Path) -> None:
-    """However old: its owner acts for its site with that epoch."""
+@pytest.mark.parametrize("owed", [True, False])
+async def test_a_live_transfer_is_never_given_up(
+    database: Named, tmp_path: Path, *, owed: bool
+) -> None:
+    """However old: its owner acts for its site, and still owes the reaction that claimed it."""
     keys = {"chicago": {"stalled": Stalled(0.0, 0.0)}}
     async with lab(database, tmp_path, **keys) as three:
         await three.listen("stockholm")
@@ -607,10 +613,21 @@ async def test_a_live_transfer_is_never_given_up(database: Named, tmp_path: Path
             record = await three.database.site_record("stockholm")
             return record and record.active and record.epoch
 
-        epoch = await three.until(leads)
-        owner = f"stockholm#{epoch}"
-        run = await stalled_run(three, utcnow() - OLD, owner=owner, trigger="other")
+        owner = f"stockholm#{await three.until(leads)}"
+        aspect = CopyKey("raw", "lngs")
+        trigger = trigger_named("stockholm", "push", aspect)
+        run = await stalled_run(three, utcnow() - OLD, owner=owner, trigger=trigger)
+        if owed:
+            event = Event(run, aspect, None, TRANSFERRED)
+            waits = new_reaction(
+                "stockholm", event, "push", lane="transfer", generation=1, at=utcnow() + OLD
+            )
+            row = {"_id": waits.id, **reaction_document(waits)}
+            await three.database._call(three.database._ledger.insert_one, row)
         await three.listen("chicago")
+        if not owed:
+            await three.becomes(run, "chicago", status=TRANSFERRED)
+            return
 
         async def looked() -> Any:
             reactions = await three.database.reactions(

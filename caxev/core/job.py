@@ -69,7 +69,7 @@ class Ports(Protocol):
     async def table(self, name: str) -> list[dict[str, Any]]: ...
     async def alarm(self, alarm: Alarm) -> None: ...
     async def all_clear(self, key: str) -> None: ...
-    async def is_live(self, owner: str, run: RunId) -> bool: ...
+    async def is_live(self, owner: str, run: RunId, trigger: str | None) -> bool: ...
     async def has_listened(self, site: str) -> bool: ...
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
     async def neighbours(self, wanted: Any) -> list[Run]: ...
@@ -186,12 +186,13 @@ class Job:
         with suppress(Superseded):
             await self.update(RunUpdate.ask(self.run, copy, new_id(), self.now()))
 
-    async def is_live(self, owner: str) -> bool:
+    async def is_live(self, owner: str, trigger: str | None = None) -> bool:
         """Return whether the process that marked an entry of this run may still work on it.
 
-        It may while it acts for its site, or shows progress with this run.
+        It may while it acts for its site and has not settled the reaction that the entry's
+        `trigger` names, or while it shows progress with this run.
         """
-        return await self.ports.is_live(owner, self.run.id)
+        return await self.ports.is_live(owner, self.run.id, trigger)
 
     async def has_listened(self, site: str) -> bool:
         """Return whether a caxev has ever acted for that site. If not, no request is answered."""

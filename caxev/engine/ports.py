@@ -15,7 +15,7 @@ from caxev.core.clock import utcnow
 from caxev.core.entry import as_utc
 from caxev.core.history import Deed, HistoryRow, of_attempt
 from caxev.core.job import Job
-from caxev.core.ledger import Reaction
+from caxev.core.ledger import Reaction, State, trigger_named
 from caxev.core.model import Run, RunId
 from caxev.core.update import RunUpdate
 from caxev.engine.context import Context
@@ -71,13 +71,14 @@ class JobPorts:
     async def all_clear(self, key: str) -> None:
         await self.context.alarms.clear_and_keep(key)
 
-    async def is_live(self, owner: str, run: RunId) -> bool:
+    async def is_live(self, owner: str, run: RunId, trigger: str | None) -> bool:
         site, _, epoch = owner.rpartition("#")
         record = await self.context.database.site_record(site)
         if record is None:
             return False
         # The epoch names one process: a later one of the same site did not write that owner.
-        if record.active and str(record.epoch) == epoch:
+        is_led = record.active and str(record.epoch) == epoch
+        if is_led and (trigger is None or await self._is_owed(site, run, trigger)):
             return True
         now, alive = utcnow(), timedelta(seconds=ALIVE)
         # Without its lease it may still move bytes, in a worker that has not died yet.
@@ -86,6 +87,15 @@ class JobPorts:
             and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
             for reaction, document in await self.context.database.moving([site])
         )
+
+    async def _is_owed(self, site: str, run: RunId, trigger: str) -> bool:
+        """Return whether the reaction that claims by this trigger still stands, and has not failed.
+
+        If it ended without finishing or withdrawing what it had claimed, nobody works on that.
+        """
+        found = await self.context.database.reactions(site, run=run)
+        owed = (one for one, _ in found if one.state is not State.FAILED)
+        return any(trigger_named(site, one.handler, one.aspect) == trigger for one in owed)
 
     async def has_listened(self, site: str) -> bool:
         record = await self.context.database.site_record(site)
