@@ -28,6 +28,7 @@ from caxev.batch import derived, folder, memory, runner
 from caxev.batch.base import End, JobEnd, JobSpec, explained
 from caxev.batch.deriving import plan_derived
 from caxev.batch.folder import Folder, Place
+from caxev.batch.following import _report_of
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
 from caxev.batch.runner import report
@@ -657,6 +658,20 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
     assert folder.names() == []
 
 
+def test_a_job_that_another_version_filed(tmp_path: Path) -> None:
+    """What it wrote besides is left out; what it lacks is no error of the whole listener."""
+    spec = spec_in(tmp_path)
+    place = Place(Folder(tmp_path / "jobs").file([spec]), 0)
+    row = json.loads(place.file("json").read_text())
+    place.file("json").write_text(json.dumps({**row, "gpus": 1}))
+    assert place.load() == spec
+    del row["input"]
+    place.file("json").write_text(json.dumps(row))
+    with pytest.raises(GiveUp, match=r"0\.json describes no job"):
+        place.load()
+    assert _report_of(place, JobEnd(End.DONE)) is None
+
+
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
     final = str(directory / "made" / "final")
     product = Product(Path(spec.output).name, final, spec.roots)
@@ -686,6 +701,16 @@ def test_a_job_without_a_result_has_failed(
     assert found.size is None
     assert problem in found.problem
     assert not Path(spec.output).exists()
+
+
+def test_a_result_that_no_copy_may_hold_is_a_failure(tmp_path: Path) -> None:
+    """Its files go all the same: jobs that stay filed would take up all places."""
+    spec = spec_in(tmp_path)
+    Folder(tmp_path / "jobs").file([spec])
+    Path(spec.output).parent.mkdir(parents=True)
+    os.mkfifo(spec.output)
+    assert "neither a directory nor a file" in stock(tmp_path, spec).problem
+    assert Folder(tmp_path / "jobs").names() == []
 
 
 def test_a_failed_result_is_taken_away(tmp_path: Path) -> None:

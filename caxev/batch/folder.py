@@ -36,7 +36,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Final
 
-from attrs import asdict, frozen
+from attrs import asdict, fields, frozen
 
 from caxev import failpoints
 from caxev.batch.base import JobEnd, JobSpec
@@ -70,12 +70,18 @@ class Place:
         return self.group / f"{self.index}.{kind}"
 
     def load(self) -> JobSpec:
-        """Read the job. Raises FileNotFoundError if it was closed."""
-        row = _row(self.file("json"))
-        row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
-        roots = tuple(roots_from(row["roots"]))
-        words = {name: tuple(row[name]) for name in ("argv", "options")}
-        return JobSpec(**{**row, **words, "roots": roots})
+        """Read the job. Raises FileNotFoundError if it was closed, `GiveUp` if it is malformed."""
+        file = self.file("json")
+        try:
+            row = _row(file)
+            row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
+            row |= {name: tuple(row[name]) for name in ("argv", "options")}
+            row["roots"] = tuple(roots_from(row["roots"]))
+            # Another version that filed it may have had more fields, or fewer.
+            known = [one.name for one in fields(JobSpec) if one.name in row]
+            return JobSpec(**{name: row[name] for name in known})
+        except (ValueError, TypeError, KeyError) as error:
+            raise GiveUp(f"{file} describes no job: {type(error).__name__}: {error}") from error
 
     def note(self, ended: JobEnd) -> None:
         """Record how the job ended."""

@@ -142,6 +142,9 @@ def _report_of(place: Place, ended: JobEnd) -> RunUpdate | None:
         return report(place.load(), place.ended or ended)
     except FileNotFoundError:
         return None  # the job was closed
+    except GiveUp as error:  # the others are reported all the same
+        logger.error("the end of a job is not reported: {}", error)
+        return None
 
 
 @frozen

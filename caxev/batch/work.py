@@ -146,8 +146,11 @@ def take_stock(home: str, job: str, product: Product, good: bool) -> Stock:
 
 
 def _published(output: Confined, product: Product) -> tuple[int | None, str]:
-    if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
-        return None, "it left nothing in its output"
+    try:
+        if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
+            return None, "it left nothing in its output"
+    except GiveUp as refused:  # the job's fault: kept, it would occupy its place in the system
+        return None, f"it left what no copy may hold: {refused}"
     made = partial(digest_tree, output, sha512=False, report=to_nobody)
     size = bring_in(output, product.final, product.roots, expected=made)
     return size, "" if size is not None else "it ended well and left no result"
