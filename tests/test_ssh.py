@@ -472,6 +472,22 @@ def test_two_pushes_of_one_copy_never_meet(ways: Ways) -> None:
     ways.move(push)
 
 
+def test_a_push_that_was_replaced_publishes_nothing(ways: Ways) -> None:
+    """Its heir on another machine has begun to write the same partial, in another order."""
+    make_run(ways.source / "run")
+    note = ways.target / ".caxev-from-run"
+
+    def replaced(*_progress: int) -> None:
+        note.write_bytes(note.read_bytes().partition(b"\n")[0] + b"\nanother")
+
+    with pytest.raises(Retry, match="another") as busy:
+        push(ways.transfer(push), report=replaced)
+    assert busy.value.after == 5
+    assert not (ways.target / "run").exists()
+    ways.move(push)
+    assert [path.name for path in ways.target.iterdir()] == ["run"]
+
+
 @both
 def test_a_source_that_changes_is_tried_again(ways: Ways, move: Move) -> None:
     """A file that grows or appears while we copy: `Retry`, and nothing is published."""

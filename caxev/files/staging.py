@@ -311,7 +311,8 @@ def _noted(path: Confined) -> str | None:
     """Return the origin in a note; None if there is none that can be read."""
     try:
         # Without a note the origin is unknown: then data is moved again, which is always right.
-        return read_file(path, LONGEST_ORIGIN).decode(errors="replace")
+        noted = read_file(path, LONGEST_ORIGIN).decode(errors="replace")
+        return noted.partition("\n")[0]  # behind it is which push over SFTP has written it
     except OSError:
         return None
 

@@ -6,11 +6,13 @@ raises `Retry` and `GiveUp` only.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from secrets import token_hex
+from typing import Final, TypeVar
 
 import asyncssh
 from attrs import evolve, frozen
@@ -32,6 +34,7 @@ from caxev.files import (
     process_lock,
     second,
 )
+from caxev.files.errors import BUSY_AFTER
 from caxev.files.paths import origin_path
 from caxev.files.plan import to_the_second
 from caxev.files.staging import LONGEST_ORIGIN, check_standing, enough_space
@@ -42,10 +45,14 @@ from caxev.transfer.ssh.session import GONE, NOT_FOR_US, each, naming
 
 T = TypeVar("T")
 
+_LONGEST_NOTE: Final = 2 * LONGEST_ORIGIN
+_UNKNOWN: Final = b"?"
+"""The origin in the note of a partial that no later attempt may trust."""
+
 
 @frozen
 class Landing:
-    """The paths of a copy there, and what is left to do in its partial.
+    """The paths of a copy there, what is left to do in its partial, and our note beside that.
 
     `todo` is None if the copy has its final name already.
     """
@@ -53,6 +60,7 @@ class Landing:
     final: FarPath
     partial: FarPath
     todo: Plan | None
+    note: bytes = b""
 
 
 async def land(
@@ -81,11 +89,13 @@ async def land(
         await remote.remove_all(origin_path(final))
         return Landing(final, partial, None)
     await remote.make_parents(final)
-    await _keep_same_origin(remote, final, partial, None if route.again else origin)
+    wanted = _UNKNOWN if route.again or origin is None else origin.encode()[:LONGEST_ORIGIN]
+    await _keep_same_origin(remote, final, partial, wanted)
     present = await _present(remote, partial, source)
     todo = plan(source, present, unsure=unsure, wrong=wrong)
     free = await remote.free(parent(final))
     enough_space(todo, present, free, route.min_free, remote.shown(final))
+    note = await _begin(remote, final, wanted)
     await _prepare(remote, partial, todo, source)
     try:
         sizes = {seen.path: seen.size for seen in source if seen.path in (wrong or {})}
@@ -94,7 +104,7 @@ async def land(
         await remote.remove_all(partial)
         todo = plan(source, ())
         await _prepare(remote, partial, todo, source)
-    return Landing(final, partial, todo)
+    return Landing(final, partial, todo, note)
 
 
 async def _check_standing(
@@ -115,8 +125,8 @@ async def publish(
     """Make the links, bring the partial there to the disk and rename it, replacing nothing.
 
     `unsynced`: files whose time is still to be set and that are still to be synced. Raises `Retry`
-    if the partial then differs from `source`; times count, to the second, if the server lets us set
-    them.
+    if the partial then differs from `source`, or another process has begun to write it; times
+    count, to the second, if the server lets us set them.
     """
     for link in landing.todo.links if landing.todo else ():
         failpoints.point("ssh.link")
@@ -127,10 +137,14 @@ async def publish(
     await each(
         lambda seen: _finish(remote, join(landing.partial, seen.path), seen, untimed), unsynced
     )
-    shape = _timeless if untimed else to_the_second
-    found = await remote.look(landing.partial, check=False)
+    shape, shown = _timeless if untimed else to_the_second, remote.shown(landing.partial)
+    looking = remote.look(landing.partial, check=False)
+    noted = remote.read_small(origin_path(landing.final), _LONGEST_NOTE)
+    found, note = await asyncio.gather(looking, noted)
+    if note != landing.note:
+        raise Retry(f"{shown} is being written by another process", after=BUSY_AFTER)
     if shape(found) != shape(source):
-        raise Retry(f"{remote.shown(landing.partial)} is not what was to be written to it")
+        raise Retry(f"{shown} is not what was to be written to it")
     # Before the rename, from the inside out: after a power cut the final name must not lead to a
     # directory whose entries were lost.
     if not is_file(source):
@@ -147,7 +161,7 @@ def only_pusher(where: str, final: bytes) -> Iterator[None]:
 
     `final` is the path as it was given. Raises `Retry` if another process pushes it.
     """
-    # SFTP offers no lock at the far end, so the lock is on this machine.
+    # SFTP offers no lock at the far end, so the lock is on this machine; see `_begin` for others.
     busy = f"{where}:{printable(final)} is being pushed by another process"
     with process_lock(f"{where}\0".encode() + final, busy):
         yield
@@ -171,20 +185,23 @@ def in_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awai
 
 
 async def _keep_same_origin(
-    remote: Remote, final: FarPath, partial: FarPath, origin: str | None
+    remote: Remote, final: FarPath, partial: FarPath, wanted: bytes
 ) -> None:
-    """Remove a partial that may come from a source of other content, and note this one's."""
-    # The old note goes after the partial, and the new one is written when nothing is left of it:
-    # killed anywhere, no note names content that the partial does not have.
-    note = origin_path(final)
-    wanted = None if origin is None else origin.encode()[:LONGEST_ORIGIN]
-    if wanted is not None and await remote.read_small(note, LONGEST_ORIGIN) == wanted:
-        return
-    if wanted is not None:
-        await remote.remove_all(partial)
-    await remote.remove_all(note)
-    if wanted is not None:
-        await remote.write_new(note, wanted)
+    """Remove a partial that may come from a source of other content than its note must name."""
+    if wanted != _UNKNOWN:
+        there = await remote.read_small(origin_path(final), _LONGEST_NOTE) or b""
+        if there.partition(b"\n")[0] != wanted:
+            await remote.remove_all(partial)  # before its note goes, which nobody may trust then
+
+
+async def _begin(remote: Remote, final: FarPath, wanted: bytes) -> bytes:
+    """Note that we write the partial, and from which content; return the note."""
+    # SFTP has no locks. A process on another machine that began before, and has been replaced since
+    # without knowing it, finds another note at its end, and publishes no mixture.
+    note = wanted + b"\n" + token_hex(8).encode()
+    await remote.remove_all(origin_path(final))
+    await remote.write_new(origin_path(final), note)
+    return note
 
 
 async def _present(remote: Remote, partial: FarPath, source: Sequence[Seen]) -> list[Seen]:
