@@ -18,10 +18,12 @@ from caxev.config import ConfigError, Processing, Site, Sites, load_sites
 from caxev.config.data_types import CAX
 from caxev.config.merging import merge
 from caxev.config.own_types import site_class
-from caxev.copies.deletion import Intent
+from caxev.copies.deletion import Intent, prove
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan, plan_processed, plan_purge
+from caxev.core.clock import Clocks
 from caxev.core.errors import ConfigError as AnyConfigError
 from caxev.core.model import Copy, Run
+from caxev.core.update import CopiesAtLeast
 from caxev.engine.options import Options, adopted
 from caxev.handlers import checksum, deletion, permissions, processing, transfer
 from caxev.testing import Lab, lab
@@ -313,6 +315,9 @@ def test_an_edited_intent_does_not_lose_what_is_protected(kind: str, least: int)
     wanted = Intent.of(going, sites.types)
     assert wanted is not None
     assert wanted.keep == least
+    run = run_with(kind, "lngs")
+    expected = prove(run, going, sites, proof=[], clocks=Clocks.at(NOW)).expect
+    assert any(isinstance(one, CopiesAtLeast) for one in expected) == bool(least)
 
 
 def test_a_version_that_is_to_go() -> None:

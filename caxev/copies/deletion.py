@@ -209,9 +209,10 @@ def still(copy: Copy) -> CopyIs:
 
 def _proven(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> list[Expectation]:
     """Return the expectations that the intent stands, is proven, and that nothing protects it."""
-    wanted = Intent.of(copy)
+    site = sites.get(copy.host)
+    wanted = Intent.of(copy, site.types)
     assert wanted is not None
-    tags = (TagAbsent(tag) for tag in sites.get(copy.host).deletion.protect)
+    tags = (TagAbsent(tag) for tag in site.deletion.protect)
     return [still(copy), *wanted.enough(run, sites, clocks), as_seen(copy), *tags]
 
 
