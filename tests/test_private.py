@@ -238,14 +238,17 @@ with landing(sys.argv[1], b"/data/run") as private:
 
 
 def test_what_a_killed_process_linked_goes_at_once(tmp_path: Path) -> None:
-    """Else the bytes of a copy that is deleted would stay for days; what is in use stays."""
+    """Else the bytes of a copy that is deleted would stay for days; what may be in use stays."""
     state, data = str(tmp_path / "state"), tmp_path / "data"
     data.touch()
     subprocess.run([sys.executable, "-c", KILLED, state, str(data)], check=False)
     assert data.stat().st_nlink == 2
+    there = tmp_path / "state" / "incoming" / "another-machine.passing"
+    there.mkdir()
     with landing(state, b"/data/other") as private:
         assert forget_incoming(state) == 1
         assert Path(os.fsdecode(private)).exists()
+        assert there.exists()
         with pytest.raises(Retry, match="another process"), landing(state, b"/data/other"):
             pass
     assert data.stat().st_nlink == 1

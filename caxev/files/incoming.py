@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,9 @@ from caxev.files.ways import tried
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
-_PASSING: Final = b".passing"  # the suffix of directories that are of no use after their process
+# The suffix of directories that are of no use after their process. With this machine's name, as
+# others may have the same state directory, and no lock shows here what they use.
+_PASSING: Final = f".{socket.gethostname()}.passing".encode()
 _OURS: Final = 256  # descriptors for everything but a program's input
 KEPT: Final = 14 * 86400.0
 """Seconds for which an unfinished copy is kept if it is not resumed."""
@@ -283,8 +286,8 @@ def _take(old: Confined, new: Confined) -> None:
 def forget_incoming(state: str) -> int:
     """Remove unfinished copies that were not resumed for `KEPT`; return how many.
 
-    The latest change in the directory counts, by the file system's clock. Directories of `landing`
-    are removed as soon as their process is gone.
+    The latest change in the directory counts, by the file system's clock. What `landing` has made
+    on this machine is removed as soon as its process is gone.
     """
     # Hard links in the latter would keep the bytes of deleted copies on the disk.
     gone = 0
