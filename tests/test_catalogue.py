@@ -913,6 +913,26 @@ def test_a_dataset_that_is_nowhere_is_a_difference(
         assert verdict == expected
 
 
+def test_no_replica_is_missed_that_arrives_between_two_questions() -> None:
+    """It is listed, or its rule is not OK yet, so that the catalogue is asked again."""
+    asked: list[str] = []
+
+    def answer(what: str, **fields: Any) -> list[dict[str, Any]]:
+        asked.append(what)
+        there = len(asked) > 1  # the transfer ends behind the first question
+        state = ("OK" if there else "REPLICATING") if what == "rules" else "AVAILABLE"
+        return [{**fields, "state": state}] if there or what == "rules" else []
+
+    counts = dict.fromkeys(("locks_ok_cnt", "locks_replicating_cnt", "locks_stuck_cnt"), 0)
+    rule = {"id": "1", "rse_expression": "DISK2", "created_at": NOW, "expires_at": None, **counts}
+    client = SimpleNamespace(
+        list_did_rules=lambda *_did: answer("rules", **rule),
+        list_dataset_replicas=lambda *_did, **_options: answer("replicas", rse="DISK2", length=1),
+    )
+    found = RucioSession(client, CATALOGUE).look(Did("scope", "raw"))
+    assert found.unfinished or found.rses == ("DISK2",)
+
+
 class Comparing(Yard):
     """A catalogue that answers so, one answer after the other."""
 

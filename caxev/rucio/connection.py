@@ -228,9 +228,12 @@ class RucioSession:
 
     def look(self, dataset: Did) -> DatasetState:
         """Return the state of the dataset."""
+        # Rules first: a transfer that ends in between leaves a rule that is not OK, and is asked
+        # about again. In the other order all rules were OK, and nobody missed the new replica.
+        rules = self.rules(dataset)
         rows = list(rows_limited(self.client.list_dataset_replicas(*dataset, deep=True)))
         rses = sorted(row["rse"] for row in rows if row["length"] and row["state"] == AVAILABLE)
-        return DatasetState(tuple(rses), self.rules(dataset))
+        return DatasetState(tuple(rses), rules)
 
     # -- comparing --------------------------------------------------------------------------
 
