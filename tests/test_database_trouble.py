@@ -44,9 +44,11 @@ from caxev.database import (
     concerns_one,
     is_transient,
 )
+from caxev.database.snapshots import MANY_REACTIONS
 from caxev.engine.attempt import Ended, failure, refusal
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.lanes import AHEAD
 from caxev.engine.root_watch import RootWatch
 from caxev.engine.workers import Workers
 from tests import engine
@@ -274,6 +276,60 @@ async def test_a_site_whose_own_document_is_refused_waits_and_reports_it(
                 await engine.until(lambda: troubled.get() == 0)
             assert not await db.reactions(SITE, state="failed")
             assert not [one for one in await db.alarms(SITE) if one.active]
+
+
+@pytest.mark.replicaset
+async def test_a_run_that_cannot_be_read_is_left_alone_for_a_while(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimed again at once, its reactions would keep a database busy that is in trouble."""
+    seen: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+
+    def fail(*_: Any) -> None:
+        raise Unreachable("no reply")
+
+    async def left_alone() -> bool:
+        rows = await db.reactions(SITE, state="pending")
+        return any(one.note == "no reply" and one.due > utcnow() for one, _ in rows)
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        with monkeypatch.context() as lost:
+            lost.setattr(Database, "whole_runs", fail)
+            lost.setattr("caxev.engine.dispatcher.Dispatcher.reserve", lambda _, made: made)
+            await db.insert_run(numbered(1))
+            await engine.until(left_alone, within=30)
+        await engine.until(lambda: seen == [1])
+
+
+@pytest.mark.replicaset
+async def test_an_attempt_keeps_no_other_run_in_memory(database: Named) -> None:
+    """Of all runs that were read together, each is freed when its own attempts are over."""
+    held: list[ref[Run]] = []
+    begun, goes_on = trio.Event(), trio.Event()
+
+    async def see(job: Job) -> None:
+        if job.run.number == 1:
+            begun.set()
+            await goes_on.wait()
+        else:
+            held.append(ref(job.run))
+
+    async def freed() -> bool:
+        gc.collect()
+        return len(held) == 3 and not any(one() for one in held)
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        for number in range(1, 5):
+            await db.insert_run(numbered(number))
+        async with engine.listener(db, options):
+            await begun.wait()
+            await engine.until(freed, within=60)
+            goes_on.set()
 
 
 @pytest.mark.replicaset

@@ -121,9 +121,13 @@ class Failed:
 
 @frozen
 class Interrupted:
-    """The process was asked to leave before the handler returned. Costs no attempt."""
+    """The process was asked to leave before the handler returned, or the database is in trouble.
+
+    Costs no attempt. It is due again after so many seconds.
+    """
 
     why: str = field(default="interrupted", converter=_brief)
+    after: float = field(default=0.0, converter=float)
 
 
 @frozen
@@ -293,7 +297,7 @@ def settle(
             reaction,
             epoch=None,
             state=State.PENDING,
-            due=now,
+            due=_later(now, outcome.after),
             note=reaction.note if reaction.hindered else outcome.why,
         )
     # It may wait for something else, but no longer for a disk or a refusal.

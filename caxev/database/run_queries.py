@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
+from bson import decode_all
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
@@ -45,6 +46,17 @@ class Runs(RunPages):
         """Read whole run documents as they are now."""
         cursor = self._runs.find({"_id": {"$in": list(ids)}})
         return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
+
+    async def whole_runs(self, ids: Sequence[RunId]) -> AsyncGenerator[dict[RunId, Run], None]:
+        """Read whole run documents as they are now, a reply at a time: up to 16 MB of them."""
+        cursor = self._runs.find_raw_batches({"_id": {"$in": ids}})
+
+        async def more() -> list[Document]:
+            batch: Any = await anext(cursor, b"")  # whatever its type says
+            return decode_all(batch, self._runs.codec_options)
+
+        while ids and cursor.alive:
+            yield {one["_id"]: Run.from_document(one) for one in await self._call(more)}
 
     def held(self) -> AsyncGenerator[list[Run], None]:
         """Read the runs with a copy that somebody holds or has held, by number, page by page."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from math import inf
 from random import random
 from typing import Any, Final
@@ -58,8 +59,8 @@ IGNORED: Final = 30.0
 WITHOUT_HANDLER: Final = 3600.0
 """Seconds after which a reaction without its handler is tried again. A restart does so at once, if
 the handler is there by then."""
-
-
+AGAIN: Final = 2.0
+"""Seconds after which a reaction is tried again whose run could not be read."""
 ELSEWHERE: Final = 2.0
 """Seconds after which a reaction is tried again for which another process of the site is in the
 way, or better placed."""
@@ -98,24 +99,28 @@ class Runner:
     # -- one attempt --------------------------------------------------------------------------
 
     async def _begin(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
-        """Read the runs of claimed reactions, all at once, and attempt each."""
-        unread = {reaction.run for reaction in reactions} - runs.keys()
-        why = "the listener was stopped"  # unless something else ends the block: a cancellation
+        """Read the runs of claimed reactions, many at once, and attempt each."""
+        waiting: dict[RunId, list[Reaction]] = {}
+        for reaction in reactions:
+            waiting.setdefault(reaction.run, []).append(reaction)
+        ended = Interrupted("the listener was stopped")  # unless something else ends the block
+
+        def attempt_those(found: Mapping[RunId, Run | None]) -> None:
+            for run in [one for one in waiting if one in found]:
+                for reaction in waiting.pop(run):
+                    # Apart: an attempt that takes a night must keep no other's run in memory.
+                    self.attempts.start_soon(self._run_one, reaction, found[run])
+
         try:
-            if unread:
-                runs = {**runs, **await self.context.database.runs(unread)}
-            why = ""
+            attempt_those(runs)
+            async for page in self.context.database.whole_runs(tuple(waiting)):
+                attempt_those(page)
+            attempt_those(dict.fromkeys(waiting))
         except DatabaseError as error:
-            why = str(error)
+            ended = Interrupted(str(error), AGAIN)
         finally:
-            if why:
-                for reaction in reactions:
-                    self._end(Ended(reaction, Interrupted(why)))
-        if why:
-            return
-        async with trio.open_nursery() as nursery:
-            for reaction in reactions:
-                nursery.start_soon(self._run_one, reaction, runs.get(reaction.run))
+            for reaction in chain.from_iterable(waiting.values()):
+                self._end(Ended(reaction, ended))
 
     async def _run_one(self, reaction: Reaction, run: Run | None) -> None:
         """Attempt one reaction; whatever happens, hand it on to be settled."""
@@ -156,7 +161,7 @@ class Runner:
                 try:
                     runs = await self.context.database.runs([reaction.run])
                 except DatabaseError as error:
-                    return Ended(reaction, Interrupted(str(error)))
+                    return Ended(reaction, Interrupted(str(error), AGAIN))
                 run = runs.get(reaction.run, Run(reaction.run))
             if (why := await self._used_elsewhere(reaction, handler)) is not None:
                 # Spread: two that found each other would otherwise meet again.
