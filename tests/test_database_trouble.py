@@ -528,6 +528,34 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
 
 
 @pytest.mark.replicaset
+async def test_claims_that_the_ledger_refuses_hide_no_other(database: Named) -> None:
+    """However many they are, and although they come first in their lane."""
+    seen: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+
+    one = engine.handler(see, copy("transferred", host=HERE), lane="transfer")
+    options = engine.options_for(database, [one], site_fields={"lanes": {"transfer": 1}})
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            documents = [numbered(number) for number in range(AHEAD + 1)]
+            server[database.name]["runs_new"].insert_many(documents)
+            former = await taken(db)
+            reactions = [
+                open_reaction(one["_id"], generation=one["number"], lane="transfer")
+                for one in documents
+            ]
+            snapshots = {one["_id"]: Run.from_document(one).snapshot() for one in documents}
+            await db.ingest(former, Ingest(snapshots, reactions), utcnow())
+            await db.release(former)
+            rule = {"$nor": [{"run": {"$ne": documents[0]["_id"]}, "state": "running"}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=rule)
+        async with engine.listener(db, options):
+            await engine.until(lambda: seen == [0], within=60)
+
+
+@pytest.mark.replicaset
 async def test_a_reaction_that_cannot_be_woken_keeps_no_other_asleep(database: Named) -> None:
     later = utcnow() + timedelta(days=1)
     async with engine.opened(database) as db:

@@ -69,18 +69,22 @@ class Reactions(Quarantine):
         *,
         since: datetime | None = None,
         handlers: Collection[str] | None = None,
+        but: Collection[str] = (),
     ) -> list[Reaction]:
         """Return up to `limit` reactions of a lane that are due and unclaimed, in its order.
 
         Those that fell due before `since` are left out: the index keeps the places of reactions
         that were settled lately for some minutes, and to read over them takes time. By priority,
-        reactions that were recorded without one come last. `handlers`: only theirs.
+        reactions that were recorded without one come last. `handlers`: only theirs. `but`: keys
+        that are left out.
         """
         query: Document = {"site": site, "lane": lane, "state": State.PENDING.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
         if handlers is not None:
             query["handler"] = {"$in": [*handlers]}
+        if but:
+            query["_id"] = {"$nin": [*but]}
         order = URGENT_FIRST if lane in NEWEST_FIRST else OLDEST_FIRST
         # The output of programs can be large, and nobody needs it to start a reaction.
         cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)

@@ -201,9 +201,11 @@ class Dispatcher:
         database, site, now = self.context.database, self.context.lease.site, utcnow()
         # A handler that is not installed on a helper's machine may be on the leader's.
         handlers = self.context.registry.handlers if self.context.is_helper else None
+        # Left out by the query: a window of nothing else would hide all others.
+        stuck = self.settler.stuck
         try:
             due = await database.due(
-                site, lane.name, now, lane.window, since=lane.since, handlers=handlers
+                site, lane.name, now, lane.window, since=lane.since, handlers=handlers, but=stuck
             )
             heard = True
             complete = lane.take_in(due, self._startable(lane, due))
