@@ -279,6 +279,22 @@ async def test_a_site_whose_own_document_is_refused_waits_and_reports_it(
 
 
 @pytest.mark.replicaset
+async def test_a_refusal_of_the_sites_own_document_blames_no_other(database: Named) -> None:
+    """Not even if the document is accepted a moment later: the first error shows which it was."""
+    async with engine.opened(database) as db:
+        lease = await taken(db)
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            rule = {"_id": {"$ne": SITE}}
+            server[database.name].command("collMod", "caxev_ledger", validator=rule)
+        for number in (1, MANY_REACTIONS):
+            what = Ingest({}, [open_reaction(n, generation=n) for n in range(number)])
+            with pytest.raises(Unreachable, match="the document of the lease"):
+                await db.ingest(lease, what, utcnow())
+        with pytest.raises(Unreachable, match="the document of the lease"):
+            await db.reopen_failed(lease, Request("retry"), utcnow())
+
+
+@pytest.mark.replicaset
 async def test_a_run_that_cannot_be_read_is_left_alone_for_a_while(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,10 +151,24 @@ def unless_fatal(trouble: str) -> Iterator[None]:
 
 
 def of_the_site(error: DatabaseError) -> DatabaseError:
-    """Name the document of a lease, whose write failed: without it its process does nothing."""
+    """Name the document of a lease, whose write failed: without it its process does nothing.
+
+    So that is waited for, and no other document in the same write is at fault.
+    """
     if not concerns_one(error):
         return error
-    return type(error)(f"the ledger refuses the document of the lease and position: {error}")
+    return Unreachable(f"the ledger refuses the document of the lease and position: {error}")
+
+
+@contextmanager
+def writing_lease(index: int = 0) -> Iterator[None]:
+    """Raise `of_the_site` if the write with this index is refused: that of a lease's document."""
+    try:
+        yield
+    except OperationFailure as error:
+        if error.code not in DOCUMENT_CODES or (error.details or {}).get("index") != index:
+            raise
+        raise of_the_site(InvalidDocument(f"{_first_line(error)} (code {error.code})")) from error
 
 
 def connect(settings: Settings) -> Client:

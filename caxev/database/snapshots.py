@@ -23,7 +23,7 @@ from caxev.core.ledger import Reaction
 from caxev.core.model import NO_FIELDS, Aspect, Run, RunId, Snapshot, Watched, snapshot_of
 from caxev.core.packing import pack
 from caxev.core.recording import MOST_COPIES, WholeRuns
-from caxev.database.client import Document
+from caxev.database.client import Document, writing_lease
 from caxev.database.connection import LIMIT, PAGE, operation, within
 from caxev.database.quarantine import Quarantine
 from caxev.database.reactions import reaction_document, run_keys
@@ -246,8 +246,11 @@ class Recording(Sites, Quarantine):
                 writes = (await asyncio.gather(new, seen()))[1]
             else:
                 writes = [*_seen(lease, ingest), *map(_renewal, ingest.reactions)]
-            writes.insert(len(writes) if first else 0, guard)
-            if await write_all(self._ledger, writes, session) < len(writes):
+            place = len(writes) if first else 0
+            writes.insert(place, guard)
+            with writing_lease(place):
+                found = await write_all(self._ledger, writes, session)
+            if found < len(writes):
                 raise lost(lease)
             # Otherwise each scan would find the runs again that are gone.
             deleted = (run for run, snapshot in ingest.snapshots.items() if snapshot is None)

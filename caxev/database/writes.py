@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 from uuid import uuid4
 
@@ -15,7 +16,7 @@ from loguru import logger
 from pymongo import UpdateOne
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
-from caxev.database.client import DOCUMENT_CODES, Document, LeaseLost
+from caxev.database.client import DOCUMENT_CODES, Document, LeaseLost, writing_lease
 from caxev.database.connection import Collection, Session
 
 AT_ONCE: Final = 2000
@@ -89,7 +90,9 @@ async def guard(
 
     In a transaction this makes all of it depend on the lease.
     """
-    if not (await ledger.update_one(lease.held, change, session=session)).matched_count:
+    with writing_lease() if change is TOUCH else nullcontext():
+        found = (await ledger.update_one(lease.held, change, session=session)).matched_count
+    if not found:
         raise lost(lease)
 
 
@@ -126,7 +129,7 @@ async def _in_parts(
     found = 0
     for start in range(0, len(writes), AT_ONCE):
         reply = await write_some(collection, verb, name, writes[start : start + AT_ONCE], session)
-        check_reply(reply)
+        check_reply(reply, start)
         found += reply["n"]
     return found
 
@@ -144,10 +147,14 @@ async def write_some(
     return await collection.database.command(command, session=session)
 
 
-def check_reply(reply: Document) -> None:
-    """Raise what pymongo would have raised for a write of its own."""
+def check_reply(reply: Document, start: int = 0) -> None:
+    """Raise what pymongo would have raised for a write of its own.
+
+    Its details have the write's index, of all if the first of these is at `start`.
+    """
     for error in reply.get("writeErrors", ())[:1]:
-        raise OperationFailure(error.get("errmsg", "a write failed"), error.get("code"))
+        details = {**error, "index": start + error["index"]}
+        raise OperationFailure(error.get("errmsg", "a write failed"), error.get("code"), details)
     concern = reply.get("writeConcernError")
     if concern:  # a majority does not have it yet, and perhaps never will
         raise AutoReconnect(concern.get("errmsg", "a majority did not confirm a write"))

@@ -16,14 +16,7 @@ from caxev.core.clock import utcnow
 from caxev.core.ledger import UNREADABLE, Reaction, State, new_reaction, reaction_key
 from caxev.core.model import YES, Event, Existence, RunId
 from caxev.core.recording import MOST_COPIES
-from caxev.database import (
-    DatabaseError,
-    Ingest,
-    InvalidDocument,
-    Position,
-    concerns_one,
-    of_the_site,
-)
+from caxev.database import DatabaseError, Ingest, InvalidDocument, Position, concerns_one
 from caxev.engine.context import Context
 
 
@@ -61,18 +54,10 @@ class UnreadableRuns:
         except DatabaseError as refused:
             if not concerns_one(refused):
                 raise
-            await self._record_position(position)
+            await context.database.ingest(context.lease, Ingest({}, (), position), utcnow())
         logger.error("{} cannot be recorded: {}", label, error)
         self.runs.add(run)
         context.alarms.raise_(parked(reaction, label))
-
-    async def _record_position(self, position: Position | None) -> None:
-        """Write the position alone; if that is refused, the site's own document is at fault."""
-        context = self.context
-        try:
-            await context.database.ingest(context.lease, Ingest({}, (), position), utcnow())
-        except DatabaseError as error:
-            raise of_the_site(error) from error
 
     async def _label(self, run: RunId) -> str:
         """Return what people call a run; its id if it is no longer there."""
