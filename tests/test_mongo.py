@@ -1290,6 +1290,9 @@ async def test_pages_hold_every_run_stored_or_seen(
         assert looked.before == snapshots
         await db.ingest(lease, Ingest(dict.fromkeys(gone)), utcnow())
         assert set(await paged(db)) == set(ids) - set(gone)
+        runs.delete_many({})
+        assert len((await db.page(SITE, None))[0]) <= 2 * size
+        assert set(await paged(db)) == set(ids) - set(gone)
         assert set((await db.snapshot(SITE, ids)).before) == set(ids) - set(gone)
 
 

@@ -188,21 +188,27 @@ class Recording(Sites, Quarantine):
         site has seen but that are no longer stored are among them, so that a scan also finds what
         was deleted.
         """
-        # `max` needs the hint.
-        cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).sort("_id", -1)
-        if before is not None:
-            # By the index's bounds: a filter would stop at ids of another type.
-            cursor = cursor.max([("_id", before)])
-        ids = [row["_id"] for row in await cursor.limit(PAGE).to_list(None)]
-        more = ids[-1] if len(ids) == PAGE else None
-        # As far as this page goes, so that each run that was seen is on exactly one page.
-        low: Any = MinKey() if more is None else more
+        low: Any = MinKey()
         high: Any = MaxKey() if before is None else before
+        ids = await self._stored(low, high)
+        low = ids[-1] if len(ids) == PAGE else low
+        # As far as this page goes, so that each run that was seen is on exactly one page.
         bounds = {"$gte": _key(site, low), "$lt": _key(site, high)}
-        rows = await self._ledger.find({"_id": bounds}, {"_id": 1}).to_list(None)
-        keys = [row["_id"] for row in rows]
+        cursor = self._ledger.find({"_id": bounds}, {"_id": 1}).sort("_id", -1).limit(2 * PAGE)
+        keys = [row["_id"] for row in await cursor.to_list(None)]
         seen = [key["r"] for key in keys if "r" in key and is_plain(key["r"])]
-        return list(dict.fromkeys([*filter(is_usable, ids), *seen])), more
+        if seen and len(keys) == 2 * PAGE:  # so many were deleted: the page ends before them
+            low = seen[-1]
+            ids = await self._stored(low, high)
+        runs = list(dict.fromkeys([*filter(is_usable, ids), *seen]))
+        return runs, None if isinstance(low, MinKey) else low
+
+    async def _stored(self, low: Any, high: Any) -> list[RunId]:
+        """Return the newest ids of runs from `low` to before `high`, a page at most."""
+        # By the index's bounds, which need the hint: a filter would stop at ids of another type.
+        cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).sort("_id", -1)
+        cursor = cursor.min([("_id", low)]).max([("_id", high)])
+        return [row["_id"] for row in await cursor.limit(PAGE).to_list(None)]
 
     async def ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
         """Record what changes led to. Raises `LeaseLost`.
