@@ -19,6 +19,7 @@ import trio
 from attrs import evolve
 from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
+from bson.timestamp import Timestamp
 from pymongo import MongoClient
 from pymongo.synchronous.database import Database as MongoDatabase
 from trio.testing import MockClock
@@ -266,6 +267,32 @@ async def test_a_new_change_is_served_while_the_stream_is_late(
             await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 6), 1))
             await add(db, 6)
             await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 7), 1))
+
+
+async def test_a_new_change_is_served_while_the_stream_is_being_opened(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads past all that was written meanwhile before it answers."""
+    monkeypatch.setattr("caxev.engine.shortcut.SLOW", 0.1)
+    record, open_stream, reads_on = Recorder(), Database.open_stream, trio.Event()
+    opening: list[int] = []
+
+    async def slow(self: Database, *args: Any) -> Stream:
+        opening.append(1)
+        if len(opening) == 1:
+            await reads_on.wait()
+        return await open_stream(self, *args)
+
+    async with engine.opened(database) as db:
+        await engine.once(db, record.options(database))  # else a scan finds the run
+        monkeypatch.setattr(Database, "open_stream", slow)
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: opening)
+            await add(db, 1)
+            await engine.until(lambda: record.numbers == {1: 1}, within=60)
+            reads_on.set()
+            await add(db, 2)
+            await engine.until(lambda: record.numbers == {1: 1, 2: 1})
 
 
 async def _scanning(db: Database) -> bool:

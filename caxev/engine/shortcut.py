@@ -27,6 +27,9 @@ BACKLOG: Final = 100
 """Changes in a batch from which on there are more where it came from..."""
 LATE: Final = 5.0
 """...and seconds that the newest of them is old, from which on others need not wait for them."""
+SLOW: Final = 2.0
+"""Seconds that opening the first stream may take: the server reads past all that was written since,
+also what is none of ours, before it answers."""
 
 
 @asynccontextmanager
@@ -51,11 +54,15 @@ def is_late(batch: Batch) -> bool:
 
 @define(eq=False)
 class Shortcut:
-    """A second stream, for as long as the first one is late: from `start` on, later from now on."""
+    """A second stream, for as long as the first one is late: from `start` on, later from now on.
+
+    Set `opened` when the first one is open.
+    """
 
     context: Context
     recorder: Recorder
     start: Position | None
+    opened: trio.Event = field(init=False, factory=trio.Event)
     _wanted: trio.Event = field(init=False, factory=trio.Event)
     _reading: trio.CancelScope = field(init=False, factory=trio.CancelScope)
 
@@ -74,6 +81,10 @@ class Shortcut:
 
         Raises DatabaseError, as the first stream would.
         """
+        with trio.move_on_after(SLOW):
+            await self.opened.wait()
+        if not self.opened.is_set():
+            self._wanted.set()
         while True:
             await self._wanted.wait()
             logger.info("the stream is late: what changes now is served beside it")

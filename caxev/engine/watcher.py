@@ -8,6 +8,7 @@ goes on beside the stream, so that new changes are served meanwhile, and after a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
@@ -151,21 +152,21 @@ class Watcher:
 
     async def _follow_stream(self) -> None:
         assert self._position is not None
-        failed: DatabaseError | None = None
-        # Before the first batch is read: what changes meanwhile need not wait for a backlog either.
+        # Before the stream is opened: what changes meanwhile need not wait for a backlog either.
         start = Position(start=await self.context.database.cluster_time())
-        async with opened(self.context, self._position) as stream:
-            # While the stream was away a reply to a claim may have been lost, too.
-            await self.recorder.intake.reconcile()
-            self.context.trouble.over("stream")
-            try:
-                await self._record_all(stream, Shortcut(self.context, self.recorder, start))
-            except* DatabaseError as group:
-                failed = _worst(group)  # raised here, Python before 3.11.4 would group it
-            finally:
-                self.recorder.forget()
-        if failed is not None:
-            raise failed
+        shortcut = Shortcut(self.context, self.recorder, start)
+        try:
+            with ungrouped():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(shortcut.run)
+                    async with opened(self.context, self._position) as stream:
+                        shortcut.opened.set()
+                        # While it was away a reply to a claim may have been lost, too.
+                        await self.recorder.intake.reconcile()
+                        self.context.trouble.over("stream")
+                        await self._record_all(stream, shortcut)
+        finally:
+            self.recorder.forget()
 
     async def _record_all(self, stream: Stream, shortcut: Shortcut) -> None:
         # Without a buffer: one batch ahead keeps the database busy, and more would cost memory.
@@ -174,7 +175,6 @@ class Watcher:
             # While one batch is recorded the next one is read.
             nursery.start_soon(self._read, stream, send, shortcut)
             nursery.start_soon(self.recorder.record_deferred)
-            nursery.start_soon(shortcut.run)
             async for ahead in receive:
                 await self._take_in(ahead)
                 ahead.recorded.set()
@@ -300,19 +300,13 @@ class Watcher:
             if page.before is not None:
                 following = await self._read_page(page.before)
 
-        failed: DatabaseError | None = None
-        goes_on = False
-        try:
+        with ungrouped():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read)
                 await self.recorder.record_reading(page.reading)
                 goes_on = await self._note_scanned(page.before, runs, number)
                 if not goes_on:
                     nursery.cancel_scope.cancel()
-        except* DatabaseError as group:
-            failed = _worst(group)  # raised here, Python before 3.11.4 would group it
-        if failed is not None:
-            raise failed
         return following if goes_on else None
 
     async def _note_scanned(self, before: RunId | None, runs: int, number: int) -> bool:
@@ -375,6 +369,18 @@ class ScanMeter:
         rate = (runs - self.begun_with) / (now - self._began)
         left = max(self.total - runs, 0) / rate if rate else 0.0
         return f"scanned {runs} of about {max(self.total, runs)} runs, {left / 60:.0f} min left"
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise errors of the database in the block as one: the one that decides what to do."""
+    failed: DatabaseError | None = None
+    try:
+        yield
+    except* DatabaseError as group:
+        failed = _worst(group)
+    if failed is not None:  # raised in the block above, Python before 3.11.4 would group it
+        raise failed
 
 
 def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
