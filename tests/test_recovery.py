@@ -858,6 +858,18 @@ async def test_what_led_to_nothing_does_not_hide_what_was_recorded_unheard(
     assert [reaction.event.status for reaction in intake.started] == ["transferred"] * 2
 
 
+async def test_what_led_to_nothing_brings_no_lost_position_back(database: Named) -> None:
+    """It is recorded after the stream has lost its history, and begins elsewhere."""
+    start = Timestamp(1_600_000_000, 1)
+    async with recording(database, engine.options_for(database, [])) as (db, recorder, _, ahead):
+        await add(db, 1)
+        assert not await recorder.record_batch(await ahead())
+        recorder.forget()
+        await db.begin_scan(recorder.context.lease, start, None)
+        await recorder.flush()
+        assert (await record_of(db)).position == Position(start=start)
+
+
 async def test_what_a_scan_read_early_does_not_count_once_it_was_compared(
     database: Named, server: Server
 ) -> None:

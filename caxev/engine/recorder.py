@@ -166,6 +166,8 @@ class Recorder:
     def forget(self) -> None:
         """Forget what may have been recorded or not: only the database knows."""
         self._known.clear()
+        # It may be lost: what is deferred must not write it over where the next stream begins.
+        self._behind = None
 
     # -- what led to nothing ------------------------------------------------------------------
 
