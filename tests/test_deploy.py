@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ from caxev.config import Settings
 from caxev.config.permissions import read_permissions
 from caxev.core.clock import utcnow
 from caxev.engine import helping, lanes, lease, options, session
+from caxev.engine.systemd import notify
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -279,6 +281,18 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         options.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield options
+
+
+def test_a_process_without_descriptors_does_not_end_for_systemd(
+    systemd: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("caxev.engine.systemd.socket.socket", none_left)
+    notify("WATCHDOG=1")
+    with pytest.raises(BlockingIOError):
+        systemd.recv(4096)
 
 
 async def heard(options: socket.socket, *wanted: str) -> None:

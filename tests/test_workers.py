@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from loguru import logger
 
 from caxev import GiveUp, Retry, Skip, failpoints, logs
 from caxev.config import ConfigError, load_file
+from caxev.engine.worker import takes_report
 from caxev.engine.workers import Workers
 from tests import worker_jobs as jobs
 
@@ -149,6 +151,24 @@ async def test_progress() -> None:
     assert seen[0] == (0, 100_000)
     assert seen[-1] == (100_000, 100_000)
     assert len(seen) < 1000
+
+
+async def test_descriptors_that_run_out_end_no_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that cannot be watched is ended; one that cannot be started is a reason to wait."""
+
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with Workers() as workers:
+        with monkeypatch.context() as starved:
+            starved.setattr(os, "pidfd_open", none_left)
+            assert await workers.run(jobs.add, 1, 2) == 3
+            await becomes(lambda: workers.alive == 0)
+        with monkeypatch.context() as starved:
+            starved.setattr(os, "pipe", none_left)
+            with pytest.raises(Retry, match="Too many open files"):
+                await workers.run(jobs.add, 1, 2)
+        assert await workers.run(jobs.add, 1, 2) == 3
 
 
 async def test_typed_exceptions() -> None:

@@ -17,12 +17,13 @@ def notify(message: str) -> None:
     # An abstract socket: its name begins with a null byte.
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        # Inside: there may be no descriptor left, and nobody ends for that.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.connect(address)
             sock.sendall(message.encode())
-        except OSError as error:
-            logger.debug("systemd is not notified: {}", error)
+    except OSError as error:
+        logger.debug("systemd is not notified: {}", error)
 
 
 async def keep_watchdog(every: float) -> None:

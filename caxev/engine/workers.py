@@ -128,7 +128,10 @@ class Workers:
             worker.rest.cancel()
             return worker
         with trio.CancelScope(shield=True):  # a process that starts is in `_alive`, or is none
-            worker = await _start()
+            try:
+                worker = await _start()
+            except OSError as error:  # no descriptor, process or memory left
+                raise Retry(f"no worker process can be started: {error}") from error
             self._alive.add(worker)
             if not self._open:  # closed while it started
                 await self._end(worker)
@@ -235,8 +238,9 @@ class _Worker:
 
     async def ended(self) -> None:
         """Wait until it has ended. It is not reaped, so its number stays its own until `kill`."""
-        # No such process: `kill` has reaped it, and it has ended.
-        with suppress(ProcessLookupError):
+        # No such process: `kill` has reaped it, and it has ended. No descriptor left: it counts as
+        # ended, and its own are freed.
+        with suppress(OSError):
             descriptor = os.pidfd_open(self.process.pid)
             try:
                 await trio.lowlevel.wait_readable(descriptor)
