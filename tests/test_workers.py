@@ -153,6 +153,17 @@ async def test_progress() -> None:
     assert len(seen) < 1000
 
 
+def test_progress_is_reported_by_what_can_do_so() -> None:
+    """Whatever a decorator calls its keywords; a parameter of that name is none."""
+
+    def decorated(*args: object, **options: object) -> None: ...
+
+    def other(kwargs: object) -> None: ...
+
+    found = [takes_report(one) for one in (jobs.count, decorated, jobs.add, other)]
+    assert found == [True, True, False, False]
+
+
 async def test_descriptors_that_run_out_end_no_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that cannot be watched is ended; one that cannot be started is a reason to wait."""
 

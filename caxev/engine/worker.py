@@ -17,7 +17,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
-from inspect import signature
+from inspect import Parameter, signature
 from operator import attrgetter
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -181,10 +181,14 @@ def _run(task: Task, report: Callable[[int, int], None]) -> object:
     from caxev.files.roots import steady  # not before it is needed: it takes time
 
     with steady():
-        # A function that takes long says so by a parameter; `kwargs` of a decorator passes it on.
-        if {"report", "kwargs"}.isdisjoint(signature(function, follow_wrapped=False).parameters):
-            return function(*task.arguments)
-        return function(*task.arguments, report=report)
+        options = {"report": report} if takes_report(function) else {}
+        return function(*task.arguments, **options)
+
+
+def takes_report(function: Callable[..., Any]) -> bool:
+    """Return whether a function has a parameter `report`, or takes any, as a decorator's does."""
+    parameters = signature(function, follow_wrapped=False).parameters.values()
+    return any(one.name == "report" or one.kind is Parameter.VAR_KEYWORD for one in parameters)
 
 
 def _portable(error: BaseException) -> Exception:
