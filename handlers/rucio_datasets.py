@@ -109,7 +109,8 @@ async def rucio_rules(job: Job) -> Result:
         await job.all_clear(STUCK)
         await job.all_clear(BAD)
     for entry in _catalogued(job.run, job.site, job.sites):
-        plan = plan_rules(job, entry)
+        # It reads the rule file, whose disk may hang.
+        plan = await trio.to_thread.run_sync(plan_rules, job, entry, abandon_on_cancel=True)
         if isinstance(plan, Skip):
             # Another reaction to the run may have settled it after this one raised the alarm.
             await job.all_clear(STUCK, about=entry.key)

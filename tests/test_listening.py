@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, cast
 
 import pytest
@@ -22,10 +25,12 @@ from caxev.alarms.manager import AlarmManager, Recipient
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, DeliveryRule
 from caxev.core.clock import utcnow
+from caxev.core.errors import Denied
 from caxev.core.model import RunId
 from caxev.database import Database, HistorySearch, Lease, Unreachable
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import KEY, Options, adopted
+from caxev.engine.session import tidy
 from caxev.rucio.rule_files import RuleFiles
 from tests import engine
 from tests.conftest import Database as Named
@@ -358,6 +363,22 @@ async def test_rule_files_are_read_at_once_after_a_reload() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert looked == [SITE, "chicago"]
+
+
+async def test_rule_files_on_a_disk_that_hangs_hold_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sites, answers = options().sites, Event()
+
+    class Files(RuleFiles):
+        files: Mapping[str, Path] = {"rucio": Path("rules.json")}
+
+    monkeypatch.setattr("caxev.rucio.rule_files._seen", lambda _: answers.wait(10))
+    files = Files(cast("Database", None), cast("Lease", None), sites.get(SITE), sites)
+    with trio.move_on_after(0.1) as leaving:
+        await files.catch_up()
+    answers.set()
+    assert leaving.cancelled_caught
 
 
 async def test_a_process_that_reloads_hears_that_it_is_to_leave() -> None:

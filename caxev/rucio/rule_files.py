@@ -7,10 +7,10 @@ record, so a change while nobody listened is found, too. A change makes the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from attrs import define, field
@@ -23,6 +23,8 @@ from caxev.core.selection import at_host
 from caxev.database import Database, DatabaseError, Lease, Request, concerns_one, unless_fatal
 from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio.rules import load_rules
+
+T = TypeVar("T")
 
 EVERY: Final = 30.0
 """Seconds between two checks of the files."""
@@ -64,12 +66,11 @@ class RuleFiles:
     async def catch_up(self) -> None:
         """Apply the files that have changed since they were applied last."""
         for name, path in self.files.items():
-            seen = _seen(path)
+            seen = await _in_thread(_seen, path)
             if name in self._seen and seen == self._seen[name]:
                 continue
             try:
-                load_rules(path)  # a file in error is reported, not applied
-                digest = blake2b(read_limited(path, CONFIGURATION), digest_size=8).hexdigest()
+                digest = await _in_thread(_digest, path)
             except (ConfigError, OSError) as error:
                 logger.error("the rules of {} stay as they were: {}", name, error)
             else:
@@ -100,6 +101,17 @@ class RuleFiles:
             runs += len(page)
         await self.database.rules_applied(self.lease, {**applied, name: digest})
         logger.info("the rule file of {} is new: its rules are applied to {} runs", name, runs)
+
+
+async def _in_thread(function: Callable[[Path], T], path: Path) -> T:
+    # The disk may hang: that must block no other task, nor keep the listener from leaving.
+    return await trio.to_thread.run_sync(function, path, abandon_on_cancel=True)
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file. Raises `ConfigError` if it is in error: it is not applied."""
+    load_rules(path)
+    return blake2b(read_limited(path, CONFIGURATION), digest_size=8).hexdigest()
 
 
 def _seen(path: Path) -> tuple[int, int, int] | None:
