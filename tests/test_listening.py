@@ -381,6 +381,17 @@ async def test_rule_files_on_a_disk_that_hangs_hold_up_nobody(
     assert leaving.cancelled_caught
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no answer"), Denied("it is read-only")])
+async def test_a_private_directory_that_fails_ends_no_listener(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_state: str) -> None:
+        raise error
+
+    monkeypatch.setattr("caxev.engine.session.forget_incoming", fail)
+    await tidy(options().site)
+
+
 async def test_a_process_that_reloads_hears_that_it_is_to_leave() -> None:
     """A reload notes itself in the history, which waits as long as the database is away."""
     reloading = trio.Event()

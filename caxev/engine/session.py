@@ -26,6 +26,7 @@ from caxev.alarms.manager import AlarmManager
 from caxev.config import Site, state_directory
 from caxev.core.alarms import missing_key
 from caxev.core.clock import clock, utcnow
+from caxev.core.errors import GiveUp, Retry
 from caxev.core.history import Deed, HistoryRow, What
 from caxev.database import Database, DatabaseError, Lease, is_fatal
 from caxev.engine.context import Context
@@ -62,8 +63,12 @@ DELIVERY: Final = 30.0
 async def tidy(site: Site) -> None:
     """Remove unfinished copies from the private directory that nobody goes on with."""
     state = state_directory(site)
-    # Abandoned: a disk that hangs must not keep the listener from leaving.
-    gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
+    try:
+        # Abandoned: a disk that hangs must not keep the listener from leaving.
+        gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
+    except (OSError, Retry, GiveUp) as error:  # a disk that is read-only must not end it either
+        logger.warning("unfinished copies in {} are left alone for a day: {}", state, error)
+        return
     if gone:
         logger.info("removed {} unfinished copies from {}", gone, state)
 
