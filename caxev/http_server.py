@@ -18,7 +18,9 @@ from loguru import logger
 MOST: Final = 16
 """Connections that are served at once."""
 SHARE: Final = MOST // 2
-"""Those of one client's address: no client alone keeps others out."""
+"""Those of one client's address."""
+SPARE: Final = MOST // 4
+"""Those that are left to addresses which have none yet: a few clients cannot keep others out."""
 PATIENCE: Final = 30.0
 """Seconds from the connection to the end of the answer."""
 
@@ -56,7 +58,7 @@ class SmallServer(ThreadingHTTPServer):
         # In the thread that accepts: a refused connection costs no thread of its own.
         with self._guard:
             of_all, of_it = len(self._since), [*self._clients.values()].count(client_address[0])
-            if of_all >= MOST or of_it >= SHARE:
+            if of_it >= SHARE or of_all >= (MOST - SPARE if of_it else MOST):
                 line = "{} is refused: {} connections are open, {} of them its own"
                 logger.debug(line, client_address, of_all, of_it)
                 return False

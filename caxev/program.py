@@ -16,7 +16,7 @@ from contextlib import suppress
 from math import inf
 from typing import Final
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.limited import ROWS, limit_files_of
@@ -33,6 +33,19 @@ _TICK: Final = 1.0  # seconds without output after which the program is checked
 _PATIENCE: Final = 120.0  # seconds that a program whose answer is wanted may take
 
 Output = Callable[[bytes], object]
+
+
+@frozen
+class Program:
+    """A program to run: its arguments, the Debian `package` that has it, and where it runs.
+
+    `environment` is added to ours; `directory` None: where we are.
+    """
+
+    command: Sequence[str | bytes]
+    package: str
+    environment: Mapping[str, str] = Factory(dict)
+    directory: str | None = None
 
 
 @frozen
@@ -65,23 +78,20 @@ UNLIMITED: Final = Limits()
 
 
 def run(
-    command: Sequence[str | bytes],
+    program: Program,
     *,
-    package: str,
     output: Output = lambda _chunk: None,
-    environment: Mapping[str, str] | None = None,
-    directory: str | None = None,
     limits: Limits = UNLIMITED,
     watch: Callable[[int], object] | None = None,
 ) -> ProgramEnd:
     """Run a program to its end, and pass each chunk of its standard output to `output`.
 
-    `environment` is added to ours. With `watch`, standard error is part of the output, and `watch`
-    is called with the process id, at least once a second. Raises `Denied`, naming the Debian
-    `package`, if the program is not installed, `Retry` if it cannot be started, and what `output`
-    and `watch` raise. However this returns, the program has ended.
+    With `watch`, standard error is part of the output, and `watch` is called with the process id,
+    at least once a second. Raises `Denied`, naming the package, if the program is not installed,
+    `Retry` if it cannot be started, and what `output` and `watch` raise. However this returns, the
+    program has ended.
     """
-    process = _started(command, package, environment, directory, apart=watch is None)
+    process = _started(program, apart=watch is None)
     if limits.file_size is not None:
         with suppress(ProcessLookupError):  # it has ended
             limit_files_of(process.pid, limits.file_size)
@@ -102,27 +112,20 @@ def run(
     return ProgramEnd(process.returncode, said)
 
 
-def _started(
-    command: Sequence[str | bytes],
-    package: str,
-    environment: Mapping[str, str] | None,
-    directory: str | None,
-    *,
-    apart: bool,
-) -> subprocess.Popen[bytes]:
+def _started(program: Program, *, apart: bool) -> subprocess.Popen[bytes]:
     """Start a program; `apart`: with a pipe of its own for standard error."""
-    name = os.fsdecode(command[0])
+    name = os.fsdecode(program.command[0])
     try:
         return subprocess.Popen(  # noqa: S603  # an argument list, no shell
-            command,
+            program.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if apart else subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            cwd=directory,
+            env={**os.environ, **program.environment},
+            cwd=program.directory,
         )
     except FileNotFoundError as exc:
-        raise Denied(f"{name} is not installed here (Debian: {package})") from exc
+        raise Denied(f"{name} is not installed here (Debian: {program.package})") from exc
     except OSError as exc:
         raise Retry(f"{name} cannot be started: {exc.strerror}") from exc
 
@@ -157,7 +160,7 @@ def call(command: Sequence[str], *, package: str) -> str:
     that took too long may still have done its work.
     """
     answer = Answer(command[0], Retry)
-    ended = run(command, package=package, output=answer, limits=Limits(_PATIENCE))
+    ended = run(Program(command, package), output=answer, limits=Limits(_PATIENCE))
     if ended.status:
         raise Retry(f"{command[0]} failed: {' '.join(ended.said.split()) or ended.last}")
     return answer.text("replace")

@@ -33,7 +33,7 @@ from caxev import (
 )
 from caxev.config import Permission, Site
 from caxev.files import Confined, confine, opened, printable
-from caxev.program import run
+from caxev.program import Program, run
 
 KEPT = 0o2000
 """The set-group-ID bit, by which new files in a directory get its group; never cleared."""
@@ -172,7 +172,7 @@ def _call(command: list[str], held: list[int], path: bytes) -> None:
     if not held:
         return
     names = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in held]
-    done = run([*command, *names], package="acl")
+    done = run(Program([*command, *names], "acl"))
     while held:
         os.close(held.pop())
     if done.status:

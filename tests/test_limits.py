@@ -34,6 +34,7 @@ from caxev.files import FarPath, Item, Manifest, Meter, RateLimiter, Seen, confi
 from caxev.handlers import permissions
 from caxev.http_server import SmallServer
 from caxev.metrics_server import MetricsAddress, MetricsServer
+from caxev.program import Program
 from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
 from caxev.tape import client
@@ -82,16 +83,18 @@ def test_metrics_are_served() -> None:
 
 
 def test_idle_connections_take_no_more_than_their_share() -> None:
-    """However many are opened, another client is served; after a while all are let go."""
+    """However many two clients open, another is served; after a while all are let go."""
     server = MetricsServer(MetricsAddress(0))
     with served(server) as address, ExitStack() as idle:
-        for _ in range(50):
-            one = idle.enter_context(socket.create_connection(address, 5))
-            with suppress(OSError):
-                one.sendall(b"GET / HT")
-        assert scraped(address) == b""
-        assert len(server._since) <= http_server.SHARE
-        with socket.create_connection(address, 5, ("127.0.0.2", 0)) as other:
+        for client, most in (("1", http_server.SHARE), ("2", http_server.MOST - 1)):
+            for _ in range(50):
+                source = (f"127.0.0.{client}", 0)
+                one = idle.enter_context(socket.create_connection(address, 5, source))
+                with suppress(OSError):
+                    one.sendall(b"GET / HT")
+            assert scraped(address) == b""
+            assert len(server._since) <= most
+        with socket.create_connection(address, 5, ("127.0.0.3", 0)) as other:
             other.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert other.recv(9) == b"HTTP/1.0 "
         server.patience = 0.5
@@ -134,7 +137,7 @@ def flood(stream: str) -> list[str]:
 
 def test_the_end_of_complaints_is_kept() -> None:
     """Of megabytes on standard error the last line is what counts, and little more is kept."""
-    ended = program.run(flood("err"), package="none", output=lambda _: None)
+    ended = program.run(Program(flood("err"), "none"))
     assert ended.last == "the end"
     assert len(ended.said) <= 16 << 10
 
@@ -171,12 +174,8 @@ def test_an_archives_client_that_writes_for_ever_is_killed(
     transcript = Transcript(lambda _done, _total: None)
     with pytest.raises(Retry, match="yes writes without end"):
         client.run_client(
-            ["yes"],
-            transcript,
-            patience=60,
-            environment={},
-            directory=str(tmp_path),
-            asks=lambda _line: False,
+            Program(["yes"], "none", directory=str(tmp_path)),
+            client.ClientWatch("yes", transcript, 60, asks=lambda _line: False),
         )
     assert len(transcript.text) < 40_000
 
@@ -186,7 +185,7 @@ def test_a_program_lists_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "ROWS", 1000)
     answer = program.Answer("yes")
     with pytest.raises(GiveUp, match="yes answers with more than 1,000 lines"):
-        program.run(["yes"], package="none", output=answer)
+        program.run(Program(["yes"], "none"), output=answer)
     assert len(answer.lines) <= 1000
 
 
@@ -238,11 +237,11 @@ def test_no_file_grows_over_what_was_announced(
     monkeypatch.setattr(limited, "SMALL_FILES", 1000)
     file = tmp_path / "file"
     command = ["sh", "-c", f"head -c 5000 /dev/zero > {file}"]
-    assert program.run(command, package="x").status == 0
+    assert program.run(Program(command, "x")).status == 0
     assert file.stat().st_size == 5000
     # The limit is set once it has started: what it writes before that is over the limit.
     command = ["sh", "-c", f"sleep 1; exec cat /dev/zero > {file}"]
-    ended = program.run(command, package="x", limits=program.Limits(file_size=2000))
+    ended = program.run(Program(command, "x"), limits=program.Limits(file_size=2000))
     assert ended.status == -signal.SIGXFSZ
     assert file.stat().st_size <= 2000
 

@@ -462,11 +462,12 @@ async def test_the_alarm_about_an_archive_names_the_site_that_uses_it(lab: Lab) 
     (archive,) = [one for one in held if (one.owner.name, one.key) == ("hsm", "dir_raw")]
     (marker,) = find_markers(archive.root)
     (lab.path(run, "hsm").parent / f"{MARKER_PREFIX}{marker.id}").unlink()
+    marking = root_markers.RootMarking(lab.database, in_place, lab.sites, "lngs")
     with pytest.raises(RootAway, match=r"run caxev sites init --site lngs$"):
-        await root_markers.adopt(lab.database, in_place, archive, lab.sites, "lngs")
+        await marking.adopt(archive)
     lab.path(run, "hsm").rename(f"{archive.root}/elsewhere")
     with pytest.raises(RootAway, match=r"caxev sites init --site lngs --force"):
-        await root_markers.adopt(lab.database, in_place, archive, lab.sites, "lngs", asked=True)
+        await marking.adopt(archive, asked=True)
 
 
 async def in_place(function: Callable[..., Any], *args: object) -> Any:

@@ -189,11 +189,6 @@ async def test_all_that_does_not_come_to_its_end_has_failed() -> None:
 
 def test_a_program_that_takes_too_long_is_ended() -> None:
     """It is killed, and its end says that no answer came; one in time is left alone."""
-    late = program.run(
-        ["sleep", "600"], package="coreutils", output=print, limits=program.Limits(0.05)
-    )
-    assert late.status == errno.ETIMEDOUT
-    assert (
-        program.run(["true"], package="coreutils", output=print, limits=program.Limits(600)).status
-        == 0
-    )
+    sleep, true = (program.Program(line.split(), "coreutils") for line in ("sleep 600", "true"))
+    assert program.run(sleep, limits=program.Limits(0.05)).status == errno.ETIMEDOUT
+    assert program.run(true, limits=program.Limits(600)).status == 0

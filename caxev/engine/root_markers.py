@@ -80,45 +80,93 @@ async def read_markers(database: Database, sites: Sites, here: Site | None = Non
     return with_markers(sites, here, records)
 
 
-async def adopt(
-    database: Database,
-    call: Call,
-    held: Holding,
-    sites: Sites,
-    by: str,
-    *,
-    asked: bool = False,
-    force: bool = False,
-) -> str:
-    """Find or make the marker of a directory for which none is noted; note it and return its id.
+@frozen
+class RootMarking:
+    """How the directories are marked that the listener of the site `by` looks after."""
 
-    It is made if the database knows no copy of this kind at the site, whatever its state. If a
-    person has `asked` for it, it is also made if the files of the newest `SAMPLE` copies are there.
-    A marker that was made for a site on another machine shows a directory that both share, or a
-    clone of its disk: only a person can decide. Raises `RootAway` unless a person confirms
-    (`force`) the directory. `by` is the site whose listener looks after the directory.
-    """
-    there = await call(find_markers, held.root)
-    foreign = foreign_markers(there, held.owner, sites)
-    if not force:
-        _check_not_foreign(held, foreign, by)
-    made_for = [_place(marker, sites) for marker in there]
-    fits = await call(are_same, held.root, made_for)
-    # A second marker would hide that two sites share the directory.
-    found = [one for one, same in zip(there, fits, strict=True) if same or one in foreign]
-    if len(found) > 1:
-        names = ", ".join(one.id for one in found)
-        raise RootAway(f"{held.root} has several markers ({names}): remove all but one")
-    if not found and not force:
-        _check_free(held, there, by)
-        await (_check_copies(database, call, held, by) if asked else _check_new(database, held, by))
-    if found:
-        marker = str(found[0].id)
-    else:
-        marker = str(await call(make_marker, held.root, held.owner.name, held.key, there))
-    await database.note_marker(by, held.root, marker, await call(disk_of, held.root))
-    logger.info("{} is now identified by the marker {}", held.root, marker)
-    return marker
+    database: Database
+    call: Call
+    sites: Sites
+    by: str
+
+    async def adopt(self, held: Holding, *, asked: bool = False, force: bool = False) -> str:
+        """Find or make the marker of a directory for which none is noted; note it, return its id.
+
+        It is made if the database knows no copy of this kind at the site, whatever its state. If a
+        person has `asked` for it, it is also made if the files of the newest `SAMPLE` copies are
+        there. A marker that was made for a site on another machine shows a directory that both
+        share, or a clone of its disk: only a person can decide. Raises `RootAway` unless a person
+        confirms (`force`) the directory.
+        """
+        there = await self.call(find_markers, held.root)
+        foreign = foreign_markers(there, held.owner, self.sites)
+        if not force:
+            _check_not_foreign(held, foreign, self.by)
+        made_for = [_place(marker, self.sites) for marker in there]
+        fits = await self.call(are_same, held.root, made_for)
+        # A second marker would hide that two sites share the directory.
+        found = [one for one, same in zip(there, fits, strict=True) if same or one in foreign]
+        if len(found) > 1:
+            names = ", ".join(one.id for one in found)
+            raise RootAway(f"{held.root} has several markers ({names}): remove all but one")
+        if not found and not force:
+            _check_free(held, there, self.by)
+            await (self._check_copies(held) if asked else self._check_new(held))
+        if found:
+            marker = str(found[0].id)
+        else:
+            marker = str(await self.call(make_marker, held.root, held.owner.name, held.key, there))
+        await self._note(held, marker)
+        logger.info("{} is now identified by the marker {}", held.root, marker)
+        return marker
+
+    async def _note(self, held: Holding, marker: str) -> None:
+        disk = await self.call(disk_of, held.root)
+        await self.database.note_marker(self.by, held.root, marker, disk)
+
+    async def _check_new(self, held: Holding) -> None:
+        """Raise `RootAway` if the database knows copies in a directory that has no marker."""
+        kind = _kind_in(held)
+        if kind is not None and await self.database.knows_copies(held.owner.name, kind):
+            raise RootAway(
+                f"{held.root} has no marker, and the database knows {kind} copies at "
+                f"{held.owner.name}: if its disk is mounted, run caxev sites init --site {self.by}"
+            )
+
+    async def _check_copies(self, held: Holding) -> None:
+        """Raise `RootAway` unless the newest copies are there that a directory should hold."""
+        if (kind := _kind_in(held)) is None:
+            return
+        known = await self.database.known_locations(held.owner.name, kind, SAMPLE)
+        gone = await self.call(absent, held.root, known)
+        if gone:
+            raise RootAway(
+                f"{len(gone)} of the newest {len(known)} {kind} copies at {held.owner.name} are "
+                f"missing in {held.root}, for example {gone[0]}: {_way_out(self.by)}"
+            )
+
+    async def init(self, held: Holding, noted: str | None, *, force: bool) -> dict[str, Any]:
+        """Mark a directory at a person's request, if it is not; return its row."""
+        known = Root(held.root, noted)
+        row = {"directory": held.root, "marker": known.marker, "ok": True}
+        try:
+            if known.marker is not None:
+                if (await self.call(probe, known)).away is None:
+                    if known.disk is None:
+                        await self._note(held, known.marker)
+                    return {**row, "state": "present"}
+                if not force:
+                    await self._check_moved(held, known)
+            marker = await self.adopt(held, asked=True, force=force)
+        except RootAway as away:
+            return {**row, "ok": False, "state": away.why}
+        return {**row, "marker": marker, "state": "marked"}
+
+    async def _check_moved(self, held: Holding, known: Root) -> None:
+        """Raise `RootAway` unless its marker is there, on another disk, and the copies, too."""
+        if (seen := await self.call(probe, Root(known, known.marker))).away is not None:
+            raise RootAway(f"{seen.away}: {_way_out(self.by)}")
+        await self._check_copies(held)
 
 
 def _place(marker: Marker, sites: Sites) -> str:
@@ -163,65 +211,14 @@ def _kind_in(held: Holding) -> str | None:
     return kind if kind in held.owner.directories else None
 
 
-async def _check_new(database: Database, held: Holding, by: str) -> None:
-    """Raise `RootAway` if the database knows copies in a directory that has no marker."""
-    kind = _kind_in(held)
-    if kind is not None and await database.knows_copies(held.owner.name, kind):
-        raise RootAway(
-            f"{held.root} has no marker, and the database knows {kind} copies at "
-            f"{held.owner.name}: if its disk is mounted, run caxev sites init --site {by}"
-        )
-
-
-async def _check_copies(database: Database, call: Call, held: Holding, by: str) -> None:
-    """Raise `RootAway` unless the newest copies are there that a directory should hold."""
-    if (kind := _kind_in(held)) is None:
-        return
-    known = await database.known_locations(held.owner.name, kind, SAMPLE)
-    gone = await call(absent, held.root, known)
-    if gone:
-        raise RootAway(
-            f"{len(gone)} of the newest {len(known)} {kind} copies at {held.owner.name} are "
-            f"missing in {held.root}, for example {gone[0]}: {_way_out(by)}"
-        )
-
-
 async def init_roots(
     database: Database, site: Site, sites: Sites, *, force: bool
 ) -> list[dict[str, Any]]:
     """Mark the directories of a site at a person's request; return a row for each."""
     record = await database.site_record(site.name)
     noted = {} if record is None else record.markers
+    marking = RootMarking(database, trio.to_thread.run_sync, sites, site.name)
     return [
-        await _init_root(database, held, sites, site.name, noted.get(held.root), force=force)
+        await marking.init(held, noted.get(held.root), force=force)
         for held in holdings(site, sites)
     ]
-
-
-async def _init_root(
-    database: Database, held: Holding, sites: Sites, by: str, noted: str | None, *, force: bool
-) -> dict[str, Any]:
-    async def call(function: Callable[..., Any], *args: object) -> Any:
-        return await trio.to_thread.run_sync(function, *args)
-
-    known = Root(held.root, noted)
-    row = {"directory": held.root, "marker": known.marker, "ok": True}
-    try:
-        if known.marker is not None:
-            if (await call(probe, known)).away is None:
-                if known.disk is None and (disk := await call(disk_of, held.root)) is not None:
-                    await database.note_marker(by, held.root, known.marker, disk)
-                return {**row, "state": "present"}
-            if not force:
-                await _check_moved(database, call, held, known, by)
-        marker = await adopt(database, call, held, sites, by, asked=True, force=force)
-    except RootAway as away:
-        return {**row, "ok": False, "state": away.why}
-    return {**row, "marker": marker, "state": "marked"}
-
-
-async def _check_moved(database: Database, call: Call, held: Holding, known: Root, by: str) -> None:
-    """Raise `RootAway` unless a directory has its marker on another disk, and the copies, too."""
-    if (seen := await call(probe, Root(known, known.marker))).away is not None:
-        raise RootAway(f"{seen.away}: {_way_out(by)}")
-    await _check_copies(database, call, held, by)

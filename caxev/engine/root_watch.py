@@ -20,7 +20,7 @@ from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import Root
 from caxev.database import DatabaseError, Disk, SiteRecord, unless_fatal
 from caxev.engine.context import Context
-from caxev.engine.root_markers import Holding, adopt, holdings, with_markers
+from caxev.engine.root_markers import Holding, RootMarking, holdings, with_markers
 from caxev.engine.workers import Workers
 from caxev.files.roots import Probe, probe
 
@@ -209,7 +209,8 @@ class RootWatch:
             context = self.context
             if context.is_helper:
                 raise RootAway(f"{held.root} has no marker yet: the listener of the site makes it")
-            await adopt(context.database, self.workers.run, held, context.sites, context.site.name)
+            call, by = self.workers.run, context.site.name
+            await RootMarking(context.database, call, context.sites, by).adopt(held)
             return await self._probed(held)
         return await self.workers.run(probe, Root(held.root, self._markers[held.root]))
 

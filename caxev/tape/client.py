@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from caxev.core.errors import Denied, Retry
-from caxev.program import Lines, run
+from caxev.program import Lines, Program, run
 from caxev.tape.base import Transcript
 
 _LOOK_EVERY: Final = 1.0  # seconds
@@ -21,58 +21,47 @@ MOST: Final = 64 << 20
 _SETPRIV: Final = shutil.which("setpriv")
 
 
-def run_client(
-    command: Sequence[str],
-    transcript: Transcript,
-    *,
-    patience: float,
-    environment: Mapping[str, str],
-    directory: str,
-    asks: Callable[[str], bool],
-    progress: Callable[[], int] | None = None,
-) -> tuple[int, list[str]]:
+def run_client(program: Program, watch: ClientWatch) -> tuple[int, list[str]]:
     """Run a client to its end; returns its exit status and the lines of its output.
 
-    The output also goes to `transcript`. `progress` returns the number of bytes done. Raises
-    `Retry` if there is no sign of life for `patience` seconds (no line, no byte read or written, no
-    progress), or if a line `asks` a question; `Denied` if it is not installed. The client never
-    outlives this call, however that ends.
+    Raises `Retry` if there is no sign of life, or if it asks a question; `Denied` if it is not
+    installed. The client never outlives this call, however that ends.
     """
-    transcript.lines.append(f"$ {' '.join(command)}")
-    watch = _Watch(os.path.basename(command[0]), transcript, patience, asks, progress)
+    said = watch.transcript.lines
+    said.append(f"$ {' '.join(map(os.fsdecode, program.command))}")
     try:
-        ended = run(
-            _bound(command),
-            package="setpriv: util-linux",
-            output=watch.take,
-            environment={**environment, "LC_ALL": "C"},
-            directory=directory,
-            watch=watch.look,
-        )
+        ended = run(_bound(program), output=watch.take, watch=watch.look)
         watch.split.end()
     except Retry as error:
-        transcript.lines.append(f"killed: {error}")
+        said.append(f"killed: {error}")
         raise
-    transcript.lines.append(f"return code {ended.status}")
+    said.append(f"return code {ended.status}")
     return ended.status, watch.lines
 
 
-def _bound(command: Sequence[str]) -> list[str]:
-    """Return the command, wrapped so that it is killed when this process ends in any way."""
-    if shutil.which(command[0]) is None:
-        raise Denied(f"{command[0]} is not installed here")
-    return [_SETPRIV, "--pdeathsig", "KILL", "--", *command] if _SETPRIV else [*command]
+def _bound(program: Program) -> Program:
+    """Return the program, wrapped so that it is killed when this process ends in any way."""
+    name = os.fsdecode(program.command[0])
+    if shutil.which(name) is None:
+        raise Denied(f"{name} is not installed here")
+    bound = [_SETPRIV, "--pdeathsig", "KILL", "--"] if _SETPRIV else []
+    environment = {**program.environment, "LC_ALL": "C"}
+    return evolve(program, command=[*bound, *program.command], environment=environment)
 
 
 @define(eq=False)
-class _Watch:
-    """Read what a client writes, and see whether it still does anything."""
+class ClientWatch:
+    """Read what a client writes, to a transcript, too, and see whether it still does anything.
+
+    It does if it writes a line, or reads or writes a byte, within `patience` seconds, or the bytes
+    done, which `progress` returns, change. `asks` returns whether a line is a question.
+    """
 
     name: str
     transcript: Transcript
     patience: float
     asks: Callable[[str], bool]
-    progress: Callable[[], int] | None
+    progress: Callable[[], int] | None = None
     lines: list[str] = field(init=False, factory=list)
     split: Lines = field(init=False)
     _written: int = field(init=False, default=0)

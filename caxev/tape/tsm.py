@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 
 from caxev.config.archive import PATIENCE
 from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.program import Program
 from caxev.tape.base import Archive, Stored
-from caxev.tape.client import run_client
+from caxev.tape.client import ClientWatch, run_client
 from caxev.tape.output import (
     ClientRun,
     asks,
@@ -123,16 +124,13 @@ class Tsm(Archive):
             more.append(f"-servername={options.server}")
         if options.optfile is not None:
             more.append(f"-optfile={options.optfile}")
+        command, patience = options.command or ("dsmc",), options.patience or PATIENCE
+        name = os.path.basename(command[0])
+        watch = ClientWatch(name, self.transcript, patience, asks, progress)
         with tempfile.TemporaryDirectory(prefix="caxev-dsmc-") as directory:  # for its logs
-            status, lines = run_client(
-                [*(options.command or ("dsmc",)), *words, *more],
-                self.transcript,
-                patience=options.patience or PATIENCE,
-                environment={"DSM_LOG": directory, **options.environment},
-                directory=directory,
-                asks=asks,
-                progress=progress,
-            )
+            environment = {"DSM_LOG": directory, **options.environment}
+            program = Program([*command, *words, *more], "util-linux", environment, directory)
+            status, lines = run_client(program, watch)
         return ClientRun.of(status, lines)
 
 

@@ -18,7 +18,7 @@ from caxev import failpoints
 from caxev.config import Site
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import FarPath, Seen, check_names, check_rows, gone, inside, join, printable, shown
-from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Output, ProgramEnd, run
+from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Output, Program, ProgramEnd, run
 from caxev.threads import side_by_side
 
 _PACKAGES: Final = "gfal2-util-scripts, gfal2-plugin-xrootd"
@@ -97,10 +97,8 @@ class GridStorage:
         self, *command: str, output: Output = lambda _: None, limits: Limits = UNLIMITED
     ) -> ProgramEnd:
         """Run one of gfal2's programs and return its status."""
-        environment = {**PLAIN, **self.environment}
-        return run(
-            command, package=_PACKAGES, output=output, environment=environment, limits=limits
-        )
+        program = Program(command, _PACKAGES, {**PLAIN, **self.environment})
+        return run(program, output=output, limits=limits)
 
     def run(
         self, *command: str, output: Output = lambda _: None, limits: Limits = UNLIMITED

@@ -38,7 +38,7 @@ from caxev.files import (
     printable,
 )
 from caxev.files.incoming import apart
-from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Lines, ProgramEnd, run
+from caxev.program import PLAIN, UNLIMITED, Answer, Limits, Lines, Program, ProgramEnd, run
 from caxev.transfer import ssh
 from caxev.transfer.base import Route, check_content
 
@@ -192,7 +192,7 @@ def _listed(endpoint: ssh.Endpoint, route: Route) -> tuple[FarPath, list[Seen]]:
 def _first_line(command: Sequence[str], endpoint: ssh.Endpoint) -> str:
     answer = Answer(command[0])
     package = "rsync" if command[0] == "rsync" else "openssh-client"
-    ended = run(command, package=package, output=answer, environment=PLAIN)
+    ended = run(Program(command, package, PLAIN), output=answer)
     _check(ended, endpoint)
     return " ".join(answer.lines[0].split()[:3]) if answer.lines else "rsync"
 
@@ -245,14 +245,10 @@ class _Run:
         # rsync splits this itself and knows no backslash: within quotes a quote is doubled.
         shell = "--rsh=" + " ".join("'" + word.replace("'", "''") + "'" for word in self.shell)
         command: list[str | bytes] = [*_RSYNC, *options, shell, "--", source, target]
-        ended = run(
-            command,
-            package="rsync",
-            output=Lines(line, terminal=True),
-            limits=self.limits,
-            # The operator's own settings for rsync would change how our arguments are read.
-            environment={**PLAIN, "RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"},
-        )
+        # The operator's own settings for rsync would change how our arguments are read.
+        own = {"RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"}
+        program = Program(command, "rsync", {**PLAIN, **own})
+        ended = run(program, output=Lines(line, terminal=True), limits=self.limits)
         _check(ended, self.endpoint)
 
     @property
