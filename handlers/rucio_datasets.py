@@ -375,6 +375,12 @@ async def rucio_rm(job: Job) -> Result:
     dataset = Did.of(entry.location)
     # With `erasing` an earlier attempt has passed the point of no return: continue it.
     found = None if entry.is_erasing else weigh(job.run, entry, job.sites, job.clocks())
+    if isinstance(found, Proven):
+        # Without an entry nobody would know of what they keep.
+        kept = await job.work(client.containers_with_rules, there, dataset)
+        if kept:
+            words = f"a rule of {kept[0]} keeps it: end that rule, or detach {dataset} from it"
+            found = Withdraw(words)
     if not isinstance(found, Proven | None):
         why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
         job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")

@@ -27,6 +27,7 @@ from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunU
 from caxev.cli import cli
 from caxev.cli.rucio.look import differing
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.copies.deletion import Proven
 from caxev.copies.lifecycle import trigger_of
 from caxev.copies.storage import custodian
 from caxev.core import ledger
@@ -718,6 +719,43 @@ async def test_a_process_that_was_stopped_gives_up_no_new_dataset() -> None:
     other = {**GOING, "deletion": {**GOING["deletion"], "request": "y"}}
     again = run_of(entry("lngs"), entry(KEY.host, "deleting", **other))
     assert not all(fits(again, one) for one in last.expect)
+
+
+class Ruled(Yard):
+    """A catalogue in which a container has a rule."""
+
+    async def work(self, function: object, *args: Any, job: Job) -> Any:
+        assert function is rucio_client.containers_with_rules
+        return [Did("x_SR001", "period")]
+
+
+async def test_a_dataset_that_a_container_s_rule_keeps_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The deletion is withdrawn: without the entry nobody would know of the replicas."""
+    run = run_of(entry("lngs"), entry(KEY.host, "deleting", **{**GOING, "erasing": None}))
+    event = Event(run.id, CopyField(*KEY, "proof"), None, "x")
+    job = Job(run, event, LNGS, SITES, "lngs#1", ports=cast("Any", Ruled(run)))
+    monkeypatch.setattr(rucio_datasets, "weigh", lambda *_args: Proven([]))
+    last = await rucio_datasets.rucio_rm(job)
+    assert isinstance(last, RunUpdate)
+    assert last.change is not None
+    assert last.change[1]["status"] == "transferred"
+    assert "a rule of x_SR001:period keeps it" in str(last.change[1]["withdrawn"])
+
+
+def test_containers_are_found_however_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those whose rules keep a dataset; one with several ways to it is asked once."""
+    above = {"raw": ["run", "all"], "run": ["all"], "all": []}
+    client = SimpleNamespace(
+        list_parent_dids=lambda _s, name: [{"scope": "s", "name": one} for one in above[name]],
+    )
+    session = RucioSession(client, CATALOGUE)
+    rule = RuleState("1", "X", "OK", NOW)
+    monkeypatch.setattr(RucioSession, "rules", lambda _self, did: [rule] * (did.name == "all"))
+    monkeypatch.setattr(rucio_client, "connected", lambda *_args: nullcontext(session))
+    found = rucio_client.containers_with_rules(CATALOGUE, Did("s", "raw"))
+    assert found == [Did("s", "all")]
 
 
 def test_only_these_rules_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,16 @@ def standing_rules(there: Site, dataset: Did) -> frozenset[str]:
         return frozenset(one.id for one in rucio.rules(dataset) if one.stays(utcnow()))
 
 
+def containers_with_rules(there: Site, dataset: Did) -> list[Did]:
+    """Return the containers of a dataset whose rules keep its replicas, too."""
+    with connected(there, f"rules above {dataset}") as rucio:
+        return [
+            one
+            for one in rucio.containers(dataset)
+            if any(rule.stays(utcnow()) for rule in rucio.rules(one))
+        ]
+
+
 def give_up(there: Site, dataset: Did, rules: Collection[str]) -> int:
     """Delete these rules, so that the catalogue deletes every replica that no other one keeps.
 

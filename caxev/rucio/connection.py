@@ -123,8 +123,7 @@ class RucioSession:
             unless("DataIdentifierAlreadyExists", self.client.add_dataset, *names.dataset)
             failpoints.point("rucio.dataset")
         for outer, inner in ((names.run, names.dataset), (names.period, names.run)):
-            above = rows_limited(self.client.list_parent_dids(*inner))
-            if outer in {Did(row["scope"], row["name"]) for row in above}:
+            if outer in self._parents(inner):
                 continue
             self._add_scope(outer.scope)
             unless("DataIdentifierAlreadyExists", self.client.add_container, *outer)
@@ -132,6 +131,20 @@ class RucioSession:
             unless("DuplicateContent", self.client.attach_dids, *outer, [row_of(inner)])
             failpoints.point("rucio.container")
         return is_new
+
+    def _parents(self, did: Did) -> set[Did]:
+        rows = rows_limited(self.client.list_parent_dids(*did))
+        return {Did(row["scope"], row["name"]) for row in rows}
+
+    def containers(self, dataset: Did) -> list[Did]:
+        """Return the containers that hold the dataset, and those that hold these."""
+        found: list[Did] = []
+        todo = [dataset]
+        while todo:
+            new = self._parents(todo.pop()).difference(found)
+            found += sorted(new)
+            todo += new
+        return found
 
     def _add_scope(self, scope: str) -> bool:
         return unless("Duplicate", self.client.add_scope, self.client.account, scope)
