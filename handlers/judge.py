@@ -48,7 +48,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site, Sites
-from caxev.copies.lifecycle import found_bad, found_good, key_of, write
+from caxev.copies.lifecycle import found_bad, found_good, in_commands, key_of, write
 from caxev.copies.quorum import (
     agree,
     at_odds,
@@ -284,12 +284,13 @@ def speaker(run: Run, key: CopyKey, sites: Sites) -> str | None:
 async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     """Raise an alarm, and request the quarantine of files that differ from the master's."""
     if speaker(job.run, mine.key, job.sites) in (None, job.site.name):
+        _, which = in_commands(job.run, mine)
         await job.alarm(
             ALARM,
             f"{_data(mine)} of {job.run}: {hung.why}",
             about=_data(mine),
             todo="look at the files, then say which copy is right: "
-            f"caxev vouch --run {job.run.number} --site SITE; the others are repaired from that",
+            f"caxev vouch {which} --site SITE; the others are repaired from that",
         )
     # Only a copy that differs from a master is quarantined, and only by its own site.
     if mine.host != job.site.name or hung.master is None or mine.location is None:

@@ -523,8 +523,10 @@ async def test_without_a_majority_nothing_is_lost(database: Named, tmp_path: Pat
         assert lngs is not None
         assert lngs.status == TRANSFERRED
         alarms = [one.alarm for one in await three.database.alarms() if one.active]
-        told = [alarm.site for alarm in alarms if alarm.key.startswith("no_majority")]
-        assert told
+        hung = [alarm for alarm in alarms if alarm.key.startswith("no_majority")]
+        assert hung
+        assert all(" --type raw --site SITE;" in str(alarm.details) for alarm in hung)
+        told = [alarm.site for alarm in hung]
         assert sorted(told) == sorted(set(told)), "one alarm at each site, not one for each copy"
 
         await three.note(run, "lngs", vouched={"by": "me", "at": utcnow()})
