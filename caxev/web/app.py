@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
+import trio
 from attrs import define, field
 from markupsafe import Markup
 from starlette.applications import Starlette
@@ -26,7 +27,7 @@ from caxev.web.api import Api
 from caxev.web.assets import KINDS, asset
 from caxev.web.auth.sessions import session_of
 from caxev.web.broadcast import EVENTS, RUNS
-from caxev.web.export import RunsExport
+from caxev.web.export import MOST_EXPORTS, RunsExport
 from caxev.web.frame import Frame
 from caxev.web.hub import MOST_VIEWERS, Hub, Render
 from caxev.web.links import WINDOWS, links_parts
@@ -69,6 +70,9 @@ class Pages:
     answers: Answers = field(init=False)
     run_view: RunView = field(init=False)
     api: Api = field(init=False)
+    exports: trio.CapacityLimiter = field(
+        init=False, factory=lambda: trio.CapacityLimiter(MOST_EXPORTS)
+    )
 
     def __attrs_post_init__(self) -> None:
         self.frame = Frame(self.scene, self.database.settings.safe_uri)
@@ -211,7 +215,7 @@ class Pages:
 
     async def export(self, request: Request) -> ASGIApp:
         """Send all runs that match, as CSV."""
-        return RunsExport(self.database, Filter.of(request.query_params).selection())
+        return RunsExport(self.database, Filter.of(request.query_params).selection(), self.exports)
 
     def _form(self, chosen: Filter) -> dict[str, Any]:
         """Return what the form shows; `more` are conditions for which it has no field."""
