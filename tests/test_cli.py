@@ -413,7 +413,7 @@ def test_site_without_listener(caxev: Caxev) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["replay"], "select runs"),
+        (["replay"], "--lacks, ... (see caxev replay --help)"),
         (["replay", "--run", "9-1"], "is after"),
         (["replay", "--run", "0"], "is no run number"),
         (["explain", "--run", "0", "--site", "lngs"], "not in the range"),
@@ -423,7 +423,37 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["demo", "--size-mb", "nan"], "not a finite number"),
         (["listen", "--site", "lngs", "--lease", "nan"], "not a finite number"),
         (["explain", "--run", "1"], "--timeline"),
-        (["sites", "check", "--connect"], "needs --site"),
+        *(
+            (line.split(), words)
+            for line, words in (
+                ("sites check --connect", "--connect needs --site"),
+                ("copy --run 1 --to a --cancel --keep-for 1d", "--cancel and --keep-for do not go"),
+                ("copy --run 1 --to a --cancel --wait", "--cancel and --wait do not go together"),
+                ("copy --run 1 --to a --no-wait --timeout 3", "--no-wait and --timeout do not go"),
+                ("rm --run 1 --site a --cancel --force-less", "--cancel and --force-less do not"),
+                ("rm --site a --dry-run --type raw", "--type needs runs (--run, --name, ...)"),
+                ("rm --run 1 --site a --by-entries", "--by-entries needs --why"),
+                ("retry --all --name x", "--all and --name do not go together"),
+                ("replay --run 1 --wide", "--wide needs --dry-run"),
+                ("explain --run 1 --timeline --all", "--timeline and --all do not go together"),
+                ("status --site a --type raw", "--site and --type do not go together"),
+                ("status --wide --json", "--wide and --json do not go together"),
+                ("runs --csv --json", "--csv and --json do not go together"),
+                ("runs --at a", "--at needs --paths"),
+                ("stray --site a --age 1", "--age needs --delete or --register"),
+                ("tape status --by-day --offline", "--by-day and --offline do not go together"),
+                (
+                    "rucio locate --run 1 --method absent --rse R",
+                    "--method absent and --rse do not",
+                ),
+                ("rucio rules --check f --run 1", "--run needs --dry-run or --apply"),
+                ("listen --site a --json", "--json needs --dry-run"),
+                ("listen --site a --metrics-key k", "--metrics-key needs --metrics-"),
+                ("web --key sites.json", "--key needs --certificate"),
+                ("alarms --all test --site a", "--all is about the list: leave it out before test"),
+                ("requests --json watch 1", "--json is about the list: leave it out before watch"),
+            )
+        ),
         (["lisen"], "did you mean 'listen'"),
         (["requests", "watsh"], "caxev: no such command 'watsh' (did you mean 'watch'?) (see"),
         (["--tpye"], "caxev: No such option '--tpye' (see caxev --help)"),
@@ -432,7 +462,10 @@ def test_site_without_listener(caxev: Caxev) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
-    """A wrong command line is told as such, before anything is reached for."""
+    """A wrong command line is told as such, before anything is reached for.
+
+    So is an option that would have no effect beside another, or without one.
+    """
     answer = caxev(*args)
     assert answer.code == 2
     assert words in answer.err

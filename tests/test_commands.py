@@ -211,7 +211,9 @@ def test_mv_refuses(ground: Ground) -> None:
     (ground.raw / "taken").mkdir()
     (ground.raw / "taken" / NAME).touch()
     assert_one_line(refused("--to", str(ground.raw / "taken")), 1, "exists already")
-    assert_one_line(refused("--type", "processed", "--to", str(ground.raw)), 1, "has no copy")
+    assert_one_line(
+        refused("--type", "processed", "--to", str(ground.raw)), 1, "has no processed copy at lngs"
+    )
     away = ground.caxev("mv", "--run", "1", "--site", "none", "--to", "/nowhere/raw/x")
     assert_one_line(away, 3, "run this at none itself")
     no_run = ground.caxev("mv", "--run", "9", "--site", "lngs", "--to", "/x")

@@ -94,8 +94,6 @@ def test_paths_are_those_of_good_copies(online: Caxev, database: Named) -> None:
         (["--detector", "tcp", "--json"], 5, "'tpc'"),
         (["--lacks", "raw@chicgo"], 3, "'chicago'"),
         (["--paths", "--at", "chicgo"], 3, "'chicago'"),
-        (["--at", "lngs"], 2, "add --paths"),
-        (["--csv", "--json"], 2, "give one of"),
     ],
     ids=str,
 )

@@ -395,7 +395,8 @@ def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
     for digest, ending in (("ab" * 64, ""), (None, " (unverified: no digest is known)")):
         run = run_of(entry("tape", location="/tsm//x/", checksum=digest))
         step = restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
-        assert (step.ok, step.state) == (True, f"{tmp_path / 'x'}{ending}")
+        state = f"would be restored to {tmp_path / 'x'}{ending}"
+        assert (step.ok, step.state) == (True, state)
 
 
 def test_what_is_read_without_a_digest_is_not_called_verified() -> None:

@@ -557,7 +557,7 @@ def test_a_terminal_shows_the_same(page: Page, server: Server, database: Named) 
     """`caxev top` counts what the page counts, and a name steers no terminal."""
     run = server.runs_new.find_one({"number": 1})["_id"]
     server.caxev_ledger.insert_one(failed(run, "no \x1b[31m route"))
-    command = [sys.executable, "-m", "caxev", "top", "--once", "--mongo-uri", database.uri]
+    command = [sys.executable, "-m", "caxev", "top", "--mongo-uri", database.uri]
     command += ["--database", database.name, "--config", str(SITES)]
     wide = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(

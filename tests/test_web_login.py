@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from html import unescape
 from http.cookies import SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -23,12 +23,14 @@ from starlette.responses import PlainTextResponse, Response
 from trio.testing import MockClock
 
 from caxev.cli.options import requester
+from caxev.core.selection import EVERY
 from caxev.web.auth.forms import PublicAddress, read_form
 from caxev.web.auth.gate import Gate
 from caxev.web.auth.oidc import BELIEVED, OidcLogin, Provider
 from caxev.web.auth.options import OidcOptions
 from caxev.web.auth.people import Membership, Person, PersonRole
 from caxev.web.auth.sessions import LoginSession, Sessions, SignedCookie
+from caxev.web.export import MOST_EXPORTS, RunsExport
 from caxev.web.hub import Hub
 from caxev.web.stream import ADMITTED, EventStream
 from tests.mongod import Cluster
@@ -168,14 +170,14 @@ def test_what_does_not_go_together_is_refused() -> None:
         (["--auth", "proxy", "--trust", "x", "--user-header", "X"], "no address"),
         (["--auth", "proxy", "--trust", "::1", "--user-header", "X", "--operator-group", "o"],
          "--groups-header"),
-        (["--trust", "127.0.0.1"], "of no use"),
+        (["--trust", "127.0.0.1"], "--trust needs --auth=proxy"),
         (["--auth", "oidc", "--issuer", "https://iam.example.org"], "--client-id"),
         (["--address", "caxev.example.org"], "https://"),
         (["--address", "https://[caxev"], "https://"),
         (["--operator"], "--operator-group"),
         (["--auth", "link"], "--operator"),
         (["--auth", "link", "--operator", "--host", "0.0.0.0"], "loopback"),
-        (["--auth", "link", "--operator", "--operator-group", "o"], "of no use"),
+        (["--auth", "link", "--operator", "--operator-group", "o"], "--auth=proxy or --auth=oidc"),
     ):  # fmt: skip
         command = [sys.executable, "-m", "caxev", "web", *given, "--mongo-uri", "mongodb://x"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -504,3 +506,27 @@ def test_a_form_comes_from_the_page_s_own_address(
         trio.run(read_form, connection(host=host, origin=origin), address)
     # The next reason is that nobody is logged in.
     assert ("Nothing can be changed" in refused.value.detail) is good
+
+
+def test_few_lists_are_sent_at_once() -> None:
+    """One more is refused, until a browser that takes nothing for long has lost its place."""
+    trio.run(_export, clock=MockClock(autojump_threshold=0))
+
+
+async def _export() -> None:
+    limit, sent = trio.CapacityLimiter(MOST_EXPORTS), list[Any]()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if message.get("more_body"):
+            await trio.sleep_forever()
+
+    one = RunsExport(cast("Any", None), EVERY, limit)
+    async with trio.open_nursery() as nursery:
+        for _ in range(MOST_EXPORTS):
+            nursery.start_soon(one, {}, trio.sleep_forever, send)
+        while len(sent) < 2 * MOST_EXPORTS:
+            await trio.lowlevel.checkpoint()
+        await one({"type": "http"}, trio.sleep_forever, send)
+        assert sent[-2]["status"] == 503
+    assert limit.available_tokens == MOST_EXPORTS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.command import command
+from caxev.cli.command import command, needs
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.options import CommandGroup, GlobalOptions, as_text, example, options
 from caxev.cli.output import Column, Table, columns, print_line, show, show_json
@@ -54,6 +54,7 @@ def sites() -> None:
 
 
 @command("caxev sites check", "caxev sites check --site lngs --connect", group=sites)
+@needs("--connect", "--site")
 @click.option("--site", type=PLACE, help="The site of this machine, whose directories are checked.")
 @click.option("--connect", is_flag=True, help="Reach the other sites from --site.")
 def check(*, site: str | None, connect: bool) -> None:
@@ -62,8 +63,6 @@ def check(*, site: str | None, connect: bool) -> None:
     With --site, the site's directories are checked on this machine. With --connect, the other
     sites are reached from here, too.
     """
-    if connect and site is None:
-        raise click.UsageError("--connect needs --site, the site to connect from")
     known = _read(options())
     rows = [_site_row(one) for one in known.values()]
     shared: Iterable[str] = ()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.asking.listeners import clear_alarm
-from caxev.cli.command import command
-from caxev.cli.options import CommandGroup, as_table, as_text, example, hidden_options, options
+from caxev.cli.command import command, listing
+from caxev.cli.options import as_text, options
 from caxev.cli.output import Column, Parts, Table, columns, print_line, show
 from caxev.cli.plans import with_hint
 from caxev.cli.runs import shown_by_name
-from caxev.cli.values import SITE, check_known
+from caxev.cli.values import SITE
 from caxev.config import Site
 from caxev.core.alarms import Alarm, AlarmState, Severity, urgency
 
@@ -21,23 +21,14 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 
-@click.group(
-    cls=CommandGroup,
-    invoke_without_command=True,
-    epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
-)
+@listing("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1")
 @click.option("--site", type=SITE, help="Only alarms of this site.")
 @click.option("--all", "everything", is_flag=True, help="Also alarms that have ended.")
-@click.pass_context
-def alarms(context: click.Context, site: str | None, everything: bool) -> None:
+def alarms(site: str | None, everything: bool) -> None:
     """List the active alarms, and the sinks to which they could not be delivered.
 
     The most severe come first. `clear` ends an alarm by hand, `test` tries the sinks.
     """
-    if context.invoked_subcommand is not None:
-        return
-    options().log("warning")
-    check_known(context)
 
     async def find(database: Database) -> list[dict[str, Any]]:
         found = [one for one in await database.alarms(site) if everything or one.active]
@@ -45,9 +36,6 @@ def alarms(context: click.Context, site: str | None, everything: bool) -> None:
         return alarm_rows(found, {name: await shown_by_name(database, name) for name in names})
 
     show(Table(_ALARMS, options().with_database(find)), empty="no alarm is active")
-
-
-alarms.params += [*as_table(), *hidden_options()]
 
 
 _ALARMS = columns(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from itertools import product
+from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from caxev.cli.options import as_table, example, hidden_options, options
+from caxev.cli.options import CommandGroup, as_table, example, hidden_options, options
 from caxev.cli.values import check_known
 
 Function = Callable[..., Any]
 Output = Callable[[], list[click.Option]]
+Decorator = Callable[[Function], Function]
+Given = Mapping[str, str]
+
+RUNS: Final = "runs"
+"""Stands for all options that select runs, in `excludes` and `needs`."""
+CHOOSES: Final = "which_"
+"""The parameters of these options begin so: none of a command's other options do."""
+_CHECKS: Final = "__combinations__"
 
 
 def command(
@@ -25,15 +35,14 @@ def command(
     """Make a function a command, of a group or of its own, with examples in its help.
 
     It has the global options and those of its `output`. Before it runs, its log is started at the
-    level `log` (None: it does that itself), and values that nobody knows are refused.
+    level `log` (None: it does that itself), and options that do not go together are refused, and
+    values that nobody knows.
     """
 
     def make(function: Function) -> click.Command:
         @wraps(function)
         def run(**given: Any) -> None:
-            if log is not None:
-                options().log(log)
-            check_known(click.get_current_context())
+            _begin(function, log)
             function(**given)
 
         decorator = click.command if group is None else group.command
@@ -44,7 +53,109 @@ def command(
     return make
 
 
-def limits(most: int, words: str, *, least: int = 1) -> Callable[[Function], Function]:
+def listing(*examples: str) -> Callable[[Function], click.Group]:
+    """Make a function a group of commands, which lists something if no command is given."""
+
+    def make(function: Function) -> click.Group:
+        @click.pass_context
+        @wraps(function)
+        def run(context: click.Context, /, **given: Any) -> None:
+            if context.invoked_subcommand is None:
+                _begin(function, "warning")
+                function(**given)
+            elif lost := [one.opts[0] for one in _given_of(context) if not one.hidden]:
+                name = context.invoked_subcommand
+                raise click.UsageError(f"{lost[0]} is about the list: leave it out before {name}")
+
+        group = click.group(
+            cls=CommandGroup, invoke_without_command=True, epilog=example(*examples)
+        )
+        made: click.Group = group(run)
+        made.params += [*as_table(), *hidden_options()]
+        return made
+
+    return make
+
+
+def _begin(function: Function, log: str | None) -> None:
+    context = click.get_current_context()
+    if log is not None:
+        options().log(log)
+    given = _given(context)
+    for check in (_beside("--wide", "--json"), *getattr(function, _CHECKS, ())):
+        check(given)
+    check_known(context)
+
+
+# -- options that do not go together --------------------------------------------------------------
+
+
+def excludes(some: str, others: str) -> Decorator:
+    """Refuse each of `some` options beside each of `others`: one of them would have no effect.
+
+    Options are written as users do, with spaces between them. ``--yes`` and ``--dry-run`` are never
+    refused: they may be added to any line of a command that has them.
+    """
+    return _checked(_beside(some, others))
+
+
+def needs(some: str, others: str) -> Decorator:
+    """Refuse each of `some` options if none of `others` is given: it would have no effect."""
+
+    def check(given: Given) -> None:
+        for one in some.split():
+            if one in given and given.keys().isdisjoint(others.split()):
+                wanted = " or ".join(others.split()).replace(RUNS, "runs (--run, --name, ...)")
+                raise click.UsageError(f"{given[one]} needs {wanted}")
+
+    return _checked(check)
+
+
+def _beside(some: str, others: str) -> Callable[[Given], None]:
+    def check(given: Given) -> None:
+        for one, other in product(some.split(), others.split()):
+            if one in given and other in given:
+                raise click.UsageError(f"{given[one]} and {given[other]} do not go together")
+
+    return check
+
+
+def _checked(check: Callable[[Given], None]) -> Decorator:
+    def add(function: Function) -> Function:
+        # What wraps the function has the attribute, too.
+        setattr(function, _CHECKS, [check, *getattr(function, _CHECKS, ())])
+        return function
+
+    return add
+
+
+def _given_of(context: click.Context) -> list[click.Option]:
+    """Return the options that the command line itself has, and not those by default."""
+    return [
+        one
+        for one in context.command.params
+        if isinstance(one, click.Option)
+        and context.get_parameter_source(one.name or "") is ParameterSource.COMMANDLINE
+    ]
+
+
+def _given(context: click.Context) -> Given:
+    """Return the options of the command line as users write them, by their names in the rules."""
+    found: dict[str, str] = {}
+    for one in _given_of(context):
+        name = one.name or ""
+        is_off = one.secondary_opts and context.params[name] is False
+        word = (one.secondary_opts if is_off else one.opts)[0]
+        found |= {word: word, f"{word}={(value := context.params.get(name))}": f"{word} {value}"}
+        if name.startswith(CHOOSES):
+            found[RUNS] = word
+    return found
+
+
+# -- options --------------------------------------------------------------------------------------
+
+
+def limits(most: int, words: str, *, least: int = 1) -> Decorator:
     """Add how many rows are listed, as the argument `limit`; `most` by default."""
     count = click.IntRange(least, 1_000_000)
     return click.option(
@@ -52,15 +163,16 @@ def limits(most: int, words: str, *, least: int = 1) -> Callable[[Function], Fun
     )
 
 
-def together(
-    name: str, make: Function, *decorators: Callable[[Function], Function]
-) -> Callable[[Function], Function]:
-    """Add options whose values a command gets as one argument: what `make` makes of them."""
+def together(name: str, make: Function, *decorators: Decorator, of: str = "") -> Decorator:
+    """Add options whose values a command gets as one argument: what `make` makes of them.
+
+    It is also made `of` other arguments, which the command then does not get.
+    """
 
     def add(function: Function) -> Function:
         @wraps(function)
         def run(**given: Any) -> None:
-            values = {one: given.pop(one) for one in names}
+            values = {one: given.pop(one) for one in (*names, *of.split())}
             function(**{name: make(**values)}, **given)
 
         before = len(getattr(run, "__click_params__", ()))

@@ -19,12 +19,12 @@ from attrs import define, field
 from caxev.asking.base import DataChoice
 from caxev.asking.copies import CopyData, CopyPath, PlannedCopy, WithdrawCopies
 from caxev.asking.holding import Keep
-from caxev.cli.command import command, together
+from caxev.cli.command import command, excludes, together
 from caxev.cli.copy_progress import CopyState, Display, copy_state
 from caxev.cli.errors import FAILED, INTERRUPTED
 from caxev.cli.hold import keeps
 from caxev.cli.options import as_json, options
-from caxev.cli.output import json_text
+from caxev.cli.output import show_json
 from caxev.cli.plans import Ask, acts, no_listener
 from caxev.cli.requests import copy_many
 from caxev.cli.runs import shown
@@ -32,19 +32,25 @@ from caxev.cli.selection import RunChoice, selects_data, selects_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.copies.holds import words
+from caxev.copies.lifecycle import in_commands
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.job import Skip
 from caxev.core.model import REQUESTED, Copy, CopyKey, Event, Run
 from caxev.core.recording import Maker
-from caxev.core.selection import which
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
     from caxev.database import Database
 
-CANCELLED = "cancelled"
+
+def _act(
+    *, source: str | None, target: str, cancel: bool, data: DataChoice, keep: Keep
+) -> CopyData:
+    if source == target:
+        raise click.UsageError(f"--from and --to are both {source}")
+    return (WithdrawCopies if cancel else CopyData)(data, source, target, keep)
 
 
 @command(
@@ -55,11 +61,15 @@ CANCELLED = "cancelled"
     "caxev copy --lacks raw@chicago --tag _sciencerun0 --to chicago",
     output=as_json,
 )
+@excludes("--cancel", "--keep-for --keep-until --why --wait --no-wait --timeout")
+@excludes("--no-wait", "--timeout")
 @selects_runs(copies=("status",))
 @click.option("--from", "source", type=SITE, help="The site to copy from. [default: the best]")
 @click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
 @keeps
+@click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
+@together("act", _act, of="source target cancel data keep")
 @together(
     "patience",
     lambda wait, timeout: (timeout or inf) if wait else 0.0,
@@ -73,19 +83,8 @@ CANCELLED = "cancelled"
         help="Stop watching after that time; the request stays.",
     ),
 )
-@click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
 @acts("Show what would be requested, or why not; write nothing.")
-def copy(
-    *,
-    runs: RunChoice,
-    source: str | None,
-    target: str,
-    data: DataChoice,
-    keep: Keep,
-    patience: float,
-    cancel: bool,
-    ask: Ask,
-) -> None:
+def copy(*, runs: RunChoice, act: CopyData, patience: float, ask: Ask) -> None:
     """Copy runs to another site, and watch until the copies are verified.
 
     This adds an entry that is `requested`; the listener of one of the two sites makes the copy.
@@ -96,29 +95,15 @@ def copy(
     Many runs are one request: Ctrl-C or `caxev requests cancel` withdraws what no listener has
     begun, and `caxev requests resume` does the rest.
     """
-    if source == target:
-        raise click.UsageError(f"--from and --to are both {source}")
-    sites = options().sites()
-    act = (WithdrawCopies if cancel else CopyData)(
-        data, None if source is None else sites.get(source).name, sites.get(target).name, keep
-    )
-    runs = runs.of_status(type=data.kind, version=data.version)
-    if not runs.names_one:
-        if ask.dry_run:
-            ask(runs, act)
-            return
-        if cancel:
-            raise click.UsageError("many copies are one request: caxev requests cancel ID")
-        copy_many(runs, act, yes=ask.yes, patience=patience)
-        return
-    one = CopyCommand(runs, act, Display(as_json=options().as_json), source)
-    with one.summed_up():
-        if ask.dry_run:
-            options().with_asker(one.plan)
-        elif cancel:
-            options().with_asker(one.cancel)
-        else:
+    runs = runs.of_status(type=act.data.kind, version=act.data.version)
+    if ask.dry_run or isinstance(act, WithdrawCopies):
+        ask(runs, act)
+    elif runs.names_one:
+        one = CopyCommand(runs, act, Display(as_json=options().as_json), act.source)
+        with one.summed_up():
             options().with_asker(one.run, patience)
+    else:
+        copy_many(runs, act, yes=ask.yes, patience=patience)
 
 
 def _declined(site: str, run: Run | None, key: CopyKey) -> str:
@@ -151,16 +136,6 @@ class CopyCommand:
     found: Run | None = None
     size: int | None = None
     _begun: float = field(init=False, factory=monotonic)
-
-    async def plan(self, asker: Asker) -> None:
-        """Show what would be written. Raises `NothingToDo` with the rule that is against it."""
-        found = await self._find(asker.database)
-        run = (await asker.database.runs([found.id])).get(found.id, found)  # with all its fields
-        step = self.act.step(run, await asker.context(self.act))
-        self.size = step.size
-        if step.row is not None:
-            self.source = step.row.deed.source or self.source
-        self._note(CopyState(step.planned, step.what))
 
     async def run(self, asker: Asker, patience: float) -> None:
         """Request the copy, and watch it for `patience` seconds at most."""
@@ -264,23 +239,16 @@ class CopyCommand:
             self.display.show(now)
         self.last = now
 
-    async def cancel(self, asker: Asker) -> None:
-        """Withdraw the request. Raises `NothingToDo` if there is none any more."""
-        run = await self._find(asker.database)
-        await asker.carry_out_one(self.act, run.id)
-        self._note(CopyState(CANCELLED))
-
     def _left(self) -> str:
         """Return a line about what goes on after the watching ends."""
         if self.last is None or self.found is None:
             return "nothing was requested"
         if self.last.status != REQUESTED:
             return "the copy continues"
-        act = self.act
-        kind = "" if act.data.kind == "raw" else f" --type {act.data.kind}"
-        version = "" if act.data.version is None else f" --version {act.data.version}"
-        back = f"caxev copy {which(self.found)} --to {act.target}{kind}{version} --cancel"
-        return f"the request stands; to withdraw it: {back}"
+        data, target = self.act.data, self.act.target
+        wanted = Copy(CopyKey(data.kind, target, data.version), REQUESTED)
+        _, which = in_commands(self.found, wanted)
+        return f"the request stands; to withdraw it: caxev copy {which} --to {target} --cancel"
 
     @contextmanager
     def summed_up(self) -> Iterator[None]:
@@ -309,4 +277,4 @@ class CopyCommand:
             "bytes": self.size,
             "seconds": round(monotonic() - self._begun, 3),
         }
-        click.echo(json_text(summary))
+        show_json(summary)

@@ -6,6 +6,7 @@ Every exception of a command ends here. A traceback is shown only at ``--log-lev
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -45,7 +46,7 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
         if isinstance(usage, click.exceptions.NoArgsIsHelpError):  # it prints the help by itself
             raise
         command = usage.ctx.command_path if usage.ctx is not None else "caxev"
-        line = _line(usage.format_message()).removesuffix(".")
+        line = re.sub(r"(?<!\.)\.$", "", _line(usage.format_message()))  # but not of "..."
         click.echo(f"caxev: {line} (see {command} --help)", err=True)
         raise click.exceptions.Exit(usage.exit_code) from None
     except (click.ClickException, click.exceptions.Exit, click.Abort):

@@ -11,7 +11,7 @@ from attrs import define, evolve, field
 
 from caxev.cli import timeline
 from caxev.cli.admin import in_words
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes
 from caxev.cli.history_rows import facts
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, print_line, show, time
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     "caxev explain --name 161111_1434 --detector tpc --site chicago --json",
     "caxev explain --run 123 --timeline",
 )
+@excludes("--timeline", "--all")
 @selects_run()
 @click.option("--site", type=SITE, help="The site whose handlers are explained.")
 @click.option(

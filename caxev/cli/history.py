@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from datetime import datetime
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from attrs import evolve
 
 from caxev.asking.listeners import handler_called
-from caxev.cli.command import command, limits
+from caxev.cli.command import command, limits, together
 from caxev.cli.history_rows import COLUMNS, history_row
 from caxev.cli.options import options
 from caxev.cli.output import show_rows
@@ -17,9 +17,18 @@ from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, MOMENT, SITE, WHAT
 
 if TYPE_CHECKING:
-    from caxev.database import Database
+    from caxev.database import Database, HistorySearch
 
 MOST_RUNS: Final = 1000
+
+
+def _search(*, site: str | None, handler: str | None, **given: Any) -> HistorySearch:
+    from caxev.database import HistorySearch
+
+    if handler is not None:
+        sites = options().sites() if site is None else (site,)
+        handler = handler_called(handler, map(options().registry, sites))
+    return HistorySearch(site=site, handler=handler, **given)
 
 
 @command(
@@ -35,27 +44,14 @@ MOST_RUNS: Final = 1000
     "--since", type=MOMENT, metavar="T", help="From then on: 2016-11-11T14:34, or 7d (ago)."
 )
 @click.option("--until", type=MOMENT, metavar="T", help="Until then.")
+@together("search", _search, of="site handler what since until")
 @limits(100, "The most to list; 0: all.", least=0)
-def history(
-    *,
-    runs: RunChoice,
-    site: str | None,
-    handler: str | None,
-    what: Sequence[str],
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-) -> None:
+def history(*, runs: RunChoice, search: HistorySearch, limit: int) -> None:
     """List what happened to runs and at sites, the newest first.
 
     Each row shows the time, the site, what was done and by which handler; between which sites, how
     many bytes, how fast; and who asked for it. Reactions that did nothing are not listed.
     """
-    from caxev.database import HistorySearch
-
-    if handler is not None:
-        sites = options().sites() if site is None else (site,)
-        handler = handler_called(handler, [options().registry(one) for one in sites])
 
     async def find(database: Database) -> None:
         found = None
@@ -63,15 +59,15 @@ def history(
             found = [run.id for run in await runs.find(database, limit=MOST_RUNS + 1)]
             if len(found) > MOST_RUNS:
                 raise click.UsageError(f"more than {MOST_RUNS} runs: select fewer")
-        search = HistorySearch(
-            site=site, runs=found, what=what, handler=handler, since=since, until=until
-        )
-        await show_rows(COLUMNS, _rows(database, search, limit), empty="nothing happened")
+        rows = _rows(database, evolve(search, runs=found), limit)
+        await show_rows(COLUMNS, rows, empty="nothing happened")
 
     options().with_database(find)
 
 
-async def _rows(database: Database, search: Any, limit: int) -> AsyncIterator[dict[str, Any]]:
+async def _rows(
+    database: Database, search: HistorySearch, limit: int
+) -> AsyncIterator[dict[str, Any]]:
     async for page in database.history_pages(search, limit):
         for row in page:
             yield history_row(row)

@@ -10,7 +10,7 @@ import click
 from loguru import logger
 
 from caxev.asking.base import counted
-from caxev.cli.command import command
+from caxev.cli.command import command, needs
 from caxev.cli.options import GlobalOptions, options
 from caxev.cli.output import columns, event_parts, stream
 from caxev.cli.processes import process_options, runs_for_years
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "caxev listen --site lngs --dry-run --json",
     log=None,
 )
+@needs("--json --wide", "--dry-run")
 @click.option("--site", type=SITE, required=True, help="The site to act for.")
 @click.option("--once", is_flag=True, help="Catch up, run what is due, and exit.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done now; write nothing.")
@@ -50,8 +51,6 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
     given = options()
     given.log("warning" if dry_run else "info", lasting=not dry_run)
     registry = given.registry(site)
-    if given.as_json and not dry_run:
-        raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev.database import run
     from caxev.engine import listener
 

@@ -25,6 +25,7 @@ import trio
 from attrs import evolve, frozen
 
 from caxev.asking.base import DataChoice
+from caxev.asking.deletions import copy_at
 from caxev.cli.command import command
 from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import as_json, options
@@ -86,9 +87,10 @@ def mv(*, run: RunChoice, site: str, data: DataChoice, to: str, dry_run: bool) -
     Run it on the site's own machine. The copy keeps its name: PATH is the directory to move it
     to, with or without that name. If the command is killed, give it again: it continues.
     """
-    here, key = ours(site), CopyKey(data.kind, site, data.version)
+    here = ours(site)
 
     async def move(database: Database) -> Mapping[str, Any]:
+        key = copy_at(await run.find_one(database), data, site).key
         async with at_disks(database, here, options().sites()) as (there, sites):
             one = MoveCommand(there, sites, key, run, to)
             return await (one.plan(database) if dry_run else one.go(database))

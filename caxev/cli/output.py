@@ -183,23 +183,23 @@ def stream(
     rows: Callable[Concatenate[Database, P], AsyncGenerator[Row, None]],
     *args: P.args,
     **kwargs: P.kwargs,
-) -> None:
+) -> bool:
     """Print a table whose rows `rows` reads from the database one by one, as `show_rows` does."""
 
-    async def show_all(database: Database) -> None:
+    async def show_all(database: Database) -> bool:
         async with aclosing(rows(database, *args, **kwargs)) as found:
-            await show_rows(columns, found, empty=empty)
+            return await show_rows(columns, found, empty=empty)
 
-    options().with_database(show_all)
+    return options().with_database(show_all)
 
 
 async def show_rows(
     columns: Sequence[Column], rows: AsyncIterable[Row], *, empty: str = ""
-) -> None:
+) -> bool:
     """Print a table whose rows come one by one, as `show` does if they are few.
 
     Many rows are not kept: each is printed as it comes, in columns as wide as the first rows need.
-    The JSON is the same, however many rows there are.
+    The JSON is the same, however many rows there are. Returns whether there was any.
     """
     first: list[Row] = []
     printer: _Printer | None = None
@@ -221,6 +221,7 @@ async def show_rows(
         show(Table(columns, first), empty=empty)
     else:
         printer.end()
+    return printer is not None or bool(first)
 
 
 _FEW: Final = 100
@@ -298,6 +299,11 @@ def print_line(line: str, *, err: bool = False) -> None:
     """Print a line for people, if there is one."""
     if line:
         click.echo(escaped(line), err=err)
+
+
+def print_progress(line: str) -> None:
+    """Print a line about what goes on: on stderr beside JSON, which has stdout to itself."""
+    print_line(line, err=options().as_json)
 
 
 def time(moment: datetime | None) -> str | None:

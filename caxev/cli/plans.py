@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 
 import click
 from attrs import define, field, frozen
@@ -22,7 +22,7 @@ from caxev.asking.listeners import ListenerAct
 from caxev.cli.command import Function, together
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import options
-from caxev.cli.output import Row, columns, confirm, fail_if, print_line, show_rows
+from caxev.cli.output import SIZE, Row, columns, confirm, fail_if, print_line, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.core.amounts import lasting
@@ -30,8 +30,9 @@ from caxev.core.model import RunId
 
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
-    from caxev.database import BulkRequest
+    from caxev.database import BulkRequest, Database
 
+P = ParamSpec("P")
 FEW: Final = 20
 """Runs up to which a command goes ahead without asking."""
 _OFTEN: Final = 1.0
@@ -101,7 +102,7 @@ def acts(dry_run: str, *, few: int = FEW) -> Callable[[Function], Function]:
 WHY: Final = click.option(
     "--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data."
 )
-_STEPS: Final = columns("run", "what", "state")
+_STEPS: Final = columns("run", "what", SIZE, "state")
 
 
 @define
@@ -119,7 +120,8 @@ class StepPrinter:
         async with aclosing(steps):
             async for one in steps:
                 self.oks[one.ok] += 1
-                yield {"run": shown(one.run), "what": one.what, "state": one.state, "ok": one.ok}
+                row = {"run": shown(one.run), "what": one.what, "bytes": one.size}
+                yield {**row, "state": one.state, "ok": one.ok}
 
     def fail(self, *, is_enough: bool = False) -> None:
         """Exit with a failure if one is not ok, or none is; if one `is_enough`, only if none is."""
@@ -127,6 +129,21 @@ class StepPrinter:
             fail_if(not self.oks[True])
         else:
             fail_if(self.oks[False] > 0 or self.oks.keys() == {None})
+
+
+def show_steps(
+    steps: Callable[Concatenate[Database, P], AsyncGenerator[Step, None]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> None:
+    """Print steps as this command itself makes them; exit with a failure if one is not ok."""
+    printer = StepPrinter()
+
+    async def show(database: Database) -> None:
+        await printer.show(steps(database, *args, **kwargs))
+
+    options().with_database(show)
+    printer.fail()
 
 
 async def _show_planned(asker: Asker, runs: RunChoice, act: Act, printer: StepPrinter) -> None:

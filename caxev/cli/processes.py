@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 from loguru import logger
 
 from caxev.cli.admin import catalogue_problems, private_problems
-from caxev.cli.command import Function, together
+from caxev.cli.command import Decorator, needs, together
 from caxev.cli.options import GlobalOptions
 from caxev.config import ConfigError, Sites, private_directories
 from caxev.core.registry import Registry
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from caxev.metrics_server import MetricsAddress
 
 
-def runs_for_years(*, lease: float, least: float, what: str) -> Callable[[Function], Function]:
+def runs_for_years(*, lease: float, least: float, what: str) -> Decorator:
     """Add the options of a process that acts for a site, as one argument `running`."""
     return together(
         "running",
@@ -85,6 +84,9 @@ _METRICS = (
         metavar="SECONDS",
         help="How often metrics are pushed.",
     ),
+    needs("--metrics-address --metrics-certificate --metrics-key", "--metrics-port"),
+    needs("--metrics-key", "--metrics-certificate"),
+    needs("--metrics-push-every", "--metrics-push"),
 )
 
 
@@ -121,11 +123,7 @@ def metrics_address(running: dict[str, Any]) -> MetricsAddress | None:
     names = ("port", "address", "certificate", "key")
     port, host, certificate, key = (running.pop(f"metrics_{name}") for name in names)
     if port is None:
-        if (host, certificate, key) != (None, None, None):
-            raise click.UsageError("the other options about metrics need --metrics-port")
         return None
-    if key is not None and certificate is None:
-        raise click.UsageError("--metrics-key needs --metrics-certificate")
     found = MetricsAddress(port, host or LOOPBACK, certificate, key)
     found.check(Login.load())
     return found

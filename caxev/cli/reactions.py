@@ -16,7 +16,7 @@ from caxev.asking.listeners import (
     failures,
     handler_called,
 )
-from caxev.cli.command import command, limits
+from caxev.cli.command import RUNS, command, excludes, limits
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
@@ -123,6 +123,7 @@ async def _done(
     "caxev retry --all",
     output=as_json,
 )
+@excludes("--all", f"{RUNS} --handler")
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @selects_runs(required=False)
 @click.option("--handler", type=HANDLER, help="Only reactions of this handler.")
@@ -139,8 +140,6 @@ def retry(
         raise click.UsageError(
             "select reactions: by runs (--run, --name ...), by --handler, or --all"
         )
-    if everything and runs.selects:
-        raise click.UsageError("--all excludes the options that select runs")
     given = options()
     act = RetryReactions(*addressed(given.sites(), given.registry, site, handler))
     ids = tuple(given.with_database(runs.ids)) if runs.selects else None

@@ -10,7 +10,7 @@ import click
 
 from caxev.asking.base import counted
 from caxev.asking.listeners import Replay, addressed, enabling
-from caxev.cli.command import command
+from caxev.cli.command import command, needs
 from caxev.cli.options import options
 from caxev.cli.output import columns, event_parts, show_lines, stream
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "caxev replay --since 2d --site lngs --handler push --dry-run",
     "caxev replay --run 100-200 --tag _sciencerun0",
 )
+@needs("--wide", "--dry-run")
 @selects_runs()
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @click.option("--handler", type=HANDLER, help="Only this handler.")

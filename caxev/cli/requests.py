@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import aclosing
 from math import inf
 from time import monotonic
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.asking.base import DONE, counted
-from caxev.cli.command import command, limits
-from caxev.cli.errors import FAILED, INTERRUPTED
-from caxev.cli.options import CommandGroup, as_json, as_table, example, hidden_options, options
-from caxev.cli.output import Column, Table, columns, json_text, print_line, show
+from caxev.cli.command import command, limits, listing
+from caxev.cli.errors import INTERRUPTED
+from caxev.cli.options import as_json, options
+from caxev.cli.output import Column, Table, columns, fail_if, print_progress, show, show_json
 from caxev.cli.plans import confirm_plan, plan_of, title
 from caxev.cli.selection import RunChoice
 from caxev.core.amounts import lasting
@@ -49,27 +48,19 @@ def copy_many(runs: RunChoice, act: RequestedAct, *, yes: bool, patience: float)
 
 def _carry_out(request: BulkRequest, patience: float) -> None:
     """Do what is missing of a request, and follow it. Ctrl-C withdraws what is not begun."""
-    say = _printer()
-    say(f"request {request.id}: {title(request)}")
+    print_progress(f"request {request.id}: {title(request)}")
     try:
-        options().with_asker(_write, request, say)
+        options().with_asker(_write, request)
         if patience:
-            options().with_asker(_follow, request, patience, say)
+            options().with_asker(_follow, request, patience)
     except KeyboardInterrupt:
-        _withdraw(request, say)
+        _withdraw(request)
         _sum_up(request)
         raise click.exceptions.Exit(INTERRUPTED) from None
-    now = _sum_up(request)
-    if patience and now.done < now.total:
-        raise click.exceptions.Exit(FAILED)
+    _sum_up(request, is_followed=patience > 0)
 
 
-def _printer() -> Callable[[str], None]:
-    as_json = options().as_json
-    return lambda line: print_line(line, err=as_json)
-
-
-async def _write(asker: Asker, request: BulkRequest, say: Callable[[str], None]) -> None:
+async def _write(asker: Asker, request: BulkRequest) -> None:
     from caxev.asking import requests as asking
 
     meter, shown = asking.ProgressMeter(), monotonic()
@@ -77,7 +68,7 @@ async def _write(asker: Asker, request: BulkRequest, say: Callable[[str], None])
         async for _ in steps:
             if monotonic() >= shown + _PERIOD:
                 now = await asking.progress(asker, request)
-                say(meter.line(now))
+                print_progress(meter.line(now))
                 shown = monotonic() + _pause(now)
 
 
@@ -86,17 +77,15 @@ def _pause(now: RequestProgress) -> float:
     return _PERIOD * max(1.0, now.total / 1000)
 
 
-def _withdraw(request: BulkRequest, say: Callable[[str], None]) -> None:
+def _withdraw(request: BulkRequest) -> None:
     from caxev.asking import requests as asking
 
     number = options().with_asker(asking.cancel, request)
-    say(f"withdrawn: {counted(number)} that nobody has begun; others continue")
-    say(f"to do the rest: caxev requests resume {request.id}")
+    print_progress(f"withdrawn: {counted(number)} that nobody has begun; others continue")
+    print_progress(f"to do the rest: caxev requests resume {request.id}")
 
 
-async def _follow(
-    asker: Asker, request: BulkRequest, patience: float, say: Callable[[str], None]
-) -> None:
+async def _follow(asker: Asker, request: BulkRequest, patience: float) -> None:
     """Show how far the request is whenever that changes, until nothing is pending."""
     import trio
 
@@ -107,25 +96,30 @@ async def _follow(
         while True:
             now = await asking.progress(asker, request)
             if now != last:
-                say(meter.line(now))
+                print_progress(meter.line(now))
                 last, changed = now, monotonic()
             if not now.waiting:
                 return
             if asking.TO_WRITE in now.pending and monotonic() > changed + _STILL:
-                say(f"if nobody writes any more: caxev requests resume {request.id} does the rest")
+                print_progress(
+                    f"if nobody writes any more: caxev requests resume {request.id} does the rest"
+                )
                 changed = inf
             await trio.sleep(_pause(now))
     if scope.cancelled_caught:
-        say(f"not done after {patience:g} s; to follow it: caxev requests watch {request.id}")
+        print_progress(
+            f"not done after {patience:g} s; to follow it: caxev requests watch {request.id}"
+        )
 
 
-def _sum_up(request: BulkRequest) -> RequestProgress:
+def _sum_up(request: BulkRequest, *, is_followed: bool = False) -> None:
+    """Print how far it is as JSON, if wanted; exit with a failure unless all of it is done."""
     from caxev.asking import requests as asking
 
     now = options().with_asker(asking.progress, request)
     if options().as_json:
-        click.echo(json_text(_cells(request, now)))
-    return now
+        show_json(_cells(request, now))
+    fail_if(is_followed and now.done < now.total)
 
 
 def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
@@ -149,14 +143,9 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
 # -- caxev requests -------------------------------------------------------------------------------
 
 
-@click.group(
-    cls=CommandGroup,
-    invoke_without_command=True,
-    epilog=example("caxev requests", "caxev requests cancel 3f9ac0d1"),
-)
+@listing("caxev requests", "caxev requests cancel 3f9ac0d1")
 @limits(20, "The most to list.")
-@click.pass_context
-def requests(context: click.Context, limit: int) -> None:
+def requests(limit: int) -> None:
     """List what was requested of many runs together, the newest first: how far it is.
 
     `caxev copy`, `rm`, `verify --deep`, `retry`, `replay`, `tape`, `rucio`, `tag`, `comment`,
@@ -165,9 +154,6 @@ def requests(context: click.Context, limit: int) -> None:
     that takes at the rate since it was asked. WITHDRAWN are those that were cancelled, or that a
     listener found it must not do. A request is kept for CAXEV_HISTORY_DAYS.
     """
-    if context.invoked_subcommand is not None:
-        return
-    options().log("warning")
 
     async def find(asker: Asker) -> list[dict[str, Any]]:
         from caxev.asking import requests as asking
@@ -184,8 +170,6 @@ def requests(context: click.Context, limit: int) -> None:
     rows = options().with_asker(find)
     show(Table(_COLUMNS, rows), empty="nothing was requested of several runs together")
 
-
-requests.params += [*as_table(), *hidden_options()]
 
 _COLUMNS: Final = columns(
     "request",
@@ -213,14 +197,16 @@ _id = click.argument("name", metavar="ID")
 @command("caxev requests watch 3f9ac0d1", group=requests, output=as_json)
 @_id
 def watch(*, name: str) -> None:
-    """Follow a request until nothing of it is pending."""
-    request, say = _called(name), _printer()
+    """Follow a request until nothing of it is pending. Exit code 1 unless all of it is done."""
+    request = _called(name)
     try:
-        options().with_asker(_follow, request, inf, say)
+        options().with_asker(_follow, request, inf)
     except KeyboardInterrupt:
-        say(f"interrupted; the request continues. To cancel it: caxev requests cancel {request.id}")
+        print_progress(
+            f"interrupted; the request continues. To cancel it: caxev requests cancel {request.id}"
+        )
         raise click.exceptions.Exit(INTERRUPTED) from None
-    _sum_up(request)
+    _sum_up(request, is_followed=True)
 
 
 @command("caxev requests cancel 3f9ac0d1", group=requests, output=as_json)
@@ -231,7 +217,7 @@ def cancel(*, name: str) -> None:
     What a listener has begun is finished. Tags, comments and holds that are written stay.
     """
     request = _called(name)
-    _withdraw(request, _printer())
+    _withdraw(request)
     _sum_up(request)
 
 

@@ -14,7 +14,7 @@ import click
 from caxev.asking.base import DataChoice
 from caxev.asking.deletions import DeleteCopies, Terms, WithdrawDeletions
 from caxev.asking.listeners import listening_sites
-from caxev.cli.command import command, together
+from caxev.cli.command import RUNS, command, excludes, needs, together
 from caxev.cli.options import options
 from caxev.cli.output import columns, print_line, stream
 from caxev.cli.plans import Ask, acts
@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 _COLUMNS = columns("run", "type", "version", "goes", "why")
 
 
-def _terms(*, force_less: bool, by_entries: bool, why: str | None) -> Terms:
-    """Return the terms of a deletion, by the options. Raises click's error."""
-    if by_entries and not why:
-        raise click.UsageError("--by-entries needs a reason: --why TEXT")
-    return Terms(force_less, by_entries, why)
-
-
 @command(
     "caxev rm --run 123 --site lngs --dry-run",
     "caxev rm --run 123 --site lngs",
@@ -50,14 +43,18 @@ def _terms(*, force_less: bool, by_entries: bool, why: str | None) -> Terms:
     "caxev rm --run 100-200 --site lngs --status error",
     "caxev rm --site lngs --dry-run",
 )
+@excludes("--cancel", "--force-less --by-entries --why")
+@needs("--by-entries", "--why")
+@needs("--type --version --force-less --why --cancel", RUNS)
 @selects_runs(required=False, copies=("status",))
 @click.option("--site", type=SITE, required=True, help="The site that has the copy.")
 @selects_data
 @together(
     "terms",
-    _terms,
+    Terms,
     click.option(
         "--force-less",
+        "less",
         is_flag=True,
         help="Allow fewer good copies than the site requires; of raw data at least one.",
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes, needs
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, columns, print_line, show_rows
 from caxev.cli.runs import shown
@@ -34,6 +34,9 @@ _FIRST: Final = 200
     "caxev runs --tag _sciencerun0 --fewer-than 2 --csv",
     "caxev runs --run 100-200 --type raw --paths --at lngs",
 )
+@excludes("--csv", "--paths --json --wide")
+@excludes("--paths", "--json --wide")
+@needs("--at", "--paths")
 @selects_runs(required=False)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="The most to list: the newest.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with a line of headings.")
@@ -47,10 +50,6 @@ def runs(
     COPIES are the sites with a good copy of raw data. --paths prints the path of each good copy
     that --host, --type and --version select, as HOST:PATH, or with --at as PATH.
     """
-    if as_csv + as_paths + options().as_json > 1:
-        raise click.UsageError("give one of --csv, --paths and --json")
-    if at is not None and not as_paths:
-        raise click.UsageError("--at is about paths: add --paths")
     if as_paths:
         wanted = runs.narrowed(host=at, status=runs.selection.copy.status or TRANSFERRED)
         options().with_database(_print, wanted, limit, _paths(wanted, plain=at is not None))

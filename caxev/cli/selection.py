@@ -15,7 +15,7 @@ import click
 from attrs import evolve, frozen
 
 from caxev.asking.base import DataChoice, pages
-from caxev.cli.command import Function, together
+from caxev.cli.command import CHOOSES, Function, together
 from caxev.cli.options import options
 from caxev.cli.values import (
     DATA_TYPE,
@@ -223,8 +223,7 @@ def _named(*, number: int | None, name: str | None, detector: str | None) -> Run
 
 
 def _parameter(name: str) -> str:
-    """Return the parameter of an option: none that a command's other options have."""
-    return f"which_{name.replace('-', '_')}"
+    return f"{CHOOSES}{name.replace('-', '_')}"
 
 
 def _condition(name: str, metavar: str, help: str, **more: Any) -> Function:  # noqa: A002
@@ -290,7 +289,7 @@ def chosen_runs(*, required: bool, **given: Any) -> RunChoice:
     Raises click's error if they select nothing although `required`.
     """
     texts = {
-        name.removeprefix("which_").replace("_", "-"): [value] if isinstance(value, str) else value
+        name.removeprefix(CHOOSES).replace("_", "-"): [value] if isinstance(value, str) else value
         for name, value in given.items()
         if value is not None
     }

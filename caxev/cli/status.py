@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_rows, stream, time
 from caxev.cli.reaction_rows import COLUMNS, progress_cells, reaction_row
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     "caxev status --totals",
     "caxev status --totals --host chicago --type raw",
 )
+@excludes("--site", "--host --status --type --version --unverified-for --totals")
 @selects_runs(required=False)
 @click.option("--site", type=SITE, help="Only this site.")
 @click.option("--totals", is_flag=True, help="Show numbers and sizes instead of copies.")
@@ -48,10 +49,6 @@ def status(*, runs: RunChoice, site: str | None, totals: bool) -> None:
     that matches; with --totals, the number and size of copies for each host, type and status.
     """
     of_copies = totals or not runs.selection.wanted.is_empty
-    if of_copies and site is not None:
-        raise click.UsageError(
-            "--host, --status, --type, --version and --totals are about all sites: leave out --site"
-        )
     if totals:
         rows = options().with_database(_totals, runs)
         show(Table(_TOTALS, rows), empty="there are no such copies")

@@ -17,7 +17,7 @@ import click
 import trio
 from attrs import define, field
 
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes, needs
 from caxev.cli.inventory import (
     GONE,
     MOVED,
@@ -62,6 +62,8 @@ _HOUR: Final = 3600.0
     "caxev stray --site lngs --register",
     "caxev stray --site lngs --run 100-200",
 )
+@excludes("--delete", "--register")
+@needs("--age", "--delete --register")
 @selects_runs(required=False, copies=())
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option("--delete", is_flag=True, help="Delete files without an entry.")
@@ -72,7 +74,7 @@ _HOUR: Final = 3600.0
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Skip files that have changed in the last HOURS.",
+    help="Leave alone what has changed in the last HOURS.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 def stray(
@@ -86,8 +88,6 @@ def stray(
     verify --deep has the site check them. If runs are selected, only their entries are listed, and
     files that are named as these runs. Exit code 1 if something could not be read or done.
     """
-    if delete and register:
-        raise click.UsageError("give either --delete or --register, not both")
     os.nice(NICENESS)  # a walk through all directories must not slow the listener beside it
     act = "delete" if delete else "register" if register else ""
     here = ours(site)

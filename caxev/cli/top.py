@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
 
 
 @command("caxev top", "caxev top --once", output=as_text)
-@click.option("--once", is_flag=True, help="Print one picture, once all runs are read, and leave.")
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Print one picture, once all runs are read, and leave; so it does in a pipe.",
+)
 def top(*, once: bool) -> None:
     """Show what all sites do, live: what is wrong, what moves, and what failed.
 
@@ -25,6 +30,7 @@ def top(*, once: bool) -> None:
     async def show(database: Database) -> None:
         from caxev.web import terminal
 
-        await terminal.show(database, sites, once=once)
+        # Who reads a pipe would wait for the second picture for ever.
+        await terminal.show(database, sites, once=once or not sys.stdout.isatty())
 
     options().with_database(show)

@@ -11,7 +11,7 @@ import click
 
 from caxev.cli import timeline
 from caxev.cli.admin import handlers_by_site
-from caxev.cli.command import command, together
+from caxev.cli.command import command, needs, together
 from caxev.cli.options import GlobalOptions, as_text, options
 from caxev.cli.output import print_line
 from caxev.cli.web_login import LoginChoice, logs_in, public_address
@@ -19,13 +19,6 @@ from caxev.config import ConfigError
 
 if TYPE_CHECKING:
     from caxev.web.acts.pages import ActingOptions
-
-
-def _served(**given: Any) -> Mapping[str, Any]:
-    """Return the address at which the page is served. Raises click's error."""
-    if (given["certificate"] is None) != (given["key"] is None):
-        raise click.UsageError("--certificate and --key go together")
-    return given
 
 
 @command(
@@ -36,9 +29,11 @@ def _served(**given: Any) -> Mapping[str, Any]:
     output=as_text,
     log=None,
 )
+@needs("--certificate", "--key")
+@needs("--key", "--certificate")
 @together(
     "served",
-    _served,
+    dict,
     click.option(
         "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
     ),
@@ -92,7 +87,7 @@ def web(*, served: Mapping[str, Any], login: LoginChoice, operator: bool) -> Non
     """
     given = options()
     given.log("info", lasting=True)
-    login.check(operator=operator, host=served["host"])
+    login.check(served["host"])
     from caxev import database
 
     try:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
 from attrs import frozen
 
-from caxev.cli.command import Function, together
+from caxev.cli.command import Decorator, needs, together
 from caxev.cli.options import requester
 
 if TYPE_CHECKING:
     from caxev.web.auth.options import LoginOptions
 
-_NEEDS: Final = {
-    "none": (),
-    "proxy": ("trust", "user_header"),
-    "oidc": ("issuer", "client_id"),
-    "link": (),
-}
-_MAY_HAVE: Final = {
-    "none": (),
-    "proxy": ("groups_header", "reader_group", "operator_group"),
-    "oidc": ("scope", "name_claim", "groups_claim", "reader_group", "operator_group"),
-    "link": (),
-}
+_RULES: Final = (
+    needs("--trust --user-header --groups-header", "--auth=proxy"),
+    needs("--issuer --client-id --scope --name-claim --groups-claim", "--auth=oidc"),
+    needs("--reader-group --operator-group", "--auth=proxy --auth=oidc"),
+    needs("--reader-group --operator-group", "--groups-header --auth=oidc"),
+    needs("--auth=proxy", "--trust"),
+    needs("--auth=proxy", "--user-header"),
+    needs("--auth=oidc", "--issuer"),
+    needs("--auth=oidc", "--client-id"),
+    needs("--operator", "--operator-group --auth=link"),
+    needs("--operator-group --auth=link", "--operator"),
+)
 
 
 @frozen
@@ -37,32 +37,17 @@ class LoginChoice:
     way: str
     given: Mapping[str, Any]
 
-    def check(self, *, operator: bool, host: str) -> None:
-        """Check that it goes with the other options. Raises click's error."""
-        if self.way != "link":
-            if operator is not ("operator_group" in self.given):
-                raise click.UsageError("--operator and --operator-group go together")
-            return
-        from caxev.web.auth.options import is_loopback
-
-        if not operator:
-            raise click.UsageError("--auth link needs --operator: without it everybody only reads")
-        if not is_loopback(host):
-            raise click.UsageError("--auth link is for this machine: --host must be of loopback")
-
     @classmethod
     def of(cls, *, auth: str, **given: Any) -> LoginChoice:
-        """Take what was given. Raises click's error if it does not go together."""
-        found = {name: value for name, value in given.items() if value}
-        for name in _NEEDS[auth]:
-            if name not in found:
-                raise click.UsageError(f"--auth {auth} needs {_option(name)}")
-        for name in found.keys() - {*_NEEDS[auth], *_MAY_HAVE[auth]}:
-            raise click.UsageError(f"{_option(name)} is of no use with --auth {auth}")
-        by_groups = "reader_group" in found or "operator_group" in found
-        if auth == "proxy" and by_groups and "groups_header" not in found:
-            raise click.UsageError("--reader-group and --operator-group need --groups-header")
-        return cls(auth, found)
+        """Take what was given."""
+        return cls(auth, {name: value for name, value in given.items() if value})
+
+    def check(self, host: str) -> None:
+        """Check that the page may be served at this address. Raises click's error."""
+        from caxev.web.auth.options import is_loopback
+
+        if self.way == "link" and not is_loopback(host):
+            raise click.UsageError("--auth link is for this machine: --host must be of loopback")
 
     def options(self) -> LoginOptions | None:
         """Return the options of the page; None: nobody logs in."""
@@ -83,10 +68,6 @@ class LoginChoice:
         else:
             by = LinkOptions(requester())
         return LoginOptions(by, Membership(*groups))
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -113,18 +94,18 @@ def public_address(
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _groups(name: str, words: str) -> Callable[[Function], Function]:
+def _groups(name: str, words: str) -> Decorator:
     return click.option(name, multiple=True, metavar="GROUP", help=words)
 
 
-def logs_in() -> Callable[[Function], Function]:
+def logs_in() -> Decorator:
     """Add the options, as the argument `login`."""
     return together(
         "login",
         LoginChoice.of,
         click.option(
             "--auth",
-            type=click.Choice([*_NEEDS]),
+            type=click.Choice(["none", "proxy", "oidc", "link"]),
             default="none",
             show_default=True,
             help="How people log in: by a proxy before the page, by OpenID Connect, or by a link "
@@ -159,4 +140,5 @@ def logs_in() -> Callable[[Function], Function]:
             metavar="CLAIM",
             help="The claim with a person's groups. [default: groups]",
         ),
+        *_RULES,
     )

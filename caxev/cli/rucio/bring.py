@@ -15,7 +15,7 @@ from caxev.asking.catalogues import CopyCatalogued
 from caxev.cli.command import command
 from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import options
-from caxev.cli.plans import Ask, StepPrinter, acts
+from caxev.cli.plans import Ask, acts, show_steps
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.values import PLACE, SITE
 from caxev.core.clock import utcnow
@@ -69,13 +69,7 @@ def get(*, chosen: CatalogueChoice, target: str, rse: str | None, ask: Ask) -> N
     if "/" not in target:
         options().sites().get(target)  # raises an error that names the nearest site
     fetching = DirectoryFetch(chosen, str(Path(target).absolute()), rse, ask.dry_run)
-    printer = StepPrinter()
-
-    async def fetch(database: Database) -> None:
-        await printer.show(fetching.steps(database))
-
-    options().with_database(fetch)
-    printer.fail()
+    show_steps(fetching.steps)
 
 
 @frozen

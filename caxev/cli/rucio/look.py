@@ -10,7 +10,7 @@ import click
 from attrs import define, field
 
 from caxev.asking.asker import CHANGED
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes
 from caxev.cli.options import options
 from caxev.cli.output import Column, Table, columns, show, stream
 from caxev.cli.rucio.chosen import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 @command("caxev rucio locate --since 30d --rse NIKHEF_USERDISK --copies 1", group=rucio)
+@excludes("--method=absent", "--rse --copies --status")
 @selects_catalogue()
 @click.option("--rse", multiple=True, metavar="R", help="Only data at this RSE; may be repeated.")
 @click.option("--copies", type=click.IntRange(0), metavar="N", help="Only data at N RSEs.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from caxev.cli.command import command
+from caxev.cli.command import RUNS, command, excludes, needs
 from caxev.cli.options import options
 from caxev.cli.output import Column, columns, show_lines, stream
 from caxev.cli.rucio.chosen import CatalogueChoice, apply_rules, rucio, selects_catalogue
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     "caxev rucio rules --apply --since 30d",
     group=rucio,
 )
+@excludes("--check", "--apply")
+@needs(f"{RUNS} --type --version --catalogue", "--dry-run --apply")
+@needs("--wide", "--dry-run")
 @selects_catalogue(required=False)
 @click.option("--check", "file", metavar="FILE", help="Check this rule file.")
 @click.option("--dry-run", is_flag=True, help="Show which rules apply to each run.")
@@ -40,7 +43,7 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
     """
     from caxev.rucio.rules import load_rules
 
-    if file is not None and not (dry_run or applying):
+    if file is not None and not dry_run:
         loaded = load_rules(file)
         show_lines(
             [{"file": file, "rules": len(loaded)}], "{file}: {rules} rules, all valid".format_map

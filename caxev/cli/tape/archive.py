@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import click
+import trio
 from attrs import frozen
 
-from caxev.asking.archives import raw_at
 from caxev.cli.command import together
+from caxev.cli.interrupts import stop_if_interrupted
 from caxev.cli.options import CommandGroup, example, options
-from caxev.cli.selection import RunChoice
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site, Sites
-from caxev.core.model import Copy, Run
+from caxev.core.errors import GiveUp, NothingToDo, Retry
 from caxev.tape.base import Reach, methods
+from caxev.tape.steps import Outcome
 
 if TYPE_CHECKING:
     from caxev.database import Database
+
+T = TypeVar("T")
 
 
 @click.group(
@@ -102,8 +107,14 @@ async def as_noted(database: Database, reach: Reach) -> Reach:
     return Reach(sites.get(reach.here.name), sites.get(reach.there.name))
 
 
-async def copies_on_tape(
-    database: Database, runs: RunChoice, host: str
-) -> list[tuple[Run, Copy | None]]:
-    """Return the selected runs, with their copies on tape."""
-    return [(run, run.copy(raw_at(host))) for run in await runs.find(database)]
+def asked(step: Callable[..., Outcome[T]], reach: Reach, *args: object) -> T:
+    """Ask an archive, in a thread that Ctrl-C ends. Raises its `Retry` or `GiveUp`."""
+    return step(reach, *args, report=stop_if_interrupted).get()
+
+
+async def answer(step: Callable[..., Outcome[T]], reach: Reach, *args: object) -> T:
+    """Return what an archive answers. Raises `NothingToDo` with its error."""
+    try:
+        return await trio.to_thread.run_sync(partial(asked, step, reach, *args))
+    except (GiveUp, Retry) as error:
+        raise NothingToDo(f"{reach.there.name}: {error}") from error

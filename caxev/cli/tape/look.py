@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Collection,
@@ -12,37 +13,40 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import aclosing
 from datetime import datetime
 from itertools import product
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import define, field
 
 from caxev.asking.archives import raw_at
-from caxev.cli.command import command
+from caxev.cli.command import command, excludes
 from caxev.cli.options import options
-from caxev.cli.output import SIZE, Column, Table, columns, fail_if, print_line, show, show_rows
+from caxev.cli.output import (
+    SIZE,
+    Column,
+    Table,
+    columns,
+    fail_if,
+    print_line,
+    show,
+    show_rows,
+    stream,
+)
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
-from caxev.cli.tape.archive import (
-    ArchiveChoice,
-    as_noted,
-    copies_on_tape,
-    selects_reach,
-    tape,
-)
+from caxev.cli.tape.archive import ArchiveChoice, answer, as_noted, selects_reach, tape
 from caxev.core.amounts import size
 from caxev.core.entry import Entry
-from caxev.core.errors import GiveUp, NothingToDo, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.tape.base import Reach, Stored, folder_of
-from caxev.tape.steps import Outcome, contents, holdings
+from caxev.tape.steps import contents, holdings
 
 if TYPE_CHECKING:
     from caxev.database import Database
 
-T = TypeVar("T")
 _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 
@@ -51,13 +55,7 @@ _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 @selects_reach
 def list_(*, runs: RunChoice, archive: ArchiveChoice) -> None:
     """List the files that the archive itself has of runs."""
-    found = options().with_database(_files, runs, archive.reach)
-    rows = [
-        {"run": shown(run), "file": one.name, "bytes": one.size, "time": one.time}
-        for run, files in found
-        for one in files
-    ]
-    show(Table(_FILES, rows), empty="nothing on tape", failed=not rows)
+    fail_if(not stream(_FILES, "nothing on tape", _files, runs, archive.reach))
 
 
 _FILES: Final = columns("run", SIZE, "time", "file")
@@ -65,25 +63,21 @@ _FILES: Final = columns("run", SIZE, "time", "file")
 
 async def _files(
     database: Database, runs: RunChoice, reach: Reach
-) -> list[tuple[Run, Sequence[Stored]]]:
-    """Return the selected runs that the archive has, with their files."""
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Return a row for each file that the archive has of the selected runs."""
     reach = await as_noted(database, reach)
-    found: list[tuple[Run, Sequence[Stored]]] = []
-    for run, copy in await copies_on_tape(database, runs, reach.there.name):
-        if copy is not None and copy.location is not None:
-            files = _answer(reach, contents(reach, folder_of(copy.location)))
-            found.append((run, files))
-    return found
-
-
-def _answer(reach: Reach, outcome: Outcome[T]) -> T:
-    try:
-        return outcome.get()
-    except (GiveUp, Retry) as error:
-        raise NothingToDo(f"{reach.there.name}: {error}") from error
+    async with aclosing(runs.each(database)) as found:
+        async for run in found:
+            copy = run.copy(raw_at(reach.there.name))
+            if copy is not None and copy.location is not None:
+                for one in await answer(contents, reach, folder_of(copy.location)):
+                    row = {"run": shown(run), "file": one.name}
+                    yield {**row, "bytes": one.size, "time": one.time}
 
 
 @command("caxev tape status", "caxev tape status --since 30d --by-day", group=tape)
+@excludes("--by-day", "--offline --site")
+@excludes("--offline", "--site")
 @selects_runs(required=False, copies=())
 @selects_reach
 @click.option("--offline", is_flag=True, help="Ask only the database, not the archive.")
@@ -112,7 +106,7 @@ def status(*, runs: RunChoice, archive: ArchiveChoice, offline: bool, by_day: bo
             # Few directories hold all folders, and the archive lists a directory in one call.
             places = {place async for row in by_run() for place in above([row])}
             known = await as_noted(database, reach)
-            held = _answer(known, holdings(known, sorted(places)))
+            held = await answer(holdings, known, sorted(places))
         await show_rows(_STATUS, found.counting(by_run(), held), empty="no raw data")
         if not options().as_json:
             print_line(found.words)

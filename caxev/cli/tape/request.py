@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import trio
 
-from caxev.asking.archives import BringRaw, ReadArchived, unusable
+from caxev.asking.archives import BringRaw, ReadArchived, raw_at, unusable
 from caxev.asking.base import Act, DataChoice, Step
 from caxev.asking.forgetting import ForgetCopies
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.plans import WHY, Ask, StepPrinter, acts
+from caxev.cli.plans import WHY, Ask, acts, show_steps
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import (
     ArchiveChoice,
     as_noted,
-    copies_on_tape,
+    asked,
     selects_archive,
     selects_reach,
     tape,
@@ -82,27 +84,21 @@ def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, ask: 
     if not place.is_dir():
         raise ConfigError(f"{place} is not a directory: make it first")
     wanted = runs.of_status(type="raw")
-    found, known = options().with_database(_with_manifests, wanted, reach)
-
-    async def restored() -> AsyncGenerator[Step, None]:
-        for run, copy, manifest in found:
-            yield restore(run, copy, manifest, known, place, dry_run=ask.dry_run)
-
-    # Without the database: a restoration can last hours.
-    printer = StepPrinter()
-    trio.run(printer.show, restored())
-    printer.fail()
+    show_steps(_restored, wanted, reach, place, dry_run=ask.dry_run)
 
 
-async def _with_manifests(
-    database: Database, runs: RunChoice, reach: Reach
-) -> tuple[list[tuple[Run, Copy | None, list[dict[str, Any]] | None]], Reach]:
-    """Return the selected runs with their copies on tape and their manifests, and the archive."""
-    found = []
-    for run, copy in await copies_on_tape(database, runs, reach.there.name):
-        digest = None if copy is None else copy.manifest
-        found.append((run, copy, await database.load_manifest(digest) if digest else None))
-    return found, await as_noted(database, reach)
+async def _restored(
+    database: Database, runs: RunChoice, reach: Reach, place: Path, *, dry_run: bool
+) -> AsyncGenerator[Step, None]:
+    """Restore the selected runs, one after the other; return what came of each."""
+    reach = await as_noted(database, reach)
+    async with aclosing(runs.each(database)) as found:
+        async for run in found:
+            copy = run.copy(raw_at(reach.there.name))
+            digest = None if copy is None else copy.manifest
+            rows = await database.load_manifest(digest) if digest else None
+            one = partial(restore, run, copy, rows, reach, place, dry_run=dry_run)
+            yield await trio.to_thread.run_sync(one)
 
 
 def restore(
@@ -122,9 +118,11 @@ def restore(
     target = str(place / safe_name(folder))
     expected = None if rows is None else Manifest.from_rows(rows)
     data = Data(safe_name(folder), folder, expected, copy.checksum, copy.manifest)
-    if not dry_run:
+    if dry_run:
+        target = f"would be restored to {target}"
+    else:
         try:
-            recall(reach, data, target, [str(place)]).get()
+            asked(recall, reach, data, target, [str(place)])
         except (Retry, GiveUp) as error:
             return Step(run, what, str(error))
     state = target if data.is_known else f"{target} (unverified: no digest is known)"
