@@ -2,12 +2,12 @@
 # Sourced by deploy/demo and deploy/test: everything that must be there before caxev can run.
 #
 #   set_up EXTRA PAIR...    makes $venv with caxev[EXTRA] in it, then sees to Debian packages;
-#                           each PAIR is COMMAND:PACKAGE[,PACKAGE...], and may be missing
-#                           without harm
+#                           each PAIR is COMMAND:PACKAGE[,PACKAGE...]; if one is missing,
+#                           tests are skipped
 #
-# Needs $root, the checkout. Everything it says goes to stderr. Where something is missing that it
-# cannot install, it says what to install, in one line, and ends with status 3.
-# The index that packages come from is whatever pip and uv are configured for.
+# Needs $root, the checkout. All messages go to stderr. If something is missing that it cannot install,
+# it prints what to install, in one line, and ends with status 3.
+# Packages come from the index that pip or uv is configured for.
 
 say() { printf 'caxev: %s\n' "$*" >&2; }
 die() { say "$*"; exit 3; }
@@ -51,7 +51,7 @@ link_source() {
     done
 }
 
-# --- when: a stamp in the venv says that nothing has changed since ------------------------------
+# --- when: a stamp in the venv shows that nothing has changed since -----------------------------
 
 stamp() { echo "$venv/caxev-$extra.stamp"; }
 fingerprint() {
@@ -83,7 +83,7 @@ install_caxev() {
     fi
 }
 
-# A venv that has been moved is none: its scripts name the old place.
+# A venv that has been moved does not work: its scripts name the old place.
 venv_is_usable() {
     [ -r "$venv/bin/activate" ] && grep -qF "$venv" "$venv/bin/activate" && suits "$venv/bin/python"
 }
@@ -105,8 +105,8 @@ pip_install() {
 
 # --- Debian packages ----------------------------------------------------------------------------
 
-# What the embedded extra's mongod is linked to beyond a minimal Debian 12, unless the machine has
-# a mongod of its own.
+# The libraries that the embedded extra's mongod needs beyond a minimal Debian 12, unless the machine
+# has a mongod of its own.
 find_libraries() {
     if has "${CAXEV_MONGOD:-mongod}" || ! is_library_missing; then return; fi
     { apt_install libcurl4 libssl3 liblzma5 && ! is_library_missing; } ||
@@ -118,7 +118,7 @@ is_library_missing() {
     [ -n "$missing" ]
 }
 
-# apt_install PACKAGE...: fails where this is not root on Debian. No server that comes along is
+# apt_install PACKAGE...: fails unless it runs as root on Debian. Servers that are installed are not
 # started, now or at the next boot: the tests start their own.
 apt_install() {
     [ "$(id -u)" = 0 ] && has apt-get || return 1
