@@ -214,7 +214,7 @@ class Relay:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait a moment for the last lines: a program left behind may hold the pipe for ever."""
+        """Wait a moment for the last lines: a program left behind may hold the pipe forever."""
         self._thread.join(LINGER)
 
     def _read_all(self, descriptor: int) -> None:

@@ -139,7 +139,7 @@ def _chunks(
     poll = select.poll()
     poll.register(pipe, select.POLLIN)
     while (left := until - time.monotonic()) > 0:
-        # A child that outlives the program may hold the pipe for ever: what the program itself has
+        # A child that outlives the program may hold the pipe forever: what the program itself has
         # written is all there a moment after its end.
         ended = process.poll() is not None
         if poll.poll(1000 * min(_TICK, left)):

@@ -27,7 +27,7 @@ class Tail:
         return self.read <= self._most
 
     def bytes(self) -> bytes:
-        """Return the end. Waits only a moment for it: a child may hold the pipe for ever."""
+        """Return the end. Waits only a moment for it: a child may hold the pipe forever."""
         self._thread.join(_LINGER)
         return bytes(self._kept[-self._most :])
 

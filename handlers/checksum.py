@@ -401,7 +401,7 @@ def plan_checksum(
         return Skip("the DAQ's buffer is never touched")
     there = sites.find(seen.host)
     if there is not None and there.method == "rucio" and seen.host != site.name:
-        return Skip("what is in a catalogue is verified by who brings it there")
+        return Skip("a copy in a catalogue is verified by the site that uploads it")
     if site.name not in (seen.host, seen.source):
         return Skip(f"{seen.source or 'the site that pushed it'} verifies it")
     if seen.host != site.name and there is not None and there.method not in methods():
@@ -418,7 +418,7 @@ def _is_unverified(seen: Copy) -> bool:
 
 
 def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
-    """Return whether this is the original, with which others are compared."""
+    """Return whether this is the original, the reference for the others."""
     if seen.source is not None:
         return False
     if producer(seen) == seen.host:

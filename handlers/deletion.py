@@ -85,9 +85,9 @@ from caxev.files.errors import Replaced
 from caxev.files.space import lacking as lacking_bytes
 
 REPLACED = "replaced"
-"""The alarm that other files are at the location of a copy that was to be erased."""
+"""The alarm about other files at the location of a copy whose erasure was interrupted."""
 READ_AGAIN = 60.0
-"""Seconds between two checks whether a copy that is to go is still being read."""
+"""Seconds between two checks whether a copy to delete is still being read."""
 LOOK_AGAIN = 15 * 60.0
 """Seconds between two checks of a disk that is too full for an incoming copy."""
 
@@ -96,7 +96,7 @@ BEGINNING: Final = ("purge", "purge_processed", "make_room", "BufferPurger", "Pu
 """Names that begin deletions: a ``task_list`` with any of them enables the handlers that finish
 deletions, too. Else a marked copy would stay ``deleting``, and count for nothing."""
 
-NOT_GOING: Final = Skip("nothing of it is to go by us")
+NOT_GOING: Final = Skip("this site deletes nothing of it")
 
 # -- intent: a rule wants a copy gone -------------------------------------------------------------
 
@@ -171,7 +171,7 @@ async def _mark(job: Job, purges: Purges) -> Result:
     if any(_may_prove(job, mine) for mine, _plan in purges):
         return await prove(job)
     for plan in (plan for _mine, plan in purges if isinstance(plan, DeletionPlan)):
-        job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
+        job.log.info(f"{plan.copy.key} of {job.run} is marked for deletion: {plan.why}")
         job.did(What.MARKED, reason=plan.why)
         return intent(job.run, plan, job.sites, job.now())
     decision = _decision(job, purges)
@@ -182,7 +182,7 @@ async def _mark(job: Job, purges: Purges) -> Result:
 
 def _may_prove(job: Job, mine: Copy | None) -> bool:
     """Return whether a new copy elsewhere may complete the proof for ours."""
-    # It may replace a copy from which a reading was requested and never comes.
+    # It may replace a copy that never answers the request for a reading.
     came = job.copy is not None and job.copy.status == TRANSFERRED and job.copy is not mine
     return came and mine is not None and mine.status == DELETING and same_data(mine, key_of(job))
 
@@ -220,7 +220,7 @@ def _is_ours_to_delete(job: Job, one: Copy) -> bool:
 
 
 async def _prove(job: Job, key: CopyKey) -> Wait | None:
-    """Take the next step for a copy that is to go; returns the `Wait` if it waits for others."""
+    """Take the next step for a copy to delete; returns the `Wait` if it waits for others."""
     found: Step = await decided(job, partial(_weighed, job, key))
     match found:
         case Skip():
@@ -287,7 +287,7 @@ async def erase(job: Job) -> Result:
 
 
 async def _size(job: Job, mine: Copy) -> int | None:
-    """Return the copy's bytes, by the run or by its manifest; None if neither knows."""
+    """Return the copy's bytes, from the run or from its manifest; None if neither has them."""
     size = job.run.size_of(mine)
     if size is not None or mine.manifest is None:
         return size
@@ -435,14 +435,14 @@ async def make_room(job: Job) -> Result:
 def plan_room(mine: Copy | None, site: Site) -> Skip | None:
     """Decide whether to see if there is room for this copy. Pure."""
     if mine is None or mine.status not in (TRANSFERRING, VERIFYING, TRANSFERRED):
-        return Skip("nothing is coming")
+        return Skip("no copy is on its way here")
     if not (site.deletion.when_full and site.min_free and mine.location):
         return Skip("deletion.when_full is not set, or no min_free")
     return None
 
 
 async def _free(job: Job, kind: str, lacking: int) -> int:
-    """Mark the oldest data of a type until so many bytes are to go; returns how many are."""
+    """Mark the oldest data of a type for deletion, `lacking` bytes or more; return how many."""
     freed = seen = 0
     while freed < lacking and (
         some := await job.oldest(kind, job.site.deletion.protect, skip=seen)
@@ -465,5 +465,5 @@ async def _goes(job: Job, run: Run, one: Copy) -> bool:
         return one.status == DELETING
     if not await job.update_other(intent(run, plan, job.sites, job.now())):
         return False
-    job.log.info(f"{one.key} of {run} is to go: {plan.why}")
+    job.log.info(f"{one.key} of {run} is marked for deletion: {plan.why}")
     return True

@@ -225,7 +225,7 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Judgement:
     if not most or _is_alone(those, mine, late, most):
         return _hung(run, mine, sites)
     if any(agree(mine, one) for one in most):
-        return Acquit() if mine.status == ERROR else Skip(f"most say the same: {names}")
+        return Acquit() if mine.status == ERROR else Skip(f"it agrees with the majority: {names}")
     return Convict(f"most of its copies say something else: {names}")
 
 
@@ -330,10 +330,10 @@ async def quarantine(job: Job) -> Result:
 
 
 def plan_quarantine(mine: Copy | None) -> SetAside | Skip:
-    """Return what is requested of a copy whose files are to be set aside. Pure."""
+    """Return the request to set files of a copy aside, if it has one. Pure."""
     wanted = None if mine is None else mine.quarantine
     if wanted is None:
-        return Skip("nothing of it is to be set aside")
+        return Skip("no file of it must be set aside")
     return wanted if wanted.place is None else Skip("it is set aside")
 
 

@@ -66,7 +66,7 @@ def plan_permission(seen: Copy | None, site: Site) -> Permission | Skip:
         return Skip("the copy is gone" if seen is None else f"it is {seen.status} now")
     permission: Permission | None = site.permissions.get(seen.type)
     if permission is None:
-        return Skip(f"permissions of {site.name} says nothing of {seen.type} data")
+        return Skip(f"permissions of {site.name} do not cover {seen.type} data")
     if seen.location is None:
         return Skip(f"{seen.key} has no location")
     return permission
@@ -140,7 +140,7 @@ def _translated(path: bytes) -> Iterator[None]:
 
 def _set_acl(path: Confined, acl: str) -> None:
     if shutil.which("setfacl") is None:
-        raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
+        raise Denied("permissions in sites.json need setfacl: install it (Debian: acl)")
     # setfacl takes paths. We pass /proc/PID/fd/N of open files, which lead nowhere else even if
     # somebody swaps a file for a link meanwhile.
     entries = acl.split(",")

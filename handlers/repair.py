@@ -147,11 +147,11 @@ def plan_repair(
     if why := _past_repair(bad, site, sites, trigger):
         return Skip(why)
     if is_disputed(bad):
-        return Skip("it contradicts others, and it is open who is right")
+        return Skip("it contradicts others, and no majority decides yet")
     most = majority(run, bad.key, same=same_bytes(sites))
     # Files in quarantine may be the right ones: nothing is overwritten before a person decides.
     if bad.is_quarantined and not any(one.vouched for one in most):
-        return Skip("no majority says what is right: a person must vouch for a copy")
+        return Skip("no majority decides: a person must vouch for a copy (caxev vouch)")
     if bad.quarantine is not None and bad.quarantine.place is None:
         raise Retry("what differs is about to be set aside", after=JUDGED)
     if not most and voters(run, bad.key, same_bytes(sites)):
@@ -159,7 +159,7 @@ def plan_repair(
     good = _to_repair_from(run, bad, site, sites)
     # A copy of the majority may itself still be `error`, until its own site acquits it.
     if not good and any(map(is_disputed, most)):
-        raise Retry("the copies to repair it from are about to be acquitted", after=ACQUITTED)
+        raise Retry("the copies to repair it from are about to be found good", after=ACQUITTED)
     if not good:
         return Skip("no good copy is within reach")
     assert bad.location is not None  # `_past_repair` has checked it
@@ -183,7 +183,7 @@ def _past_repair(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | Non
 def _to_repair_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
     """Return good copies of the majority, the source first; only ours if we pushed the bad one.
 
-    Those with a manifest come before the others, from which everything is transferred.
+    Those with a manifest come first: from a copy without one, everything is transferred.
     """
     if bad.host == site.name:
         names = dict.fromkeys([bad.source or "", *site.download_options, *sites])

@@ -347,7 +347,7 @@ def plan_fetch(
     entry = run.copy(key)
     asked = requested_from(entry, trigger)
     if asked not in (None, seen.host):
-        return Skip(f"it is to come from {asked}")
+        return Skip(f"it was requested from {asked}")
     if asked is None and (why := _unwanted(run, seen, site, sites, now)):
         return Skip(why)
     if why := taken(entry, trigger):

@@ -216,7 +216,7 @@ def standing(entry: Copy, found: DatasetState) -> dict[str, object]:
     """Return the entry's fields for this state of its dataset.
 
     ``verified_at`` is removed, until the next comparison, if an RSE has lost its replicas, since
-    those may be the compared ones, or if no rule keeps the data for ever.
+    those may be the compared ones, or if no rule keeps the data forever.
     """
     fields: dict[str, object] = {
         "rse": list(found.rses),
@@ -288,7 +288,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
     # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
     verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
     if verdict.lost:
-        # A bad replica is gone before it is made anew: only what is so twice is lost.
+        # A bad replica is removed before it is made again: only one that is missing twice is lost.
         with job.yield_slot():
             await trio.sleep(LOST_AFTER)
         verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
@@ -387,7 +387,7 @@ async def rucio_rm(job: Job) -> Result:
         job.did(What.WITHDRAWN, reason=why, by=wanted.by or "")
         return withdraw(job.run, entry, wanted, why, job.now())
     # Before the write that checks that this deletion is ours: a process that is stopped behind it
-    # for long deletes no rule of a dataset that was uploaded anew.
+    # for long deletes no rule of a dataset that was uploaded again.
     rules = await job.work(client.standing_rules, there, dataset)
     if found is None:
         sure = go_on(job.run, entry)

@@ -59,7 +59,7 @@ from caxev.core.model import STATUSES, new_id
 
 ALARM = "copy stands still"
 AHEAD = timedelta(minutes=5)
-"""Allowed clock difference of two servers, of which one was primary after the other."""
+"""Allowed clock difference of two servers that were primary one after the other."""
 
 
 @frozen
@@ -100,7 +100,7 @@ async def stalled(job: Job) -> Result:
     rules = job.sites.get(seen.host).stalled
     match plan:
         case Undated():
-            return RunUpdate.change_copy(job.run, seen, seen.status)  # which dates it anew
+            return RunUpdate.change_copy(job.run, seen, seen.status)  # which dates it again
         case Wait() as early:
             await job.all_clear(ALARM)
             raise early.retry(now)
@@ -275,7 +275,7 @@ def _merge_plan(job: Job) -> Surplus | Skip:
 
 async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:
     """Remove the entry, and have the copy read again if something was written to its location."""
-    job.log.info(f"an entry of {entry.key} is taken out: it is {entry.status}, and another good")
+    job.log.info(f"an entry of {entry.key} is removed: it is {entry.status}, and another good")
     here, goes = (one.having(*TELLING) for one in (stays, entry))
     # By their fields: both entries have the same key, which would match either.
     gone = RunUpdate(job.run.id, (here,), remove=goes)

@@ -180,7 +180,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     update = arrived(
         job.run,
         mine,
-        owner=job.owner,  # who goes on and verifies it
+        owner=job.owner,  # this process continues, and verifies it
         location=plan.folder,
         source_manifest=manifest.digest,
         source_checksum=source.checksum or manifest.cax_checksum(),
@@ -209,7 +209,7 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     # Counted in the entry, so that a restart does not reset the number of attempts.
     await job.update(retried(job.run, mine, why, resends=resends))
     if resends > RESENDS:
-        raise GiveUp(f"tape gave something else {resends} times, at last: {why}")
+        raise GiveUp(f"files came back different from tape {resends} times, the last time: {why}")
     raise Retry(f"tape gives something else, so it is sent again: {why}")
 
 

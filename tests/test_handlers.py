@@ -512,7 +512,7 @@ def test_a_copy_is_mended_as_most_say() -> None:
         repaired_by(run_of(bad("lngs"), outvoted, good[0]))
     assert "who is right" in why(repaired_by(run_of(bad("lngs", disputed=True), *good)))
     accused = [{**one, "status": "error", "disputed": True} for one in good]
-    with pytest.raises(Retry, match="about to be acquitted"):
+    with pytest.raises(Retry, match="about to be found good"):
         repaired_by(run_of(bad("lngs"), *accused))
     aside = bad("lngs", quarantine={"place": "/lngs"})
     assert "vouch" in why(repaired_by(run_of(aside, *good)))

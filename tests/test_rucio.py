@@ -414,7 +414,7 @@ def test_rules_are_made_once_and_their_ends_moved(bench: Bench) -> None:
     order = bench.order(bench.run())
     rucio.upload(order, report=nobody)
     first = bench.settle(order, "DISK1", "DISK2")
-    assert first.done == "add DISK2 for ever"
+    assert first.done == "add DISK2 forever"
     assert [str(one) for one in first.unfinished] == ["DISK2 REPLICATING (3 files to go)"]
     assert bench.settle(order, "DISK1", "DISK2").done == "nothing"
     shorter = bench.settle(order, "DISK2", lifetime=86400)
@@ -433,7 +433,7 @@ def test_replicas_are_given_up_only_on_proof(bench: Bench) -> None:
     read, _ = rucio.upload(order, report=nobody)
     bench.settle(order, "DISK1", "DISK2")
     stays = bench.settle(order, remove=["DISK1"], files=read.files)
-    assert stays.done == "DISK1 stays: no other RSE has all of it for ever"
+    assert stays.done == "DISK1 stays: no other RSE has all of it forever"
     bench.server.replicate()
     with pytest.raises(Retry, match="checksums are unknown"):
         bench.settle(order, remove=["DISK1"])

@@ -72,12 +72,12 @@ class EmailNotifier(Threaded):
             why = f"answered {_text(error.smtp_error)} ({error.smtp_code})"
             raise DeliveryFailed(f"{server_name} {why}") from None
         except smtplib.SMTPRecipientsRefused as error:
-            why = f"takes no mail for {_refused(error.recipients)}"
+            why = f"refuses mail for {_refused(error.recipients)}"
             raise DeliveryFailed(f"{server_name} {why}") from None
         except (smtplib.SMTPException, OSError) as error:
             raise DeliveryFailed(f"{server_name}: {error}") from error
         if refused:  # the others have it: sending again would repeat it to them, and not help
-            logger.error("{} takes no mail for {}", server_name, _refused(refused))
+            logger.error("{} refuses mail for {}", server_name, _refused(refused))
 
     def _connected(self) -> smtplib.SMTP:
         host, port = self.options.host, self.options.port

@@ -28,9 +28,9 @@ CHECKS: Final = 5
 ROOM: Final = 1.05
 """A disk is no longer full when this much of `min_free` is free."""
 EXHAUSTED: Final = 0.9
-"""Share of the descriptors that a process may have, from which on there are too few..."""
+"""An alarm is raised when this share of the process's descriptors is in use..."""
 RELIEVED: Final = 0.7
-"""...and up to which there are enough again."""
+"""...and cleared when the share has fallen to this."""
 DISK: Final = "disk "
 ROOT: Final = "root "
 """How the keys of alarms about a directory begin."""
@@ -159,7 +159,7 @@ def of_gone_directories(keys: Iterable[str], held: Collection[str]) -> list[str]
 
 @define(eq=False)
 class HealthMonitor:
-    """Raises and clears the alarms about a listener, of which `health` returns the state."""
+    """Raises and clears the alarms about a listener, whose state `health` returns."""
 
     site: str
     health: Callable[[], Health]
@@ -168,7 +168,7 @@ class HealthMonitor:
     _behind: deque[float] = field(init=False, factory=lambda: deque([0.0] * CHECKS, CHECKS))
 
     async def run(self) -> None:
-        """Check, for ever."""
+        """Check, until cancelled."""
         while True:
             self.check()
             await trio.sleep(self.every)

@@ -249,7 +249,7 @@ class AlarmManager(Alarms):
             raise
 
     async def run(self) -> None:
-        """Keep and deliver, for ever. Raises `LeaseLost`."""
+        """Keep and deliver, until cancelled. Raises `LeaseLost`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_all)
             for recipient in self.recipients:

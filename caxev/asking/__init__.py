@@ -1,4 +1,4 @@
-"""Acts that people ask for, for every program in which they do: the command line and the page.
+"""Acts that people request, by the command line or the page.
 
 A person asks for something by an *act*: a frozen value, such as ``TagRuns("good")`` or
 ``HoldCopies("lngs", DataChoice("raw"), Keep(days=14))``. An act is made without the database, and
@@ -12,8 +12,8 @@ person; nothing here prints, parses options or asks for a confirmation::
         async for step in steps:
             ...                                                     # step.state, step.ok
 
-    step = await asker.carry_out_one(act, run.id)                   # about one run: raises, with
-                                                                    # the rule that is against it
+    step = await asker.carry_out_one(act, run.id)                   # about one run: raises if a
+                                                                    # rule forbids it
 
 What is asked of several runs is kept as one request, which has an id and can be followed, cancelled
 and resumed (in `requests`)::
@@ -23,13 +23,13 @@ and resumed (in `requests`)::
     progress = await requests.progress(asker, request)
     await requests.cancel(asker, request)
 
-- `base`: acts, steps, plans, and what acts are decided by;
+- `base`: acts, steps, plans, and the facts on which acts decide;
 - `annotations`: tags and comments; `holding`: holds, and their ends. These are done when they are
   written;
 - `copies`, `deletions`, `readings`, `archives`, `catalogues`: what listeners do later, to copies;
 - `listeners`: retry, replay, and the end of an alarm: what listeners are asked for themselves;
 - `vouching`: which copy is right.
 
-Errors: `NothingToDo` (and `Ambiguous`) of `caxev.core.errors` if a rule is against it, with that
-rule; `ConfigError`; `DatabaseError`.
+Errors: `NothingToDo` (and `Ambiguous`) of `caxev.core.errors`, naming the rule that forbids it;
+`ConfigError`; `DatabaseError`.
 """

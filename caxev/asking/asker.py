@@ -1,7 +1,7 @@
-"""Plan acts for a person, and carry them out: here asking meets the database.
+"""Plan acts for a person, and carry them out in the database.
 
-Writes go to the runs in groups, each in one transaction with its rows of history, so that a row is
-there exactly if its write is. An interrupted command has written whole groups.
+Runs are written in groups, each in one transaction with its rows of history, so there is a row for
+each write and no other. An interrupted command has written whole groups.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Asker:
     ) -> AsyncGenerator[Step, None]:
         """Do it for these runs; return each step as it was made, or with the reason why not.
 
-        Each run is decided about anew, as it is now. Runs that are gone are left out. With the
+        Each run is decided on again, as it is now. Runs that are gone are left out. With the
         token of the request's `writer` the runs are counted there. Raises `NothingToDo` then once
         the request is cancelled, or goes on elsewhere.
         """
@@ -129,7 +129,7 @@ class _Writing:
     async def write_runs(
         self, runs: Sequence[Run], gone: Collection[RunId] = frozenset()
     ) -> list[Step]:
-        """Decide about runs and write; those that have changed meanwhile are decided about anew."""
+        """Decide about runs and write; those that have changed meanwhile are decided again."""
         done: list[Step] = []
         for _ in range(_TRIES):
             steps = [step for run in runs for step in self.decide(run)]
@@ -142,7 +142,7 @@ class _Writing:
         return [*done, *(step.failed(CHANGED) for run in runs for step in self.decide(run))]
 
     async def _write_steps(self, steps: Sequence[Step], part: RequestPart | None) -> set[RunId]:
-        """Write steps together; return the runs of which one did not fit any more."""
+        """Write steps together; return the runs that no longer are as a step expects."""
         writes = [(one, one.update) for one in steps if one.update is not None]
         if not writes and part is None:
             return set()

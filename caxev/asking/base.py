@@ -96,13 +96,13 @@ class ActContext:
         return HistoryRow(at=utcnow(), site=site, deed=deed, aspect=aspect, **of_run(run))
 
     def requested(self, run: Run, key: CopyKey, reason: str, *, source: str = "") -> HistoryRow:
-        """Return the row of history about something that a listener is to do to a copy."""
+        """Return the row of history about a request to a listener concerning a copy."""
         return self.row(run, key, What.REQUESTED, reason, source=source)
 
 
 @frozen
 class Step:
-    """A write that is to be made to a run, or the reason why there is none.
+    """A write to a run, or the reason why there is none.
 
     `what` is the data concerned, `size` its bytes. `state` is what comes of the write, or the
     reason; `planned` what would come of it, for a dry run. `ok`: whether the person gets what was
@@ -226,7 +226,7 @@ FAILED: Final = "failed"
 class ActPlan:
     """The effect of an act: counts and bytes by what is done, counts by why nothing is.
 
-    `runs` are the ids of those for which something is to be written.
+    `runs` are the ids of those that need a write.
     """
 
     done: Counter[str] = field(factory=Counter)

@@ -2,8 +2,8 @@
 
 A request is an entry with the status ``requested``, to which the listener of the target site reacts
 as to any other change; if that site has no listener, the source's does. `CopyData.plan` asks the
-decisions of the handlers that would carry it out, so that it is refused here for the very reason
-for which no site would make the copy.
+decisions of the handlers that would carry it out, so a request that no site would fulfil is refused
+here, with the same reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GONE: Final = "gone"
 
 @frozen
 class CopyPath:
-    """From which copy to which."""
+    """The copy to read, and the copy to make."""
 
     source: CopyKey
     target: CopyKey

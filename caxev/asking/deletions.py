@@ -1,4 +1,4 @@
-"""Deletions that people ask for: only intents, as the sites' own rules write them. Pure.
+"""Deletions that people request, as intents like those of the sites' own rules. Pure.
 
 The listener of the copy's site proves that enough others are good, and deletes it.
 `caxev.copies.retention` decides, `caxev.copies.deletion` has the steps.
@@ -72,7 +72,7 @@ def _stone(run: Run, request: str) -> Mapping[str, Any] | None:
 
 
 def _of(run: Run, request: str) -> Copy | None:
-    """Return the copy that is to go by this request."""
+    """Return the copy to delete by this request."""
     those = ((one, Intent.of(one)) for one in run.copies)
     return next((one for one, wanted in those if wanted and wanted.bulk == request), None)
 

@@ -1,4 +1,4 @@
-"""Holding copies, however much a rule wants them gone, and ending that. Pure.
+"""Hold copies, so that no rule deletes them, and end holds. Pure.
 
 `caxev.copies.holds` has what a hold is. Each person has one on a copy: a new one replaces it.
 """

@@ -1,17 +1,17 @@
 """Requests about many runs: kept under an id, carried out, followed, cancelled and resumed.
 
-One act on several runs is one request. Its document holds the act and the runs; one process at a
-time writes to these, and counts them there in the same transactions. A process that cancels the
-request, or resumes it, ends the right of the former one to write.
+One act on several runs is one request. Its document holds the act and the runs. One process at a
+time writes to these, and counts them there in the same transactions. Once another process cancels
+or resumes the request, the former one can write no more.
 
 There are three kinds of acts:
 
 - Listeners do them later (copies, deletions, readings). The entry of each copy names the request.
-  Cancelled, it is withdrawn by conditional writes that exclude a listener's claim, so that nothing
-  is left half-done. Resumed, it is written for the runs of which nothing is pending or done.
-- Listeners do them for themselves (a replay). The parts that still wait stand in the request.
-- They are done once they are written (tags, comments, holds). The request counts them. Cancelled,
-  written ones stay; resumed, the rest is written.
+  To cancel is to withdraw them by conditional writes that exclude a listener's claim, so nothing is
+  left half-done. To resume is to write those that are neither pending nor done.
+- Listeners do them on their own ledger (a replay). The request holds the parts that still wait.
+- They are done once they are written (tags, comments, holds). The request counts them. After a
+  cancellation the written ones stay; resuming writes the rest.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ KINDS: Final[Mapping[str, type[Act | ListenerAct]]] = {
 }
 """The acts that are kept as requests, by their names in the database."""
 TO_WRITE: Final = "to write"
-"""The state of runs to which a process has still to write what is asked of them."""
+"""The state of runs that a process has still to write."""
 _PATIENCE: Final = 5.0
-"""Seconds in which a process that ends must have noted that it writes no more."""
+"""Seconds that a process gets at its end to record that it writes no more."""
 _KNOWN: Final = 20
-"""Requests among which a misspelt id is looked for."""
+"""Number of requests that are searched for the one nearest to a misspelt id."""
 _converter: Final = Converter()
 # The database keeps times as such: there is no text to read.
 _converter.register_structure_hook(datetime, lambda value, _: value)
@@ -122,7 +122,7 @@ class RequestProgress:
 
     @property
     def withdrawn(self) -> int:
-        """How many are neither: they were withdrawn, or what was asked cannot be done any more."""
+        """How many are neither: withdrawn, or no longer possible."""
         return max(self.total - self.done - self.failed - self.waiting, 0)
 
 

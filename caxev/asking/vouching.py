@@ -30,7 +30,7 @@ class VouchFor(AtSite):
     def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
         """Return the mark, and then what has every other copy judged again by its own site.
 
-        Raises `NothingToDo` if the copy cannot be the one by which others are judged.
+        Raises `NothingToDo` if this copy cannot be the right one.
         """
         same, now = same_bytes(context.sites), utcnow()
         copy = copy_at(run, self.data, self.site)

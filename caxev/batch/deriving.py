@@ -1,7 +1,7 @@
-"""Which derived data a site makes of a run, of what, and when. Pure.
+"""Which derived data a site makes from a run, and when. Pure.
 
-`caxev.handlers.processing` claims the planned copies. `caxev.config.DataType` has what a type is
-made from, and the site's entry how.
+`caxev.handlers.processing` claims the planned copies. `caxev.config.DataType` names the source of a
+type, and the site's entry the command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from caxev.core.job import Skip, Unmet, skip_of
 from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, field_of
 
 DO_NOT: Final = "donotprocess"
-"""The tag of runs of which nothing is made."""
+"""The tag of runs that are not processed."""
 WRITE_MODE: Final = 2
 """The DAQ's write mode of runs that have events on disk."""
 
@@ -82,7 +82,7 @@ def _plan(
         return Unmet(why) if run.copy(key) is None else Skip(why)
     for one in filter(None, (kind, site.types.find(source.type))):
         if version is not None and version == site.purged_version(one.name):
-            return Skip(f"{version} is to be purged ({one.purging})")
+            return Skip(f"{version} is deleted here ({one.purging})")
     there = run.copy(key)
     if there is not None and not failed_before(there):
         return Skip(f"{key} is {there.status} already")

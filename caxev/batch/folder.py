@@ -148,7 +148,7 @@ class Folder:
     def file(self, jobs: Sequence[JobSpec]) -> Path:
         """File jobs that are sent together; returns their group, whose name is unique.
 
-        After an OSError nothing of them is left: whoever retries files them anew.
+        After an OSError nothing of them is left, so a retry files them again.
         """
         for job in jobs:
             _plain(job.name)

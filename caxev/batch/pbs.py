@@ -28,7 +28,7 @@ _OVER: Final = ("F", "C")
 """The states of jobs that have ended: OpenPBS's and Torque's."""
 _OPENPBS: Final = {-26: End.MEMORY, -27: End.MEMORY, -28: End.TIMEOUT, -29: End.TIMEOUT}
 _TORQUE: Final = {-10: End.MEMORY, -11: End.TIMEOUT, -12: End.TIMEOUT}
-"""The exit statuses by which each names the reason why it killed a job."""
+"""The exit statuses with which each reports why it killed a job."""
 _DELETED: Final = "91"
 """OpenPBS's substate of a job that qdel has ended."""
 _SIGNAL: Final = 256
@@ -157,7 +157,7 @@ def end_of(shown: str) -> JobEnd | None:
     """Return how a job ended, from ``qstat -x -f``; None if it has not. Pure."""
     rows = jobs_in(shown)
     if not rows:
-        return JobEnd(End.LOST, why="PBS says nothing of it")
+        return JobEnd(End.LOST, why="PBS does not know it")
     row = next(iter(rows.values()))
     if row.get("job_state") not in _OVER:
         return None

@@ -1,7 +1,7 @@
-"""Jobs on their way to a batch system, gathered so that they are sent together.
+"""Gather jobs for a batch system, so that they are sent together.
 
-Used by `caxev.handlers.processing`. It lives in the listener's memory only: the jobs' files have
-all that must survive.
+Used by `caxev.handlers.processing`. The queue is in the listener's memory only: everything that
+must survive is in the jobs' files.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from caxev.core.errors import GiveUp, Retry
 GATHER: Final = 0.25
 """Seconds for which a job waits for others to be sent with."""
 PATIENCE: Final = 600.0
-"""Seconds that a job waits here for room. Then it frees its place in the lane for others, such as
-checks of lost jobs, which may make room."""
+"""Seconds that a job waits here for room. Then it frees its place in the lane for other reactions,
+such as checks of lost jobs, which may make room."""
 MOST: Final = 500
 """Maximum number of jobs that are sent at once."""
 
@@ -34,7 +34,7 @@ _Key = tuple[Hashable, Hashable]
 @define(eq=False)
 class _Seat:
     spec: JobSpec
-    sent: Sent = field(factory=lambda: Retry("the one it was to go with was cut short", after=1.0))
+    sent: Sent = field(factory=lambda: Retry("sending its group was interrupted", after=1.0))
     done: trio.Event = field(factory=trio.Event)
 
 
@@ -100,7 +100,7 @@ class Queue:
             for seat in seats:
                 seat.sent = error
         finally:
-            # On cancellation, too: the others must not wait for ever; each has its `Retry`.
+            # On cancellation, too: the others must not wait forever; each has its `Retry`.
             self._close(key, seats)
             for seat in seats:
                 seat.done.set()

@@ -166,7 +166,7 @@ def end_of(shown: str) -> JobEnd | None:
     """Return how a job ended, from ``scontrol -o show job``; None if it has not. Pure."""
     lines = [line for line in shown.splitlines() if line.strip()]
     if not lines:
-        return JobEnd(End.LOST, why="Slurm says nothing of it")
+        return JobEnd(End.LOST, why="Slurm does not know it")
     row = fields_of(lines[0])
     state = row.get("JobState", "")
     how = ENDS.get(state)

@@ -27,7 +27,7 @@ INTERRUPTED: Final = 130
 EPILOG: Final = """\b
 Exit codes:
   0    done
-  1    something failed, or there was nothing of what was asked for
+  1    something failed, or nothing was found
   2    the command line is wrong
   3    the configuration is wrong: sites.json, a site's or handler's name, an address
   4    the database: unreachable, denies access, is not a replica set, or of a newer caxev

@@ -1,4 +1,4 @@
-"""Run ``caxev hold``, ``release`` and ``holds``: keep copies, however much a rule wants them gone.
+"""Run ``caxev hold``, ``release`` and ``holds``: keep copies that rules would delete.
 
 `caxev.copies.holds` has what a hold is. Each person has one on a copy: a new one replaces it.
 """

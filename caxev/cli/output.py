@@ -225,7 +225,7 @@ async def show_rows(
 
 
 _FEW: Final = 100
-"""Rows up to which a table's columns are as wide as all of them need."""
+"""Maximum number of rows for which a table's columns are as wide as all of them need."""
 
 
 class _Printer(Protocol):

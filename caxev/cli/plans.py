@@ -34,21 +34,19 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 FEW: Final = 20
-"""Runs up to which a command goes ahead without asking."""
+"""Maximum number of runs on which a command acts without a confirmation."""
 _OFTEN: Final = 1.0
-"""Seconds between two lines about how far it is."""
+"""Seconds between two lines of progress."""
 Rows = list[dict[str, Any]]
 
 
 def asks(function: Function) -> Function:
     """Add the option of a command that asks before it acts on many runs, as the argument `yes`."""
-    return click.option("--yes", is_flag=True, help="Do not ask, however many runs it is about.")(
-        function
-    )
+    return click.option("--yes", is_flag=True, help="Do not ask for a confirmation.")(function)
 
 
 def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
-    """Show a plan about several runs, and have a person confirm it, if they are many, unless `yes`.
+    """Show a plan about several runs; unless `yes`, have a person confirm one about many.
 
     Raises click's error if nobody can be asked.
     """
@@ -57,13 +55,13 @@ def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
     if plan.number <= few or yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{counted(plan.number)} are more than {few}: add --yes to go on")
-    confirm(f"Go on with {counted(plan.number)}?")
+        raise click.UsageError(f"{counted(plan.number)} are more than {few}: add --yes to continue")
+    confirm(f"Continue with {counted(plan.number)}?")
 
 
 @frozen
 class Ask:
-    """Asks for acts, as ``--yes`` and ``--dry-run`` say; above `few` runs a person confirms it."""
+    """Requests acts, by ``--yes`` and ``--dry-run``; above `few` runs a person must confirm."""
 
     yes: bool
     dry_run: bool

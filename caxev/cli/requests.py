@@ -146,13 +146,12 @@ def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
 @listing("caxev requests", "caxev requests cancel 3f9ac0d1")
 @limits(20, "The most to list.")
 def requests(limit: int) -> None:
-    """List what was requested of many runs together, the newest first: how far it is.
+    """List requests about several runs and their progress, the newest first.
 
     `caxev copy`, `rm`, `verify --deep`, `retry`, `replay`, `tape`, `rucio`, `tag`, `comment`,
-    `hold` and `release` make a request each time that they are about several runs. PENDING are
-    runs of which a listener, or the command itself, has still to do something; LEFT is how long
-    that takes at the rate since it was asked. WITHDRAWN are those that were cancelled, or that a
-    listener found it must not do. A request is kept for CAXEV_HISTORY_DAYS.
+    `hold` and `release` make one request if they act on several runs. PENDING counts the runs that
+    are not done yet, and LEFT estimates the time for them from the rate so far. WITHDRAWN counts
+    those that were cancelled, or that a listener refused. A request is kept for CAXEV_HISTORY_DAYS.
     """
 
     async def find(asker: Asker) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ BAD: Final = frozenset({"bad", "gone", "unreadable"})
 _TOGETHER: Final = 100
 """Runs whose manifests are read at once."""
 _SLICE: Final = 0.2
-"""Seconds for which a thread compares: each call of one takes long beside a small copy."""
+"""Seconds of comparing in one call of a thread: a call for each small copy would cost too much."""
 _NAMED: Final = 3
 """How many differences a row names."""
 
@@ -98,7 +98,7 @@ _COLUMNS = columns("run", "type", "version", "host", "found", "why", Column("loc
 
 
 async def _planned(asker: Asker, choice: RunChoice) -> tuple[ActPlan, list[RunId]]:
-    """Return what is to be read, and the runs of which other sites have to read something."""
+    """Return the copies to read here, and the runs that other sites have to read."""
     plan, asked, now = ActPlan(), [], utcnow()
     async with aclosing(choice.each(asker.database)) as runs:
         async for run in runs:

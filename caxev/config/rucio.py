@@ -106,7 +106,7 @@ class Catalogue:
     ] = field(default=Factory(lambda: {**DETECTORS}), hash=False)
     """Short names of detectors in scopes."""
     rules: _Path = None
-    """The rule file; by default what ``rucio_transfer`` names is wanted for ever."""
+    """The rule file; by default what ``rucio_transfer`` names is wanted forever."""
     messages: Annotated[
         tuple[str, int] | None, Kind('host and port, as "127.0.0.1:9201"', _address)
     ] = None

@@ -159,7 +159,7 @@ class Settings:
 
     `mongo_uri` holds the password and is kept out of ``repr``; `safe_uri` is for messages.
     `prefix` begins the names of caxev's own collections in that database. `history_days` is how
-    long what this process adds to the history is kept; 0: for ever. `source` loads the settings
+    long what this process adds to the history is kept; 0: forever. `source` loads the settings
     again. Raises `ConfigError` if a value is not usable.
     """
 
@@ -192,7 +192,7 @@ class Settings:
     def _check_history_days(self, _attribute: object, value: float) -> None:
         if not 0 <= value <= LONGEST:
             raise ConfigError(
-                f"CAXEV_HISTORY_DAYS is {value:g}: give days, 0 (for ever) to {LONGEST}"
+                f"CAXEV_HISTORY_DAYS is {value:g}: give days, 0 (forever) to {LONGEST}"
             )
 
     @classmethod

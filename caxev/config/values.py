@@ -132,7 +132,7 @@ def one_of(*choices: str, group: str | None = None) -> Kind:
     """Return the kind of these words, and of the names of installed entry points of a group."""
 
     def read(value: Any) -> str:
-        # Looked up anew for each value: a package may be installed while a listener runs.
+        # Looked up again for each value: a package may be installed while a listener runs.
         check(value in choices or (group and entry_points(group=group, name=value)))
         return str(value)
 

@@ -147,13 +147,13 @@ Step: TypeAlias = Proven | Wait | Withdraw | Skip
 
 
 def weigh(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> Ask | Step:
-    """Decide the next step for a copy that is to go."""
+    """Decide the next step for a copy to delete."""
     site = sites.get(copy.host)
     wanted = Intent.of(copy, site.types)
     if wanted is None:
-        return Skip(f"it is {copy.status}, and does not say by whose wish")
+        return Skip(f"it is {copy.status}, and does not name who requested that")
     if copy.is_erasing:
-        return Skip("its bytes are going")
+        return Skip("its files are being erased")
     # Until the third step, even if a proof exists.
     if (why := _protected(run, copy, site, clocks.earliest)) is not None:
         return Withdraw(why)
@@ -176,7 +176,7 @@ def weigh(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> Ask | Step:
 
 
 def _protected(run: Run, copy: Copy, site: Site, now: datetime) -> str | None:
-    """Return which tag or person's wish protects a copy that is to go, or None."""
+    """Return which tag or person's wish protects a copy to delete, or None."""
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
         return f"the run was tagged {', '.join(tags)} meanwhile"

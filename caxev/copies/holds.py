@@ -1,12 +1,12 @@
 """Holds: which copies a person wants to stay, and until when. Pure.
 
-A hold is an item in the list ``holds`` of a copy's entry. There it goes with the copy: every site
-sees it, a deletion can expect it in the filter of its own write, a snapshot shows that it changed,
-and it is gone with the entry. Old programs keep fields that they do not know. Each person's hold is
-one of its own, so that releasing one, or asking for more time, never ends another's.
+A hold is an item in the list ``holds`` of a copy's entry. So every site sees it, a deletion can
+expect its absence in the filter of its own write, a snapshot shows a change, and it disappears with
+the entry. Old programs keep fields that they do not know. Each person has a hold of their own, so
+releasing one, or asking for more time, never ends another's.
 
-`caxev.copies.retention` and `caxev.copies.deletion` ask `stays` before a copy may go, whoever wants
-that. Nothing is written when a hold ends: a reaction that wants the copy gone waits until then.
+`caxev.copies.retention` and `caxev.copies.deletion` ask `stays` before any deletion. Nothing is
+written when a hold ends: a reaction that would delete the copy waits until then.
 """
 
 from __future__ import annotations

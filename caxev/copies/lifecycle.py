@@ -52,7 +52,7 @@ SOON: Final = 1.0
 
 
 def trigger_of(handler: str, job: Job) -> str:
-    """Return the name by which a reaction finds the entries that it has claimed."""
+    """Return the trigger that a reaction writes into the entries that it claims."""
     return trigger_named(job.site.name, handler, job.event.aspect)
 
 
@@ -103,14 +103,14 @@ class CopyPlan:
 
 
 def targets(job: Job) -> Collection[str]:
-    """Return the sites to bring a copy to: that of a request, or those in ``upload_options``.
+    """Return the sites to push a copy to: the one of a request, or those in ``upload_options``.
 
-    The latter with those without a listener for which a person has requested this site's copy.
+    Sites without a listener are added if a person has requested this site's copy for them.
     """
     key = key_of(job)
     if key.host != job.site.name:
         return (key.host,)
-    # When it was requested our copy may not have been good, as while it was moved.
+    # Our copy may not have been good at the time of the request, for example during a move.
     asked = (one.host for one in job.run.copies if _is_asked_of(job, one, key))
     return tuple(dict.fromkeys((*job.site.upload_options, *asked)))
 
@@ -123,7 +123,7 @@ def _is_asked_of(job: Job, one: Copy, key: CopyKey) -> bool:
 
 
 def taken(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> str | None:
-    """Return why an entry is not this reaction's to make: neither requested nor claimed by it."""
+    """Return why this reaction must not make a copy; None if it is requested, or claimed by it."""
     if entry is None or entry.status == REQUESTED or is_ours(entry, trigger, statuses):
         return None
     return f"{entry.key} is {entry.status} already"
@@ -148,7 +148,7 @@ def not_brought(asked: str | None, site: Site, name: str) -> str | None:
     """
     if asked is None:
         return None if name in site.upload_options else f"upload_options does not name {name}"
-    return None if asked == site.name else f"it is to come from {asked}"
+    return None if asked == site.name else f"it was requested from {asked}"
 
 
 def place_for(key: CopyKey, like: str, site: Site) -> str | Skip:
@@ -216,17 +216,17 @@ def claiming(
 
 
 def retried(run: Run, mine: Copy, why: str, **fields: object) -> RunUpdate:
-    """Return the update by which a copy is to be made once more; `fields` count the attempts."""
+    """Return the update that has a copy made once more; `fields` count the attempts."""
     return RunUpdate.change_copy(run, mine, TRANSFERRING, error=why, **fields)
 
 
 def arrived(run: Run, mine: Copy, **fields: object) -> RunUpdate:
-    """Return the update by which a copy whose bytes are here waits for its verification."""
+    """Return the update that has a copy verified whose bytes have arrived."""
     return RunUpdate.change_copy(run, mine, VERIFYING, **{"owner": None, **fields})
 
 
 def broken_off(run: Run, mine: Copy, **fields: object) -> RunUpdate:
-    """Return the update by which a copy that nobody goes on with is an ``error``.
+    """Return the update that makes an abandoned copy an ``error``.
 
     Its content may be right: see `found_bad` if it is not.
     """
@@ -234,14 +234,14 @@ def broken_off(run: Run, mine: Copy, **fields: object) -> RunUpdate:
 
 
 def found_good(run: Run, mine: Copy, **fields: object) -> RunUpdate:
-    """Return the update by which a copy that was found right is ``transferred``."""
+    """Return the update that makes a copy ``transferred`` after it was found right."""
     if mine.checksumproblem or mine.status == ERROR:
         fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
     return RunUpdate.change_copy(run, mine, TRANSFERRED, **fields)
 
 
 def found_bad(run: Run, mine: Copy, why: str | None, **fields: object) -> RunUpdate:
-    """Return the update by which a copy whose bytes are wrong is an ``error``."""
+    """Return the update that makes a copy an ``error`` whose bytes are wrong."""
     bad = {"checksumproblem": True, DISPUTED: None, "error": why, **fields}
     return RunUpdate.change_copy(run, mine, ERROR, **bad)
 

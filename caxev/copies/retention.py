@@ -1,6 +1,6 @@
 """Which data a site wants, which it keeps, and which copies may go. Pure.
 
-`caxev.copies.deletion` has the steps by which a copy then goes.
+`caxev.copies.deletion` has the steps of a deletion.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def plan_purge(
 
 def _unfinished(copy: Copy | None) -> Skip:
     if copy is None or copy.status == DELETING:
-        return Skip("the copy is gone, or about to go")
+        return Skip("the copy is gone, or is being deleted")
     return Skip(f"it is {copy.status}")
 
 
@@ -115,7 +115,7 @@ def plan_processed(
 ) -> DeletionPlan | Skip | Wait:
     """Decide whether a copy at `site` has the version to be purged: processed data, or the like."""
     if copy is None or copy.status == DELETING:
-        return Skip("the copy is gone, or about to go")
+        return Skip("the copy is gone, or is being deleted")
     kind, version = site.types.find(copy.type), site.purged_version(copy.type)
     if kind is None:
         return Skip(f"{copy.type} is no type of data in sites.json")
@@ -149,7 +149,7 @@ def plan(
     # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, site, sites)
     if like is None:
-        return Unmet("no majority of its copies says what is right: caxev vouch names a right one")
+        return Unmet("no majority of its copies decides: name the right one by caxev vouch")
     if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
@@ -243,7 +243,7 @@ def unwanted(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
 def _other_version(key: CopyKey, site: Site) -> str | None:
     """Return why a site wants no such data of that version, or None if it does."""
     if (kind := _purged(key, site)) is not None:
-        return f"{key.version} is to be purged at {site.name} ({kind.purging})"
+        return f"{key.version} is deleted at {site.name} ({kind.purging})"
     wanted = site.pax_processing_versions if key.type == PROCESSED else ()
     if wanted and key.version is not None and key.version not in wanted:
         return f"{site.name} wants {', '.join(wanted)}, not {key.version} (pax_processing_versions)"
@@ -265,7 +265,7 @@ def stays_gone(event: Event, run: Run) -> Skip | None:
         return None
     # One that was never finished: a program that died had begun it.
     if (event.before or "").partition("@")[0] != TRANSFERRING:
-        return Skip("what was taken out is not made again by itself")
+        return Skip("a removed entry is not made again by itself")
     why = was_deleted(run, event.aspect)
     return None if why is None else Skip(why)
 

@@ -35,8 +35,8 @@ def same_bytes(sites: Sites) -> Same:
     """Return the test whether two entries of the same data share their bytes.
 
     They do at one host, at the same location of two sites that may have the same directories, and
-    at the same path below one marker, whatever path each site has for that directory. Equal copies
-    of two such sites may do if one of these allows hard links.
+    at the same path below one marker, even if the sites have different paths for that directory.
+    Equal copies of two such sites may share them if one of the sites allows hard links.
     """
     # In doubt they share: a deletion then counts one copy too few, never one too many.
 

@@ -334,7 +334,7 @@ def delay(attempts: int, jitter: float) -> float:
 
 
 def _hindered(reaction: Reaction, outcome: Hindered, now: datetime, jitter: float) -> Reaction:
-    # Another refusal does not begin the wait anew: else two that alternate would never end it.
+    # Another refusal does not begin the wait again: else two that alternate would never end it.
     since = reaction.hindered or now
     waited = max((now - since).total_seconds(), 0.0)
     if waited >= outcome.patience:

@@ -53,9 +53,9 @@ OUR_STATUSES: Final = (
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
 CHANGED: Final = "caxev_changed"
-"""The field of a run that names the host and the status of the entry that one of us changed last.
-The change stream shows which fields changed, but not of which entry: by this field the database can
-leave out what does not concern a site."""
+"""The field of a run with host and status of the entry that caxev changed last. The change stream
+shows which fields changed, but not in which entry: with this field the server can leave out changes
+that do not concern a site."""
 STATUSES: Final = "statuses"
 """In a snapshot this field of a copy stands for the statuses of its entries, if it has several."""
 
@@ -141,11 +141,11 @@ ENTRY_FIELDS: Final = (
     *("type", "host", "pax_version", "status", "status_since"),
     *("manifest", "checksum"),  # whether it has one
 )
-"""The fields of an entry whose changes may change a snapshot, whatever is watched."""
+"""The fields of an entry that can change a snapshot, beside the watched ones."""
 
 _BARE: Final = "-"
 _DOUBT: Final = "checksumproblem"
-"""The field of a copy that says that its bytes are bad or, if it is ``transferred``, in doubt."""
+"""The field that marks a copy's bytes as bad or, if it is ``transferred``, as doubtful."""
 
 YES: Final = "yes"
 

@@ -75,7 +75,7 @@ def write_moment(moment: Moment) -> str:
 def after(at: datetime, span: timedelta) -> datetime:
     """Return the time so long after another, UTC; `LAST` if that is out of range.
 
-    Times of documents may be anything: 9999-12-31 is how some people write "for ever".
+    Times of documents may be anything: 9999-12-31 is how some people write "forever".
     """
     try:
         return at + span

@@ -61,10 +61,10 @@ class WholeRuns(Mapping[RunId, Run]):
 class Recording:
     """The changes of some runs.
 
-    `snapshots` are to be stored; None: the run is gone. `priorities` are those of runs whose tags
-    changed them. `unless_standing` are reactions that decisions found needless or premature: each
-    is to be made if one stands under its key already. `oversized` are runs with more than
-    `MOST_COPIES` entries, of which nothing is in the rest.
+    `snapshots` has what to store for each run; None: the run is gone. `priorities` has the runs
+    whose tags changed their priority. `unless_standing` has reactions that decisions found needless
+    or premature: one is made only if its key has a reaction already. `oversized` has runs with more
+    than `MOST_COPIES` entries; the other fields have nothing of these.
     """
 
     snapshots: Mapping[RunId, Snapshot | None] = Factory(dict)
@@ -113,7 +113,7 @@ class Maker:
     def decisions(
         self, event: Event, run: Run | None, at: datetime
     ) -> Iterator[tuple[Handler, Decision]]:
-        """Yield the handlers that want an event, each with what its decision says.
+        """Yield the handlers that want an event, each with its decision.
 
         None without one, if it fails, or if the run is not given.
         """

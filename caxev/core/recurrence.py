@@ -1,7 +1,7 @@
 """Count how often each reaction starts, to notice one that sets itself off again.
 
 A handler whose update triggers it again, two that trigger each other, or one that always asks to
-be tried again at once would keep a site and its database busy for ever. `runner` asks before each
+be tried again at once would keep a site and its database busy forever. `runner` asks before each
 attempt. Pure: times are arguments, in seconds by a clock that does not go back.
 """
 
@@ -38,7 +38,7 @@ class Recurrence:
     def excess(self, reaction: Reaction, copies: int, now: float) -> str | None:
         """Count one more start of a reaction; return why it must not start, None if it may.
 
-        `copies`: how many the run has now. After a refusal the count of the reaction begins anew,
+        `copies`: how many the run has now. After a refusal the count of the reaction begins again,
         so a person's retry is not refused again.
         """
         # Popped and put back: the dictionary stays in the order of the last start, for `_forget`.

@@ -65,7 +65,7 @@ class TagThere:
 
 @frozen
 class Fresh:
-    """A condition for a reading of a copy: it answers `request`, whatever any clock shows.
+    """A condition for a reading of a copy: it answers `request`, independent of any clock.
 
     With `since`, so does one that began between `since` and `until` (UTC): a time that is, or was
     when it was written, in the future proves nothing.
@@ -180,10 +180,10 @@ class RunUpdate:
     The expectations go into the write's own filter, so of two sites that try the same change one
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
     Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag`, `remove_tag`,
-    `add_comment` or `set_fields`. `append` adds to lists in the entry that is changed, of which the
-    last `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``, `given_up` to
-    its list of that name. Raises ValueError if it would break what makes the run or the copy what
-    it is; only what `overwrites` may set any field of the run.
+    `add_comment` or `set_fields`. `append` adds to lists in the changed entry, which keep their
+    last `CHECKS_KEPT` values. `tombstone` goes to the run's ``deleted_data``, `given_up` to its
+    list of that name. Raises ValueError if it would change the identity of the run or the copy;
+    only an update that `overwrites` may set any field of the run.
     """
 
     run: RunId
@@ -273,10 +273,10 @@ class RunUpdate:
         return _appended(cls.note(run, copy), copy, "check_asked", [row])
 
     def answering(self, seen: Copy) -> RunUpdate:
-        """Note that a reading has answered what was asked of the copy as it was `seen` before.
+        """Record that a reading answers the requests in the copy as it was `seen` before.
 
-        All requests that stood in the entry when the reading began are answered by it, whoever made
-        them. Without any, the answer has an id of its own: it wakes whatever waits for a reading.
+        It answers all requests that were in the entry when the reading began. Without any, the
+        answer gets a new id, which wakes the reactions that wait for a reading.
         """
         # The requests of `seen`, not of the copy as it is now: one made during the reading is not
         # answered by it.

@@ -1,10 +1,10 @@
 """Acts on many runs at once: the requests that are kept, and their writes to runs.
 
-The document of such a request says what was asked. How far listeners are with it show the entries
-of copies, which name it, or the requests to listeners that are part of it. How far the writing is
-says the document itself: each transaction that writes to runs counts them there, in the name of the
-one process that may. So nothing is written twice, or after it was cancelled, whoever is killed in
-between. The server deletes it ``history_days`` after it was made, as a row of history.
+A request is a document with the act and its runs. One process at a time may write to these runs,
+and each of its transactions counts the runs in that document. So nothing is written twice, or after
+the request was cancelled, even if a process is killed in between. The progress of listeners is in
+the entries of copies, which name the request, or in requests to listeners that are part of it. The
+server deletes the document ``history_days`` after it was made, like a row of history.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from caxev.database.run_queries import Runs
 from caxev.failpoints import point
 
 _PATIENCE: Final = 90.0
-"""Seconds in which a write must be done. A command that was killed in a transaction locks its runs
-for a minute: the server only then gives it up."""
+"""Seconds in which a write must succeed. A command that was killed in a transaction locks its runs
+for a minute, until the server aborts the transaction."""
 _MOST: Final = 8_000_000
 """Maximum size of the list of a request's runs, in bytes, so that all may be listed once more, as
 failed: a document has no more than 16 MiB."""
@@ -70,7 +70,7 @@ class BulkRequest:
 class RequestPart:
     """Runs of a request that are written to together, by the process whose token is `writer`.
 
-    For the `refused` ones of them nothing is to be written.
+    Nothing is written for those in `refused`.
     """
 
     request: str

@@ -100,7 +100,7 @@ class WrongSchema(DatabaseError):
 
 
 class HistoryLost(DatabaseError):
-    """The stream cannot be continued from that position: scan, then start anew."""
+    """The stream cannot be continued from that position: scan, then start again."""
 
 
 class InvalidDocument(DatabaseError):

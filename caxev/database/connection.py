@@ -213,7 +213,7 @@ class Connection:
 
     @operation
     async def renew_credentials(self) -> None:
-        """Connect anew if the password, or a file of certificates, has changed."""
+        """Connect again if the password, or a file of certificates, has changed."""
         self._unusable = ""  # a person asked, so log the reason even if it was logged before
         self._renew_credentials()
 
@@ -278,7 +278,7 @@ class Connection:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-        # Not an operation: one that fails would connect anew.
+        # Not an operation: one that fails would connect again.
         await aio.call(close)
 
 

@@ -124,7 +124,7 @@ class Helpers(Leases, Streams):
 
     @operation
     async def join(self, lease: Lease, lanes: Sequence[str], lease_time: float) -> None:
-        """Ask the leader to admit a helper, or go on asking; `lease` has its name."""
+        """Ask the leader to admit a helper, or ask again; `lease` has its name."""
         assert lease.helper is not None
         await self._require_schema()
         if self._session is None:
@@ -301,7 +301,7 @@ class Helpers(Leases, Streams):
 def _helper_from(document: Document) -> Helper | None:
     try:
         return carefully(_read, document)
-    except Malformed:  # of no helper that lives: it writes them anew
+    except Malformed:  # of no helper that lives: it writes them again
         return None
 
 

@@ -182,7 +182,7 @@ def _query(search: HistorySearch) -> Document:
 
 
 def history_document(row: HistoryRow, days: float) -> Document:
-    """Return a row as the database keeps it for so many days (0: for ever), without its id.
+    """Return a row as the database keeps it for so many days (0: forever), without its id.
 
     Unknown and empty fields are left out, except the site, by which rows are found.
     """

@@ -44,7 +44,7 @@ class Manifests(Quarantine):
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None if they are not there completely."""
         found = await limited_rows(self._manifests, {"m": digest}, MANIFEST)
-        # A damaged manifest counts as missing: it is made anew.
+        # A damaged manifest counts as missing: it is made again.
         if found is None:
             logger.warning(
                 "the manifest {} has more than {:,} bytes: it is not read", digest, MANIFEST

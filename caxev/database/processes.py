@@ -62,7 +62,7 @@ def processes_from(documents: Iterable[Document]) -> list[Process]:
     for document in documents:
         try:
             found.append(carefully(_process_from, document))
-        except Malformed:  # it will be written anew within a minute
+        except Malformed:  # it will be written again within a minute
             continue
     return found
 

@@ -1,6 +1,6 @@
 """The document of each site: its position in the stream, scans, directories and rule files.
 
-A site has a document in the ledger, whose key is its name. Its listener writes the fields anew, so
+A site has a document in the ledger, whose key is its name. Its listener writes the fields again, so
 one that is malformed is read as if it were missing.
 """
 
@@ -55,7 +55,7 @@ class Gap:
 class Scanning:
     """A scan of all runs that is not complete.
 
-    It goes on with the runs before this one, that is older ones; None: with the newest.
+    It continues with the runs before this one, which are older; None: with the newest.
     `runs`: how many it has compared so far.
     """
 
@@ -160,7 +160,7 @@ def _position_from(value: object) -> Position | None:
 def _scanning_from(value: object) -> Scanning | None:
     if value is None:
         return None
-    # A scan was begun, even if this cannot be read: to begin anew is always right.
+    # A scan was begun, even if this cannot be read. Beginning again is always correct.
     row: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
     before, runs = row.get("before"), row.get("runs")
     if before is None or not is_plain(before):
@@ -260,10 +260,10 @@ class Sites(Connection):
 
     @operation
     async def begin_scan(self, lease: Lease, start: Timestamp | None, gap: Gap | None) -> None:
-        """Note that all runs are to be scanned, from the newest one on.
+        """Note that a scan of all runs begins, from the newest one on.
 
-        From now on the stream goes on at `start`, if given: what changes during the scan comes by
-        it. `gap` is what the scan makes up for. Raises `LeaseLost`.
+        If `start` is given, the stream continues there, so it brings what changes during the scan.
+        `gap` is the lost history that the scan makes up for. Raises `LeaseLost`.
         """
         change: Document = {"scanning": {"$literal": {}}}
         if start is not None:
@@ -274,7 +274,7 @@ class Sites(Connection):
 
     @operation
     async def note_scanned(self, lease: Lease, scanning: Scanning) -> None:
-        """Note how far a scan is, so that it goes on there. Raises `LeaseLost`."""
+        """Note the position of a scan, so that it continues there. Raises `LeaseLost`."""
         await self._set(lease, scanning=asdict(scanning, recurse=False))
 
     @operation

@@ -1,9 +1,9 @@
 """The change stream, in batches.
 
 Cursor commands are sent by hand, because a batch and its resume token belong together: the token
-is saved with what the batch led to, and the next batch is asked for while this one is worked on.
-An event carries only which run it is about; what the run is like now is read afterwards, for the
-whole batch at once, so an event is small whatever the document's size.
+is saved with the reactions of the batch, and the next batch is requested while this one is
+recorded. An event names only its run. The run itself is read afterwards, for the whole batch at
+once, so an event is small even if the document is not.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
 class Batch:
     """Changes in order: the runs that changed, each once, with the time of its first change.
 
-    `position`: the stream goes on from it once everything up to here has been recorded.
+    `position`: the stream continues there once everything up to here has been recorded.
     """
 
     runs: dict[RunId, datetime]

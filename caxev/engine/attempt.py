@@ -91,7 +91,7 @@ class RateMeter:
     def moved(self, done: int, now: float) -> float | None:
         """Note the bytes done; return the recent bytes a second, None in the first second."""
         if self._seen and done < self._seen[-1][1]:
-            self._seen.clear()  # it began anew
+            self._seen.clear()  # it began again
         if not self._seen or now >= self._seen[-1][0] + 1.0:
             self._seen.append((now, done))
         while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:

@@ -1,7 +1,7 @@
 """The state that the tasks of one lease share.
 
 `session` makes a `Context` for each lease; watcher, recorder, requests, dispatcher, runner and
-settler hold it. A reload replaces its `options`, so read them anew each time.
+settler hold it. A reload replaces its `options`, so read them again each time.
 """
 
 from __future__ import annotations

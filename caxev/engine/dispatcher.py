@@ -75,7 +75,7 @@ class Dispatcher:
     @paused.setter
     def paused(self, paused: bool) -> None:
         self._paused = paused
-        self.lanes.notify()  # what came due meanwhile is to be claimed
+        self.lanes.notify()  # to claim what came due meanwhile
 
     # -- intake: called by the recorder -------------------------------------------------------
 
@@ -139,8 +139,8 @@ class Dispatcher:
             except BaseException:
                 self._doubtful = True
                 raise
-        # Reactions that were given back are pending, and no lane knows of them, nor of reactions
-        # that were recorded although the reply was lost.
+        # No lane knows of reactions that were given back and are pending again, or of those that
+        # were recorded although the reply was lost.
         self.look_again()
 
     def look_again(self) -> None:
@@ -151,10 +151,10 @@ class Dispatcher:
     # -- taking -------------------------------------------------------------------------------
 
     async def take(self) -> None:
-        """Claim what is due and start it, for ever: when a reaction comes, or its time does."""
+        """Claim and start reactions as they come or become due, until cancelled."""
         retrying = self.context.trouble.retrying
         while True:
-            # Taken before the lanes are looked at: a notice during that must not be missed.
+            # Before the lanes are read: a notification in between must not be missed.
             changed = self.lanes.changed
             if self._doubtful or trio.current_time() >= self._sure_until:
                 await retrying("reconcile", self.reconcile)
@@ -235,7 +235,7 @@ class Dispatcher:
             claimed = claimed if heard else []
             self._doubtful |= not heard
             lane.running -= keys - {reaction.id for reaction in claimed}
-            # Reactions that were renewed, or claimed by a write whose reply was lost, are to be
+            # Reactions that were renewed, or claimed by a write whose reply was lost, must be
             # fetched again.
             if len(claimed) < len(due):
                 lane.refresh()

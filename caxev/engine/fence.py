@@ -1,4 +1,4 @@
-"""The fence: until when what this process has claimed is surely its own.
+"""The fence: the time until which this process surely owns what it has claimed.
 
 `helping` renews a `Fence` with its lease, and `watchdog` does so from its thread while the loop is
 blocked. Past the fence all attempts are cancelled, and a process that cannot cancel them ends.
@@ -17,7 +17,9 @@ from attrs import define, field
 
 @define(eq=False)
 class Fence:
-    """A limit that each renewal of a lease defers by `seconds`; `spare` seconds later others begin.
+    """A time limit that each renewal of a lease defers by `seconds`.
+
+    Other processes may take over `spare` seconds after it.
 
     A listener has none: it learns from the database that another process has taken over.
     """
@@ -38,7 +40,7 @@ class Fence:
 
     @property
     def last(self) -> float:
-        """Seconds in which the process must have ended, if its attempts go on until then."""
+        """Seconds in which the process must end, if its attempts do not."""
         return max(self.left + self.spare / 2, 0.0)
 
     @contextmanager
@@ -56,9 +58,9 @@ class Fence:
 
 @define(eq=False)
 class _Deferring(trio.abc.Instrument):
-    """Moves a scope's deadline just before the loop looks which deadlines have passed.
+    """Moves a scope's deadline just before the loop checks which deadlines have passed.
 
-    So a process that was stopped takes no step beyond the fence, and one that was blocked goes on
+    So a process that was stopped takes no step beyond the fence, and one that was blocked continues
     if its watchdog has deferred the fence meanwhile.
     """
 

@@ -1,4 +1,4 @@
-"""How a session ends: give back what is claimed, and leave attempts that go on all the same."""
+"""The end of a session: return claimed reactions, and abandon attempts that ignore cancellation."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ async def letting_go(let_go: Callable[[], Awaitable[None]]) -> AsyncIterator[Non
 async def leave_by_force(
     runner: Runner, let_go: Callable[[], Awaitable[None]], fence: Fence | None = None
 ) -> None:
-    """When all is cancelled, end the process if attempts go on all the same.
+    """End the process if attempts ignore their cancellation.
 
-    A handler that swallows cancellation would keep the nursery waiting for ever, and with it a site
+    A handler that swallows cancellation would keep the nursery waiting forever, and with it a site
     that has been asked to stop, or has lost its lease. `let_go` settles what has ended. The process
-    ends before others may make what goes on here, as the `fence` has it.
+    ends before the `fence` lets other processes run the same reactions.
     """
     fence = fence or Fence()
     try:

@@ -56,24 +56,24 @@ class HelperWatch:
                 self.alarms.clear(key)
 
     async def begin(self) -> None:
-        """Find out in which lanes helpers under the former leader may be at work."""
+        """Find the lanes in which helpers of the former leader may still work."""
         found = await self.context.database.helpers(self.context.lease.site)
         self._there = {one.name: one for one in found if one.is_void}
         self._share()
 
     async def run(self) -> None:
-        """Look after helpers whenever there are any, for ever. Raises `LeaseLost`."""
+        """Admit and void helpers whenever there are any, until cancelled. Raises `LeaseLost`."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
-            with unless_fatal("helpers cannot be looked after"):
+            with unless_fatal("helpers cannot be admitted or voided"):
                 await self.look()
 
     async def look(self) -> None:
-        """Admit who asks, void who is late, and take over from who is void and at work no more."""
+        """Admit helpers that ask, void those whose lease lapsed, take over from stopped ones."""
         database = self.context.database
         helpers = await database.helpers(self.context.lease.site)
-        # One that withdrew while it was admitted has left nothing by which it would be noticed.
+        # A helper that withdrew while it was admitted has left no document.
         names = {one.name for one in helpers}
         self._there = {name: one for name, one in self._there.items() if name in names}
         self._share()

@@ -227,7 +227,7 @@ class HelperSession:
     # -- what may be claimed --------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Look for what is due whenever something may be claimed, for ever."""
+        """Look for what is due whenever something may be claimed, until cancelled."""
         handlers = self.context.registry.handlers.values()
         names = [one.name for one in handlers if one.lane in self.lanes]
         while True:

@@ -28,7 +28,7 @@ async def make_indexes(database: Database) -> None:
 
 
 async def keep_indexes(database: Database) -> None:
-    """Make the indexes daily, for ever."""
+    """Make the indexes daily, until cancelled."""
     while True:
         await trio.sleep(EVERY)
         try:

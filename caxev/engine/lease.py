@@ -69,7 +69,7 @@ async def _acquire(options: Options, database: Database, owner: str) -> Lease | 
 
 
 async def keep_lease(context: Context, hearers: Sequence[Callable[[SiteRecord], None]]) -> None:
-    """Renew a site's lease for ever; `hearers` get the site's record. Raises `LeaseLost`."""
+    """Renew a site's lease forever; `hearers` get the site's record. Raises `LeaseLost`."""
 
     async def renew() -> None:
         site, options = context.lease.site, context.options
@@ -85,7 +85,7 @@ async def keep_lease(context: Context, hearers: Sequence[Callable[[SiteRecord], 
 
 
 async def renewing(trouble: Trouble, renew: Callable[[], Awaitable[None]], every: float) -> None:
-    """Renew a lease every so many seconds, for ever. Raises `LeaseLost`."""
+    """Renew a lease every so many seconds, until cancelled. Raises `LeaseLost`."""
     while True:
         try:
             await renew()

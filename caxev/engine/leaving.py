@@ -1,4 +1,4 @@
-"""Leaving: on which signals a listener ends, and how it ends at once."""
+"""Leaving: the signals that end a listener, and how it ends at once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Leaving:
     hangup: Callable[[], Awaitable[None]] = field(default=trio.lowlevel.checkpoint)
 
     async def listen(self) -> None:
-        """Handle signals, for ever: SIGTERM and SIGINT ask the process to leave."""
+        """Handle signals, until cancelled: SIGTERM and SIGINT ask the process to leave."""
         received = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         async with trio.open_nursery() as nursery:
             with trio.open_signal_receiver(*received) as signals:
                 async for number in signals:
                     if number == signal.SIGHUP:
-                        # It may wait for the database: who is to leave must not.
+                        # A reload may wait for the database; a signal to leave must not wait.
                         nursery.start_soon(self.hangup)
                     else:
                         self._leave(number)

@@ -35,7 +35,7 @@ class Quarantine:
     _reported: set[tuple[str, str]] = field(init=False, factory=set)
 
     async def run(self) -> None:
-        """Report malformed documents of this site, and set them aside, for ever."""
+        """Report malformed documents of this site, and set them aside, until cancelled."""
         audited, site = -AUDIT_EVERY, self.context.lease.site
         while True:
             with unless_fatal("malformed documents cannot be set aside"):

@@ -34,9 +34,9 @@ LEASE: Final = 15.0
 GRACE: Final = 10.0
 """Seconds that reactions in flight get to end after SIGTERM."""
 FIXED: Final = ("alarms", "handlers", "lanes", "listener", "state")
-"""Keys of the listener's own site that, as its directories, count only from its next start on."""
+"""Keys of the listener's own site that wait for its next start, as its directories do."""
 WATCHING: Final = ("corrections", "task_list")
-"""Keys of which the same is true if they need further fields of runs to be watched."""
+"""Keys that wait for the next start only if they need further fields of runs to be watched."""
 KEY: Final = "configuration"
 
 
@@ -44,7 +44,7 @@ class Service(Protocol):
     """Runs beside the engine while a lease lasts, such as the rule files of a catalogue."""
 
     async def run(self) -> None:
-        """Serve, for ever. Raises `LeaseLost`."""
+        """Serve, until cancelled. Raises `LeaseLost`."""
         ...
 
     async def catch_up(self) -> None:
@@ -196,7 +196,7 @@ class Reloader:
         try:
             await self.database.note(row)
         except DatabaseError as error:
-            logger.error("the history does not have that the configuration changed: {}", error)
+            logger.error("cannot add the changed configuration to the history: {}", error)
 
     def _alarm(self, error: ConfigError) -> Alarm:
         site = self.options.site.name

@@ -43,7 +43,7 @@ class Presence:
     _differing: dict[str, list[str]] = field(init=False, factory=dict)
 
     async def run(self) -> None:
-        """Report and compare, for ever; at the end, withdraw the report."""
+        """Report and compare, until cancelled; at the end, withdraw the report."""
         try:
             while True:
                 changed = self.reloader.changed

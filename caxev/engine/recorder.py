@@ -178,7 +178,7 @@ class Recorder:
         self._has_deferred.set()
 
     async def record_deferred(self) -> None:
-        """Record what led to nothing, for ever, many changes in one write."""
+        """Record changes without a reaction, until cancelled, many in one write."""
         while True:
             await self._has_deferred.wait()
             if len(self._deferred) < MOST_DEFERRED:
@@ -235,7 +235,7 @@ class Recorder:
 
     @asynccontextmanager
     async def beside_stream(self) -> AsyncIterator[None]:
-        """Exclude other comparisons; what the stream has read ahead meanwhile is read anew."""
+        """Exclude other comparisons; batches that were read ahead meanwhile are read again."""
         async with self._comparing:
             # Before and after: the stream may begin to read ahead at any time in between.
             self._turn += 1
@@ -248,7 +248,7 @@ class Recorder:
 
     @property
     def maker(self) -> recording.Maker:
-        """The maker of reactions, by the options of now."""
+        """The maker of reactions, by the present options."""
         context = self.context
         return recording.Maker(
             context.registry, context.sites, context.site.priority, self._generations
@@ -264,10 +264,10 @@ class Recorder:
         return found
 
     async def compare(self, runs: Mapping[RunId, datetime], snapshots: Snapshots) -> Ingest:
-        """Return what is to be written about these runs."""
+        """Return what to write about these runs."""
         # In any case: no further change may follow a state that was read before.
         self._outdate(runs)
-        # Due at once, whatever clock the server had that dated the change.
+        # Due at once, even if the clock of the server that dated the change is ahead.
         now, context = utcnow(), self.context
         times = {run: min(at, now) for run, at in runs.items()}
         found = recording.compare(
@@ -293,9 +293,10 @@ class Recorder:
     # -- writing ------------------------------------------------------------------------------
 
     async def record(self, ingest: Ingest) -> None:
-        """Write what is new, and what led to nothing before."""
+        """Write new reactions and snapshots, and the deferred ones."""
         if self._deferred.keys() & ingest.snapshots.keys():
-            # By itself: of two snapshots of a run, one written unheard, neither could be trusted.
+            # In a write of its own. If two snapshots of a run were written together and the reply
+            # was lost, neither could be trusted.
             await self._write_deferred()
         await self._record(evolve(ingest, snapshots={**self._deferred, **ingest.snapshots}))
 

@@ -50,7 +50,7 @@ class RelayedAlarms(Alarms):
         self._changed.set()
 
     async def run(self) -> None:
-        """Relay alarms as they come, for ever. Raises `LeaseLost`."""
+        """Relay alarms as they come, until cancelled. Raises `LeaseLost`."""
         while True:
             await self._changed.wait()
             await trio.sleep(GATHER)

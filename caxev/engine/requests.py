@@ -43,7 +43,7 @@ class Requests:
             self._added.set()
 
     async def serve_as_asked(self) -> None:
-        """Carry out requests as they are added, for ever. Raises `LeaseLost`."""
+        """Carry out requests as they are added, until cancelled. Raises `LeaseLost`."""
         while True:
             self._added = trio.Event()
             wait = 1.0

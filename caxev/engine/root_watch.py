@@ -33,8 +33,8 @@ LEAST: Final = 1.0
 ANSWERS: Final = 10.0
 """Seconds that a disk may take to answer."""
 REFRESH: Final = 60.0
-"""Seconds for which the noted markers of other sites are not read again, and how full the disks
-are is not recorded again."""
+"""Seconds between two readings of other sites' noted markers, and between two records of the disks'
+free space."""
 
 
 @define(eq=False)
@@ -150,7 +150,7 @@ class RootWatch:
     # -- probing ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Probe each directory, for ever. Raises `LeaseLost`."""
+        """Probe each directory, until cancelled. Raises `LeaseLost`."""
         await self.known()
         if not self._holdings:
             self.looked.set()

@@ -55,15 +55,15 @@ from caxev.engine.workers import Workers
 PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
 IGNORED: Final = 30.0
-"""Seconds after which an attempt is reported that was cancelled and still runs."""
+"""Seconds from the cancellation of an attempt to an alarm, if it still runs."""
 WITHOUT_HANDLER: Final = 3600.0
 """Seconds after which a reaction without its handler is tried again. A restart does so at once, if
 the handler is there by then."""
 AGAIN: Final = 2.0
 """Seconds after which a reaction is tried again whose run could not be read."""
 ELSEWHERE: Final = 2.0
-"""Seconds after which a reaction is tried again for which another process of the site is in the
-way, or better placed."""
+"""Seconds until a reaction is tried again that another process of the site blocks, or can run
+better."""
 
 
 @define(eq=False)
@@ -329,7 +329,7 @@ class Runner:
         return on_progress
 
     async def show_progress(self) -> None:
-        """Write the progress of running reactions to the ledger every few seconds, for ever."""
+        """Write the progress of running reactions every few seconds, until cancelled."""
         while True:
             await trio.sleep(PROGRESS_EVERY)
             self._report_uncancellable()

@@ -41,11 +41,11 @@ PATIENCE: Final = 8.0
 COUNTING: Final = 5.0
 """Seconds that figures of the ledger may take; then a scrape goes without them."""
 COUNTING_COPIES: Final = 600.0
-"""The same for the copies of all runs, which go on being counted when the scrape has ended."""
+"""The same for the copies of all runs; counting continues after the scrape has ended."""
 SELDOM: Final = 300.0
-"""Seconds for which the number of copies is not counted again."""
+"""Seconds between two counts of the copies of all runs."""
 SHARE: Final = 20.0
-"""Figures are kept for so many times the seconds that they took: 5 % of a database's thread."""
+"""Figures are cached for this many times as long as they took: 5 % of one server thread."""
 STATUSES: Final = (*OUR_STATUSES, "RSEreupload", "RSEquota")
 JOB_STATES: Final = ("waiting", "submitted", "ended")
 OTHER: Final = "other"
@@ -88,7 +88,7 @@ class ProcessSampler:
     roots: RootWatch
 
     async def run(self) -> None:
-        """Answer scrapes, for ever."""
+        """Answer scrapes, until cancelled."""
         await self._answer(metrics.STATES, self.sample)
 
     async def _answer(
@@ -154,7 +154,7 @@ class Sampler(ProcessSampler):
         self._copies = Kept(self._of_copies, COUNTING_COPIES, SELDOM)
 
     async def run(self) -> None:
-        """Answer scrapes, for ever."""
+        """Answer scrapes, until cancelled."""
         async with trio.open_nursery() as nursery:
             # Apart: who asks for the state must not wait until all copies are counted.
             nursery.start_soon(self._answer, metrics.STATES, self.sample)
@@ -186,7 +186,7 @@ class Sampler(ProcessSampler):
             "caxev_collection_documents": {(site, one.collection): one.documents for one in sizes},
             "caxev_collection_bytes": {(site, one.collection): one.bytes for one in sizes},
         }
-        # A lane that owes nothing has 0 and is not missing, so that alerts on it can end.
+        # An idle lane has the value 0 and is not left out, so that alerts on it can end.
         for lane in self.dispatcher.lanes:
             for state in ("due", "waiting", "failed"):
                 found["caxev_ledger_reactions"].setdefault((site, lane.name, state), 0)
@@ -198,7 +198,7 @@ class Sampler(ProcessSampler):
         jobs = await database.jobs()
 
         def labels(row: Mapping[str, Any], last: str, known: Iterable[str]) -> tuple[str, ...]:
-            """Return host, type and a third label, of which each is one of a few."""
+            """Return host, type and a third label, each with few values."""
             return (
                 _one_of(row["host"], sites.by_name),
                 _one_of(row["type"], sites.types.known),

@@ -61,7 +61,7 @@ DELIVERY: Final = 30.0
 
 
 async def tidy(site: Site) -> None:
-    """Remove unfinished copies from the private directory that nobody goes on with."""
+    """Remove unfinished copies that nobody continues from the private directory."""
     state = state_directory(site)
     try:
         # Abandoned: a disk that hangs must not keep the listener from leaving.

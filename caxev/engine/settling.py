@@ -54,7 +54,7 @@ class Settler:
     _awaited: dict[str, str] = field(init=False, factory=dict)
 
     async def run(self) -> None:
-        """Settle attempts as they end, for ever. Raises `LeaseLost`."""
+        """Settle attempts as they end, until cancelled. Raises `LeaseLost`."""
         while True:
             await self._news.wait()
             await self.settle_ended()
@@ -78,9 +78,9 @@ class Settler:
             await self._settle_updates([one for one in self._ended if one.updates][:TOGETHER])
 
     async def free_all(self) -> None:
-        """Settle what has ended, and open again whatever stands as claimed by us.
+        """Settle what has ended, and reopen all reactions that we have claimed.
 
-        A claim that was cut short may have been written without our hearing of it. Call this when
+        A claim that was cut short may have been written although its reply was lost. Call this when
         no attempt is under way any more.
         """
         await self.settle_ended()
@@ -138,7 +138,7 @@ class Settler:
     async def retry_stuck(self, claims: Sequence[Mapping[str, Any]], *, late: bool) -> None:
         """Forget stuck reactions that were renewed; if `late`, try to record the others.
 
-        One whose attempt has ended is recorded as failed and not opened: it would run for ever.
+        One whose attempt has ended is recorded as failed and not opened: it would run forever.
         """
         generations = {claim["_id"]: claim.get("generation") for claim in claims}
         kept = [

@@ -1,9 +1,9 @@
-"""Shortcut: serve what changes now while the stream works through what was missed.
+"""Shortcut: serve new changes at once while the stream works through a backlog.
 
-After an outage, or after a change of very many runs, what changes now may come behind a hundred
-thousand changes. Then a second stream is opened, from now on (after a start: from the start on),
-and served in turn with the first. The first one leaves nothing out: it meets the same changes later
-and finds them recorded. So nothing depends on the second stream, whose position is kept nowhere.
+After an outage, or after a change of very many runs, new changes may wait behind a hundred thousand
+others. Then a second stream is opened from now on (after a start: from the start on), and the two
+are served in turn. The first one skips nothing: it reaches the same changes later and finds them
+recorded. So nothing depends on the second stream, whose position is not saved.
 
 `watcher` runs a `Shortcut` beside the stream.
 """
@@ -24,12 +24,12 @@ from caxev.engine.context import Context
 from caxev.engine.recorder import Recorder
 
 BACKLOG: Final = 100
-"""Changes in a batch from which on there are more where it came from..."""
+"""A batch of this many changes shows a backlog..."""
 LATE: Final = 5.0
-"""...and seconds that the newest of them is old, from which on others need not wait for them."""
+"""...if the newest of them is older than this, in seconds."""
 SLOW: Final = 2.0
-"""Seconds that opening the first stream may take: the server reads past all that was written since,
-also what is none of ours, before it answers."""
+"""Seconds that opening the first stream may take. Before it answers, the server reads past all
+later writes, also those that do not concern the site."""
 
 
 @asynccontextmanager
@@ -77,7 +77,7 @@ class Shortcut:
                 self._reading.cancel()
 
     async def run(self) -> None:
-        """Serve what changes now whenever the stream is late, for ever.
+        """Serve what changes now whenever the stream is late, until cancelled.
 
         Raises DatabaseError, as the first stream would.
         """
@@ -87,7 +87,7 @@ class Shortcut:
             self._wanted.set()
         while True:
             await self._wanted.wait()
-            logger.info("the stream is late: what changes now is served beside it")
+            logger.info("the stream is late: new changes are served beside it")
             while self._wanted.is_set():
                 await self._serve()
 

@@ -27,7 +27,7 @@ def notify(message: str) -> None:
 
 
 async def keep_watchdog(every: float) -> None:
-    """Report to systemd that this process is alive, for ever.
+    """Report to systemd that this process is alive, until cancelled.
 
     Also while the database is unreachable: a restart would only cut transfers short.
     """

@@ -1,4 +1,4 @@
-"""Notice that the process's loop is blocked, name who blocks it, and keep the lease meanwhile.
+"""Notice that the process's loop is blocked, name the handler, and keep the lease meanwhile.
 
 A handler that computes, sleeps or reads a dead disk without awaiting stops everything: the lease
 lapses, another process begins the same reaction and stops as well. `session` and `helping` start a
@@ -7,9 +7,9 @@ While the beat is missing, the thread logs which handler is at work at which lin
 and renews the lease, for `PATIENCE` at most. When the lease cannot be kept, it ends the process:
 nothing else could end the handler, and another process makes its reaction.
 
-A library in C that keeps the interpreter's lock stops this thread as well, and with it whatever
-this process could do in Python. The lease lapses then; systemd, which hears nothing, ends the
-process after `WatchdogSec`; after `INTERRUPTIONS` such ends the reaction is parked as failed.
+A library in C that holds the interpreter's lock stops this thread as well, and all other Python
+code. Then the lease lapses, and systemd, which gets no notification, ends the process after
+`WatchdogSec`; after `INTERRUPTIONS` such ends the reaction is parked as failed.
 `faulthandler` needs no lock: after `HELD` it writes to stderr what every thread is doing, so the
 handler can be found.
 """
@@ -42,11 +42,11 @@ from caxev.engine.leaving import leave_at_once
 from caxev.engine.systemd import notify
 
 BLOCKED: Final = 3.0
-"""Seconds without a beat from which on the loop is reported as blocked."""
+"""Seconds without a beat after which the loop is reported as blocked."""
 PATIENCE: Final = 600.0
 """Seconds for which a blocked process keeps its lease, and is reported as alive to systemd."""
 HELD: Final = 10.0
-"""Seconds for which something may keep the interpreter's lock before that is written to stderr."""
+"""Seconds that code may hold the interpreter's lock before the stacks are written to stderr."""
 FREE: Final = 60.0
 """Seconds without a block after which the alarm is over."""
 KEY: Final = "blocked"
@@ -91,7 +91,7 @@ def culprit(frame: FrameType, handlers: Mapping[CodeType, str]) -> Culprit:
 
 
 def _report_unless_called_again() -> None:
-    """Have what every thread does written to stderr after `HELD`, whoever has the lock by then."""
+    """Have the stack of each thread written to stderr after `HELD`, even if the lock is held."""
     with suppress(AttributeError, OSError, RuntimeError, ValueError):  # stderr is closed
         faulthandler.dump_traceback_later(HELD, file=sys.__stderr__ or sys.stderr)
 
@@ -138,7 +138,7 @@ class Watchdog:
         self._handlers = handlers_by_code(options.registry.handlers.values())
 
     async def run(self) -> None:
-        """Give the beat; raise an alarm after a block, and clear it later; for ever."""
+        """Give the beat; raise an alarm after a block, and clear it later; forever."""
         self._blocked = trio.current_time()  # a former process may have left an alarm
         _report_unless_called_again()
         thread = Thread(target=self._watch, args=(get_ident(),), name="watchdog", daemon=True)

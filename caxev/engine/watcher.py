@@ -2,7 +2,7 @@
 
 `session` starts `Watcher.run`. Each batch goes to the `Recorder`, which writes the position behind
 it. A scan compares every run: at the first start, when the stream has lost history, and daily. It
-goes on beside the stream, so that new changes are served meanwhile, and after a kill where it was.
+runs beside the stream, so that new changes are served meanwhile, and continues after a kill.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ class Watcher:
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
     _following: trio.CancelScope | None = field(init=False, default=None)
-    # How many scans were begun, and locks: one scan goes on at a time, and notes where it is.
+    # The number of scans that were begun, and locks: only one scan runs, and notes its position.
     _scans: int = field(init=False, default=0)
     _scanning: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_noting: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_needed: trio.Event = field(init=False, factory=trio.Event)
 
     async def run(self, *, ready: trio.Event) -> None:
-        """Follow the stream for ever. Sets `ready` once it is known from where.
+        """Follow the stream, until cancelled. Sets `ready` once its position is known.
 
-        Waits out trouble with the database and goes on from its position. Raises `LeaseLost`, and
+        Waits out trouble with the database and continues from its position. Raises `LeaseLost`, and
         `NotAuthorized` if rights are missing.
         """
         await self._locate()
@@ -133,10 +133,10 @@ class Watcher:
                 logger.info("first start with this runs database: scanning all runs")
                 await self.begin_scan(restart=True)
             elif record.scanning is not None:
-                logger.info("going on with a scan of all runs that was not completed")
+                logger.info("continuing an incomplete scan of all runs")
                 self._scan_needed.set()
             elif not self.context.registry.watched <= record.watched:
-                # Nobody has noted what these fields were before. The stream goes on from its place.
+                # No snapshot has these fields yet. The stream continues from its position.
                 logger.info("handlers watch additional fields: scanning all runs")
                 await self.begin_scan()
 
@@ -145,7 +145,7 @@ class Watcher:
     # -- the stream ---------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Follow the stream until it is to be opened anew."""
+        """Follow the stream until it must be opened again."""
         # From before it is opened: what concerns the site may change meanwhile.
         with trio.CancelScope() as self._following:
             await self._follow_stream()
@@ -180,7 +180,7 @@ class Watcher:
                 ahead.recorded.set()
 
     def reopen(self) -> None:
-        """Open the stream anew, from where it is: what concerns the site has changed."""
+        """Open the stream again at its position, because the site's interest has changed."""
         if self._following is not None:
             self._following.cancel()
 
@@ -219,7 +219,7 @@ class Watcher:
     # -- trouble ------------------------------------------------------------------------------
 
     async def _make_up_for(self, lost: HistoryLost) -> None:
-        """Report lost history once, and scan, however often the scan must begin anew."""
+        """Report lost history once, and scan, however often the scan must begin again."""
         why = str(lost)
         logger.warning("{}; scanning all runs instead", why)
         metrics.gaps.labels(self.context.lease.site).inc()
@@ -249,7 +249,7 @@ class Watcher:
                 start = await database.cluster_time() if restart else None
                 await database.begin_scan(lease, start, gap)
             except DatabaseError as error:
-                if concerns_one(error):  # nobody may try that again: the former one is to go on
+                if concerns_one(error):  # it is not tried again: the former scan must continue
                     self._scan_needed.set()
                 raise
             finally:  # it may have begun without our hearing of it
@@ -259,14 +259,14 @@ class Watcher:
         self._scan_needed.set()
 
     async def _scan_as_needed(self) -> None:
-        """Complete scans that were begun, for ever, beside the stream."""
+        """Complete scans that were begun, until cancelled, beside the stream."""
         while True:
             await self._scan_needed.wait()
             self._scan_needed = trio.Event()
             await self.persist(self.continue_scan)
 
     async def continue_scan(self) -> None:
-        """Complete the scan that was begun, if there is one, from where it is."""
+        """Complete the scan that was begun, if there is one, from its position."""
         async with self._scanning:
             number = self._scans  # before the read: another scan may be begun during it
             record = await self.context.database.site_record(self.context.lease.site)
@@ -310,7 +310,7 @@ class Watcher:
         return following if goes_on else None
 
     async def _note_scanned(self, before: RunId | None, runs: int, number: int) -> bool:
-        """Note how far a scan is; return whether it goes on."""
+        """Note the position of a scan; return whether it continues."""
         database, lease = self.context.database, self.context.lease
         async with self._scan_noting:
             if number != self._scans:
@@ -328,7 +328,7 @@ class Watcher:
         await self.continue_scan()
 
     async def scan_daily(self, then: Callable[[], Awaitable[None]]) -> None:
-        """Scan once a day, for ever, as a safety net, and then do what else is done daily."""
+        """Scan once a day, until cancelled, as a safety net; run the other daily tasks after it."""
         while True:
             await self.persist(self._sleep_until_scan)
             await self.persist(self.scan)

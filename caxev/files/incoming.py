@@ -113,7 +113,7 @@ def _copy_in(made: Confined, arrival: StagedCopy, expected: Manifest | None) -> 
             arrival.report(done, total)
         arrival.finish(todo)
         if _differs(arrival.partial, expected, arrival.report):
-            # Its sizes and times are right, by which the next attempt would keep it.
+            # Removed, because the next attempt would keep it: its sizes and times are right.
             remove(arrival.partial)
             raise Retry(f"{printable(arrival.final)} was copied, and the disk gives something else")
         arrival.publish()
@@ -258,7 +258,7 @@ def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
 
 def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
     """Move the partial beside the final name to the private directory, file by file."""
-    # Its directories are made anew: others may have put links into the old ones.
+    # Its directories are made again: others may have put links into the old ones.
     old, new = arrival.partial, inner.partial
     with local(old, "take over"), writing(old, directory=not arrival.is_file):
         found: list[Seen] = []
@@ -333,7 +333,7 @@ def _hashed(path: bytes) -> bytes:
 
 @contextmanager
 def pinned(path: Confined) -> Iterator[bytes]:
-    """Open a regular file, and yield a path by which programs of ours open that very file.
+    """Open a regular file, and yield a path with which programs of ours open that very file.
 
     Raises `Retry` if it is no regular file, or cannot be read.
     """

@@ -117,7 +117,7 @@ def _cut(parts: bytes) -> list[bytes]:
 
 
 class Difference(NamedTuple):
-    """One path by which a copy differs from what it should be."""
+    """A path in which a copy differs from its manifest."""
 
     path: bytes
     why: Literal["missing", "unexpected", "differs"]

@@ -59,7 +59,7 @@ def plan(
     `wrong` has the bad ranges of the files with known digests. Any other file is kept if it has the
     source's size and time (to the second). If it is shorter, and younger than the source, it is
     resumed at its length less `unsure`: bytes at its end that may not all have arrived. Links are
-    always made anew.
+    always made again.
     """
     wanted = {seen.path: seen for seen in source}
     there = {seen.path: seen for seen in present}
@@ -90,7 +90,7 @@ def _by_path(seen: Iterable[Seen]) -> list[Seen]:
 
 def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None) -> list[Piece]:
     if there is None or wanted.size == 0:
-        return [Piece(wanted, 0, wanted.size)]  # an empty file costs nothing to make anew
+        return [Piece(wanted, 0, wanted.size)]  # an empty file costs nothing to make again
     if wrong is not None:
         return [Piece(wanted, start, stop) for start, stop in wrong]
     age, time = second(wanted), second(there)

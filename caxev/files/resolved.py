@@ -164,7 +164,7 @@ def remove(path: Confined) -> None:
 
 
 def _remove_tree(directory: int, name: bytes) -> None:
-    # Not shutil.rmtree: it would wait for ever if somebody put a FIFO in a directory's place.
+    # Not shutil.rmtree: it would wait forever if somebody put a FIFO in a directory's place.
     inner = open_directory(directory, name)
     try:
         empty(inner)

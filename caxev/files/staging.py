@@ -139,7 +139,7 @@ class StagedCopy:
     def opened(self) -> Iterator[Plan]:
         """Hold the exclusive right to make this copy, and yield the plan of what is left to do.
 
-        Foreign entries are removed and directories are made before. A copy that is to be repaired
+        Foreign entries are removed and directories are made before. A copy to repair
         is renamed to its partial.
         """
         self.withdraw()

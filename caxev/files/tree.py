@@ -80,7 +80,7 @@ def check_rows(number: int, shown: str) -> None:
 
 
 def look_source(path: Confined) -> list[Seen]:
-    """List a copy that is to be read. Raises as `look`, and says so if it is gone."""
+    """List a copy to read. Raises as `look`, and says so if it is gone."""
     if not os.path.lexists(path):
         raise gone(printable(path))
     return look(path)

@@ -1,8 +1,8 @@
 """Read files from the disk and not from the page cache. Used by `reading`.
 
-A cached page hides that its block has gone bad. A read that is to prove a copy therefore bypasses
-the cache: by O_DIRECT, which also writes out dirty pages, or, if the file system refuses that, by
-writing the file out and dropping its pages first. tmpfs has no disk behind it. NFS, overlay and
+A cached page hides that its block has gone bad. So a read that proves a copy bypasses the cache: by
+O_DIRECT, which also writes out dirty pages, or, if the file system refuses that, by writing the
+file out and dropping its pages first. tmpfs has no disk behind it. NFS, overlay and
 FUSE file systems, btrfs and ZFS with compression, and ext4 with journalled data may still answer
 from memory, theirs or the server's.
 """
@@ -20,7 +20,7 @@ from caxev.files.resolved import open_resolved
 
 ALIGNED: Final = 4096
 """Offsets and lengths of direct reads are multiples of this, which suits nearly every disk."""
-# O_NONBLOCK: opening a FIFO that somebody put in a file's place would wait for ever.
+# O_NONBLOCK: opening a FIFO that somebody put in a file's place would wait forever.
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 _READ_ONLY: Final = {errno.EROFS, errno.EINVAL, errno.EBADF}
 

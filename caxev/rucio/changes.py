@@ -121,7 +121,7 @@ class Changes:
     """The changes from the existing rules to the wanted ones.
 
     `add`: RSE and lifetime in seconds; `expire`: a rule's id and its new lifetime from now, None:
-    for ever; `remove`: rules to delete, each after another RSE's replicas were compared; `kept`:
+    forever; `remove`: rules to delete, each after another RSE's replicas were compared; `kept`:
     why others stay.
     """
 
@@ -141,7 +141,7 @@ class Changes:
 
 
 def _for(lifetime: int | None) -> str:
-    return " for ever" if lifetime is None else f" for {lifetime} s"
+    return " forever" if lifetime is None else f" for {lifetime} s"
 
 
 def changes(
@@ -160,7 +160,7 @@ def changes(
     """
     if wishes.only_verify is not None:
         return Changes()
-    # Ended rules count as made, so that an expired replica is not requested again for ever.
+    # Ended rules count as made, so that an expired replica is not requested again forever.
     there = {one.rse: one for one in standing}
     ended = {one.rse: one for one in remembered if one.rse not in there}
     add: list[tuple[str, int | None]] = []
@@ -210,7 +210,7 @@ def _removals(
     named = [one for one in standing if one.rse in wishes.remove]
     going = [one for one in named if one.stays(now)]
     lasting = [one for one in standing if one not in named and one.ok and one.expires is None]
-    # Nothing goes before another RSE has everything for ever, or the last replica might go.
+    # Nothing goes before another RSE has everything forever, or the last replica might go.
     if lasting or not going:
         return tuple(going), ()
-    return (), tuple(f"{one.rse} stays: no other RSE has all of it for ever" for one in going)
+    return (), tuple(f"{one.rse} stays: no other RSE has all of it forever" for one in going)

@@ -6,9 +6,9 @@ The handlers for Rucio and ``caxev rucio`` call `upload`, `settle`, `verify`,
 Errors: `Retry` for what may pass (a server that is away), `OverQuota` if there is no room,
 `GiveUp` for what a person must repair, all in Rucio's own words; see `caxev.rucio.errors`.
 
-Everything here is idempotent: what has a name in the catalogue has it once. Killed anywhere, the
-next call goes on: files that the catalogue knows and the storage element has not are sent, those
-that are there and not attached are attached.
+Everything here is idempotent: a name exists once in the catalogue. If a call is killed, the next
+one continues: it sends files that the catalogue knows and the storage element lacks, and attaches
+those that are there but not attached.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def look(there: Site, dataset: Did) -> DatasetState:
 def settle(order: Settlement, *, report: Report) -> DatasetState:
     """Make the rules of a dataset those that are wanted, and return its state afterwards.
 
-    Idempotent: no rule is made twice, and an end is moved and not made anew. A rule is given up
-    only once another RSE's replicas have been compared, just then, with `files`.
+    Idempotent: no rule is made twice, and the end of an existing one is moved. A rule is deleted
+    only after another RSE's replicas have been compared with `files` in this call.
     """
     with connected(order.there, f"rules of {order.dataset}") as rucio:
         todo = changes(
@@ -186,11 +186,11 @@ def datasets(there: Site) -> tuple[Did, ...]:
 
 
 def declare_bad(there: Site, dataset: Did, replicas: Iterable[tuple[str, str]]) -> str | None:
-    """Declare these replicas, (RSE, name), bad: the catalogue makes them anew itself.
+    """Declare these replicas, (RSE, name), bad, so that the catalogue makes them again.
 
     Returns what it has not taken, and why.
     """
-    # Not by their addresses, of which Rucio takes those at one RSE and drops the others.
+    # Not by their addresses: Rucio accepts those at one RSE and drops the others.
     rows = [{**row_of(Did(dataset.scope, name)), "rse": rse} for rse, name in replicas]
     with connected(there, f"declaring bad replicas of {dataset}") as rucio:
         failed = rucio.client.declare_bad_file_replicas(rows, "caxev: the checksum differs")
@@ -259,4 +259,4 @@ def download(order: Download, *, report: Report) -> Moved:
                 with no_file_over(max((one.size for one in wanted.values()), default=0)):
                     side_by_side(fetching.fetch, wanted.values())
 
-        return arrival.made(meter, fill, lambda: None)  # its content is in the catalogue for ever
+        return arrival.made(meter, fill, lambda: None)  # its content is in the catalogue forever

@@ -75,9 +75,9 @@ class Verdict:
     """The result of comparing a dataset with its files.
 
     `good`: RSEs whose every replica has the right size and checksum, asked of the storage itself.
-    `bad`: what is not as it must be, a line each, and the replicas concerned as (RSE, name).
-    `unseen`: RSEs that could not be asked, and why. `lost`: `bad` names
-    files of which no replica is left, which may be so for a moment.
+    `bad`: a line for each fault, and the replicas concerned as (RSE, name). `unseen`: RSEs that
+    could not be asked, and why. `lost`: `bad` names files without any replica, which may be
+    temporary.
     """
 
     good: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ class RuleFiles:
         return {one.name: Path(one.rucio.rules) for one in found if one.rucio.rules}
 
     async def run(self) -> None:
-        """Check the files for ever. Raises `LeaseLost`."""
+        """Check the files forever. Raises `LeaseLost`."""
         while True:
             self._asked = trio.Event()
             with unless_fatal("rule files cannot be applied"):
@@ -84,7 +84,7 @@ class RuleFiles:
         except DatabaseError as error:  # an error about this document would only come again
             if not concerns_one(error):
                 raise
-            logger.error("that the rules of {} are applied cannot be noted: {}", name, error)
+            logger.error("cannot record that the rules of {} are applied: {}", name, error)
 
     async def _apply(self, name: str, digest: str) -> None:
         record = await self.database.site_record(self.lease.site)

@@ -7,7 +7,7 @@ cax called complex rules there are ``name``, ``priority``, ``tags``, ``tags_excl
 
 A rule without ``run_nb`` and ``run_name`` is for all runs; with both, for runs that either names.
 If no rule covers an RSE that the site's ``rucio_upload_rse`` or ``rucio_transfer`` names, the data
-is wanted there for ever. `caxev.rucio.changes` applies rules to a copy.
+is wanted there forever. `caxev.rucio.changes` applies rules to a copy.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ _Unused = Annotated[object, Kind("anything", lambda value: value)]
 class WantedReplica(NamedTuple):
     """A replica at one of `rses` is wanted, by the rule called `rule`.
 
-    It is wanted for `lifetime` seconds; None: for ever.
+    It is wanted for `lifetime` seconds; None: forever.
     """
 
     rses: Words
@@ -160,9 +160,9 @@ class Rule:
     """RSEs at which the data is wanted; ``"random: A, B"`` is one of those."""
     destination_livetime: Annotated[
         Mapping[Words, int | None],
-        Kind('seconds, or -1 for ever, for RSEs, as {"A_DISK": -1}', _lifetimes),
+        Kind('seconds, or -1 forever, for RSEs, as {"A_DISK": -1}', _lifetimes),
     ] = field(factory=dict)
-    """For each of these RSEs, ``-1`` for ever, or seconds (a number or a text)."""
+    """For each of these RSEs, ``-1`` forever, or seconds (a number or a text)."""
     remove_rse: Annotated[Words, Kind("a list of RSEs or null", _rses)] = ()
     """RSEs that are to give their replicas up."""
     verification_only: Annotated[

@@ -119,7 +119,7 @@ class ClientRun:
 
 
 def asks(line: str) -> bool:
-    """Return whether the client asks a question in this line, and so would wait for ever."""
+    """Return whether the client asks a question in this line, and so would wait forever."""
     return _QUESTION.search(line) is not None
 
 

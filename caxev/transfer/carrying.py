@@ -56,7 +56,7 @@ async def fetch(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()
             if isinstance(error, RootAway) and not error.host and error.root in job.site.roots:
                 raise  # our own disk is missing: no other source helps
             failed.append(error)
-            job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
+            job.log.warning(f"{plan.key} could not be fetched from {name}: {error}")
         # The failed attempt may have claimed the entry: the next source continues that.
         plan = evolve(plan, resume=job.run.copy(plan.key))
     # A closed link decides when to retry only if nothing else does: its opening may be hours away.

@@ -161,7 +161,7 @@ class GridStorage:
         return below
 
     def source(self, path: FarPath) -> list[Seen]:
-        """List a copy that is to be fetched. Raises `GiveUp` if it is gone."""
+        """List a copy to fetch. Raises `GiveUp` if it is gone."""
         found = self.look(path)
         if found is None:
             raise gone(self.shown(path))

@@ -175,7 +175,7 @@ class Wire:
         """Read exactly `count` bytes. Raises `Retry` if the channel ends before."""
         data = self.incoming.read(count)
         if len(data) < count:
-            raise Retry("the other side went away")
+            raise Retry("the other side closed the connection")
         return data
 
 

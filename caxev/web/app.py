@@ -272,7 +272,7 @@ class Pages:
         seen = request.headers.get("last-event-id") or request.query_params.get("seen")
         if self.hub.viewers >= MOST_VIEWERS:
             raise HTTPException(503, "Too many watch: this page does not follow what changes.")
-        # After that the browser connects again, and the gate decides anew about the person.
+        # After that the browser connects again, and the gate decides again about the person.
         seconds = inf if session_of(request) is None else ADMITTED
         return EventStream(self.hub, name, render, seen, seconds)
 

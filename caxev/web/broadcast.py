@@ -1,4 +1,4 @@
-"""Have shown what was heard of the database: views rendered anew, rows and changes sent."""
+"""Send what changed in the database to viewers: views rendered again, rows and changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caxev.web.scene import Scene
 
 RUNS: Final = "runs"
 EVENTS: Final = "api"
-"""The views of which viewers get single rows: the list of runs, and ``/api/v1/events``."""
+"""The views whose viewers get single rows: the list of runs, and ``/api/v1/events``."""
 
 
 @define(eq=False)

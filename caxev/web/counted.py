@@ -1,7 +1,7 @@
-"""Figures that only the database can count, by reading every run: seldom, and nobody waits for it.
+"""Figures that only the database can count, by reading every run.
 
-It is counted when somebody asks for it and runs have changed, in the background; who asks has the
-answer of before. So the database is left alone while nobody looks, and while nothing changes.
+They are counted in the background, when a viewer asks and runs have changed; meanwhile viewers get
+the previous answer. Without a viewer or a change the database is not queried.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Counted(Generic[T]):
         return self.value
 
     async def run(self) -> None:
-        """Count whenever somebody wants it, for ever."""
+        """Count whenever somebody wants it, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()

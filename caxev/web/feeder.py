@@ -1,4 +1,4 @@
-"""Feed the page's state: one pass over everything, then what changes, for ever.
+"""Feed the page's state: one pass over everything, then what changes, until cancelled.
 
 The stream is opened at a time before the pass, so that nothing falls between the two; what comes
 twice changes nothing. Without a viewer and without a change no document is read.
@@ -62,7 +62,7 @@ class Feeder:
     _position: Position | None = field(init=False, default=None)
 
     async def run(self) -> None:
-        """Feed the state for ever; waits out trouble with the database, and shows it.
+        """Feed the state forever; waits out trouble with the database, and shows it.
 
         Raises `NotAuthorized` or another `DatabaseError` that waiting does not cure.
         """
@@ -149,7 +149,7 @@ class Feeder:
         return {*news.runs, *(one.run for one in reactions)}
 
     async def _name(self) -> None:
-        """Read the names of runs that are shown and of which nothing was heard yet."""
+        """Read the names of runs that are shown and not known yet."""
         while missing := self.state.unnamed(NAMED_AT_ONCE):
             found = await self.database.read_changed(Changed(tuple(missing), (), False, Position()))
             for run, document in found.runs.items():

@@ -21,16 +21,16 @@ from caxev.web.documents import entries_of, key_of, size_of
 DAYS_KEPT: Final = 91
 HOURS_KEPT: Final = 25
 PRESENT: Final = timedelta(hours=24)
-"""The time of which the present rate is taken."""
+"""The last hours, over which the present rate is averaged."""
 AT_ONCE: Final = timedelta(minutes=1)
 """A copy that becomes good so long after its arrival was there before, and is only good again."""
 UNSIZED: Final = 10_000
-"""Runs of which the size is waited for."""
+"""Maximum number of runs whose size is not known yet."""
 HELD: Final = frozenset({TRANSFERRED, ERROR, DELETING})
 """The statuses of a copy whose bytes have arrived."""
 
 HostType: TypeAlias = tuple[str, str]
-"""The key by which bytes are counted: host and type of data."""
+"""The key of the counts of bytes: host and type of data."""
 Series: TypeAlias = dict[datetime, int]
 
 

@@ -88,7 +88,7 @@ class Topic:
             self.send(message("reload", {}))
             return
         except DatabaseError as error:
-            # Viewers keep what they have; all is rendered anew when the database is back.
+            # Viewers keep what they have; all is rendered again when the database is back.
             logger.debug("a view is not up to date: {}", error)
             return
         if self.parts and parts.keys() != self.parts.keys():
@@ -113,7 +113,7 @@ class Hub:
         return sum(len(topic.viewers) for topic in self.topics.values())
 
     def wake(self, *names: str) -> None:
-        """Have these views rendered anew."""
+        """Have these views rendered again."""
         self._dirty.update(names)
         self._woken.set()
 
@@ -127,7 +127,7 @@ class Hub:
         self.topics[topic].send(message("reload", {}))
 
     async def run(self) -> None:
-        """Render what is to be rendered, for ever."""
+        """Render what is to be rendered, until cancelled."""
         while True:
             await self._woken.wait()
             self._woken = trio.Event()

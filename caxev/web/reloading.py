@@ -29,7 +29,7 @@ class PageReloader:
     databases: Sequence[Database]
 
     async def reload(self) -> None:
-        """Read credentials and sites.json again, and have all views rendered anew."""
+        """Read credentials and sites.json again, and have all views rendered again."""
         for one in self.databases:
             try:
                 await one.renew_credentials()

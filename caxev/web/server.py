@@ -47,12 +47,12 @@ GRACE: Final = 2.0
 
 @frozen
 class PageOptions:
-    """How the page is served. `names`: the names by which it may be asked for, beside loopback's.
+    """How the page is served. `names`: host names that requests may use, beside loopback's.
 
-    `address` is that by which browsers reach it, if this is not the one that they ask it for.
-    `login`: how people get in; None: everybody reads. `acting`: operators act; None: nobody does.
-    `history` makes rows of what happened to a run, and `handlers` are rows of what handlers there
-    are; `reread` reads sites.json and these again. `started` is called with the address.
+    `address` is the one that browsers use, if it differs from the one in their requests.
+    `login`: how people log in; None: everybody reads. `acting`: how operators act; None: nobody
+    does. `history` makes rows of a run's history, `handlers` has a row for each handler, and
+    `reread` reads sites.json and the handlers again. `started` is called with the address.
     """
 
     settings: Settings

@@ -168,9 +168,9 @@ class LiveState:
             del self.labels[next(iter(self.labels))]
 
     def unnamed(self, most: int) -> list[RunId]:
-        """Return runs with running or failed reactions of which no name is known.
+        """Return runs with running or failed reactions whose names are not known, `most` at most.
 
-        Only the first of very many: their names must all find room, or this would never end.
+        More names than there is room for would be read and dropped again and again.
         """
         shown = [*self.of_state(State.RUNNING), *self.of_state(State.FAILED)]
         runs = dict.fromkeys(one.reaction.run for one in shown)

@@ -263,7 +263,7 @@ class CatalogueComparison:
 def differing(entry: Copy, found: DatasetState) -> list[str]:
     """Return how the catalogue's RSEs and rules differ from those in an entry, a line each. Pure.
 
-    Only rules that keep the data for ever count, since others end.
+    Only rules that keep the data forever count, since others end.
     """
     from caxev.rucio.changes import ENDED, recorded_in
 

@@ -160,7 +160,7 @@ async def agent_on(
     try:
         process = await connection.create_process(f"{command} receive", encoding=None)
     except asyncssh.ChannelOpenError as exc:
-        logger.warning("{} starts no caxev receive, so SFTP must do: {}", endpoint, exc.reason)
+        logger.warning("{} does not start caxev receive, using SFTP: {}", endpoint, exc.reason)
         return None
     # Send the request before the hello is here: that saves a round trip. If the process has ended,
     # the hello is missing, and `why` below has the reason.
@@ -174,7 +174,7 @@ async def agent_on(
         why = str(await agent.why())
     except TimeoutError:
         why = f"{endpoint}: {command} receive does not say hello"
-    logger.warning("{}, so SFTP must do", why)
+    logger.warning("{}: using SFTP", why)
     process.close()
     return None
 

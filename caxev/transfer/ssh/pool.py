@@ -119,7 +119,7 @@ class Pool:
             excuses = await self._over(self._used, move)
             if excuses and not move.chunks.finished and self._used == self._programs:
                 shown = str(self.endpoint)
-                logger.warning("{}: our ssh does not get there: {}", shown, "; ".join(excuses))
+                logger.warning("{}: ssh cannot connect: {}", shown, "; ".join(excuses))
                 self._channels.append(asyncio.create_task(channel_on(self.connection)))
                 excuses = await self._over(self._channels[-1:], move)
         except Refused as refused:

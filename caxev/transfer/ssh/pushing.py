@@ -175,7 +175,7 @@ async def _push_over_sftp(
 
 
 def _wrong(route: Route, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Range]]:
-    """Return the bad ranges of a copy that is to be repaired: all, unless it was read back."""
+    """Return the bad ranges of a copy to repair: all, unless it was read back."""
     if not route.again:
         return {}
     wrong: dict[bytes, Sequence[Range]] = {

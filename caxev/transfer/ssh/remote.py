@@ -46,7 +46,7 @@ class Remote(Session):
     """
 
     async def source(self, path: FarPath) -> list[Seen]:
-        """List a copy that is to be read. Raises as `look`, and `GiveUp` if it is gone."""
+        """List a copy to read. Raises as `look`, and `GiveUp` if it is gone."""
         try:
             return await self.look(path)
         except GONE as exc:
@@ -87,7 +87,7 @@ class Remote(Session):
                     name = entry.filename
                     assert isinstance(name, bytes)
                     if name not in {b".", b".."}:
-                        # As they come: a server that lists for ever must not fill our memory.
+                        # As they come: a server that lists forever must not fill our memory.
                         check_rows(len(found), self.shown(root))
                         found.append(self._seen(root, self._listed(path, name), entry.attrs))
 
@@ -222,7 +222,7 @@ class Remote(Session):
                 yield file
 
     async def withdraw(self, final: FarPath, partial: FarPath) -> None:
-        """Rename a copy that is to be repaired back to its partial. Repeatable.
+        """Rename a copy to repair back to its partial. Repeatable.
 
         It replaces a partial of another attempt.
         """

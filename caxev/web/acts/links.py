@@ -1,7 +1,6 @@
-"""Where an operator goes to act on runs: addresses with what is selected. Pure.
+"""The addresses of the forms with which an operator acts on selected runs. Pure.
 
-They stand in every page: readers' browsers hide them, and the gate refuses who follows them all the
-same.
+Every page has them. Readers' browsers hide them, and the gate refuses readers who follow them.
 """
 
 from __future__ import annotations

@@ -35,11 +35,11 @@ from caxev.web.scene import Scene
 from caxev.web.views import Failures
 
 MANY: Final = 100
-"""Runs above which a person types how many there are."""
+"""Number of runs above which a person must type it."""
 LONGEST: Final = 2000
 """Characters of a value."""
 MOST_SENT: Final = 1000
-"""Forms of which is remembered that they were sent: a second click or a reload sends them again."""
+"""Forms that are remembered as sent, because a second click or a reload sends them again."""
 LONGEST_ADDRESS: Final = 8000
 """Characters of an address of ours: a form has room for as many runs, the web server for 16 KB."""
 SEEN: Final = "seen"

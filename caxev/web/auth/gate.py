@@ -55,7 +55,7 @@ class Way(Protocol):
 
 @frozen
 class Gate:
-    """Lets through what a person asks for whom `way` knows, with their session in the scope."""
+    """Passes on requests of people whom `way` knows, with their session in the scope."""
 
     app: App
     way: Way
