@@ -73,7 +73,7 @@ def _decoded(given: str) -> str:
 
 @frozen
 class MetricsAddress:
-    """Where metrics are served, and with which certificate (PEM files), if with TLS."""
+    """The address at which metrics are served, and the certificate (PEM files) for TLS."""
 
     port: int
     host: str = LOOPBACK
@@ -81,7 +81,7 @@ class MetricsAddress:
     key: Path | None = None
 
     def check(self, login: Login) -> None:
-        """Raise `ConfigError` unless this may be served to whoever can reach it."""
+        """Raise `ConfigError` unless this is safe to serve at its address."""
         if self.is_loopback:
             return
         if self.certificate is None:

@@ -138,7 +138,7 @@ def _is_ours_and_bad(job: Job, one: Copy, trigger: str) -> bool:
 def plan_repair(
     run: Run, bad: Copy | None, site: Site, sites: Sites, *, trigger: str
 ) -> TransferPlan | Skip:
-    """Decide whether `site` repairs this copy, and from where. Pure."""
+    """Decide whether `site` repairs this copy, and the source. Pure."""
     if bad is None:
         return Skip("the copy is gone")
     others = [one for one in run.copies if one.key == bad.key and one is not bad]

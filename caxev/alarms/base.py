@@ -16,7 +16,7 @@ DEADLINE: Final = 90.0
 
 
 class DeliveryFailed(Exception):
-    """A sink did not take an alarm; try again later. The message says why, without a secret."""
+    """A sink did not accept an alarm; try again later. The message has no secret."""
 
 
 class Notifier(Protocol):

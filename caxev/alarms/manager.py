@@ -64,7 +64,7 @@ SWEEP: Final = 3600.0
 
 @define(eq=False)
 class Recipient:
-    """A sink: what it receives, and by which notifier. `make` reads its secrets again."""
+    """A sink: its rule of delivery and its notifier. `make` reads its secrets again."""
 
     rule: DeliveryRule
     notifier: Notifier
@@ -313,7 +313,7 @@ class AlarmManager(Alarms):
 
         If one were cut short, the next process would repeat it.
         """
-        # Never released: whoever still wants to deliver waits until the listener is gone.
+        # Never released: further deliveries wait until the listener is gone.
         for recipient in self.recipients:
             await self._sending[recipient.name].acquire()
 

@@ -11,7 +11,7 @@ def stop_if_interrupted(*_: object) -> None:
     """Raise what ends the command that waits for this thread, such as KeyboardInterrupt.
 
     Long work in a thread that trio started calls it again and again, as its `report` for example:
-    trio waits for such a thread whatever happens. In any other thread it does nothing.
+    trio waits for such a thread in any case. In any other thread it does nothing.
     """
     with suppress(RuntimeError):
         trio.from_thread.check_cancelled()

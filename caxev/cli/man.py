@@ -87,6 +87,6 @@ def _text(text: str) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    """Return a line as troff prints it: neither escapes nor a request."""
+    """Return a line that troff prints as it is, with escapes and requests quoted."""
     shown = text.replace("\\", r"\e").replace("-", r"\-").replace("~", r"\(ti")
     return rf"\&{shown}" if shown.startswith((".", "'")) else shown

@@ -98,7 +98,7 @@ async def site_rows(
     """Return a row for each site of sites.json, and for each that ever listened."""
     records = {record.site: record for record in await database.site_records()}
     tally = await database.tally(only)
-    # A site that was taken out of sites.json may still owe reactions: list it.
+    # A site that was removed from sites.json may still have reactions: list it.
     listed = names if only is not None else dict.fromkeys([*names, *records])
     moving = await _moving(database, listed)
     alarms = await database.alarms(only)

@@ -31,7 +31,7 @@ _PATIENCE: Final = 10.0
 
 
 class Read(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A value that `read` makes of a text; what its ValueError says is click's error."""
+    """A value that `read` makes of a text; its ValueError becomes click's error."""
 
     def __init__(self, name: str, read: Callable[[str], object]) -> None:
         self.name = name
@@ -205,7 +205,7 @@ def _patterns(options: GlobalOptions) -> Iterable[str]:
 
 
 _PATHS: Final = {"detector": "detector", "source": "source.type"}
-"""The fields of which the shell offers the values that runs have."""
+"""The fields whose values the shell completes from the runs."""
 
 
 def condition_type(name: str) -> ConditionType:

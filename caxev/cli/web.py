@@ -116,7 +116,7 @@ def _acting(given: GlobalOptions) -> ActingOptions:
     from caxev.web.acts.pages import ActingOptions
 
     for site in given.sites().values():
-        # Loaded now: the first person who acts is not to wait for it, nor the others' pages.
+        # Loaded now, so that the first act does not wait for it, and with it all pages.
         with suppress(ConfigError):
             given.registry(site.name)
     return ActingOptions(given.operator_settings(), given.registry)

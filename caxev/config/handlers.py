@@ -1,4 +1,4 @@
-"""Loading the modules in which handlers are recorded.
+"""Load the modules that record handlers.
 
 `listener` and the command line call `load_handlers` once at the start; a worker process calls
 `load_file` for the same files, so that functions in them are found there under the same name.
@@ -48,7 +48,7 @@ BY_METHOD: Final = {
 }
 """The modules that are loaded only if sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
-"""The entry point group by which an installed package offers a handlers' module."""
+"""The entry point group with which an installed package offers a handlers' module."""
 
 
 def load_handlers(

@@ -56,7 +56,7 @@ def keys(cls: type) -> dict[str, attrs.Attribute[Any]]:
 
 
 def kind_of(type_: Any) -> Kind | None:
-    """Return the kind with which a field's type is annotated, be it optional or not."""
+    """Return the kind in the annotation of a field's type, optional or not."""
     annotated = _annotated(type_)
     return next((one for one in get_args(annotated) if isinstance(one, Kind)), None)
 

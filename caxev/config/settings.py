@@ -24,7 +24,7 @@ OPERATOR_URI: Final = "CAXEV_MONGO_OPERATOR_URI"
 EXAMPLE: Final = "mongodb://user@host1,host2:27017/run?replicaSet=runs"
 PASSWORDLESS: Final = ("mongodb-x509", "mongodb-aws", "mongodb-oidc", "gssapi")
 HISTORY_DAYS: Final = 730.0
-"""Days for which what happened is kept, unless CAXEV_HISTORY_DAYS says otherwise."""
+"""Days for which history is kept, unless CAXEV_HISTORY_DAYS is set."""
 LONGEST: Final = 36500
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]\s]+)(:(?P<port>[0-9]+))?")
 _SECRET: Final = re.compile(

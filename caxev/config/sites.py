@@ -160,7 +160,7 @@ class Site:
     """Days after a run's start when raw data is deleted here, if enough other copies are good.
     Older data is not pulled. Null: never."""
     pax_version_purge: Text = None
-    """The version of which processed data is deleted here, and not made any more."""
+    """The version whose processed data is deleted here, and no longer made."""
     purge_versions: Annotated[
         Mapping[str, str],
         Kind('versions by type, as {"minitrees": "v6.8.0"}', mapped(read_name, read_name)),
@@ -226,7 +226,7 @@ class Site:
     handlers: Names = ()
     """Names of further handler modules that this site loads."""
     master: Names = ()
-    """Types of data of which the site holds the master copy, with which other copies are compared
+    """Types of data whose master copy is at this site; other copies are compared with it
     if their own source is gone."""
     max_rate: Rate | None = None
     """The most bytes a second with this site, of all that one listener moves, as ``"200MB/s"``

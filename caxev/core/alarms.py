@@ -92,7 +92,7 @@ class Alarm:
 
     @property
     def id(self) -> str:
-        """Eight characters by which people and mail readers recognise it."""
+        """Eight characters that identify it for people and mail readers."""
         return sha256(f"{self.site}\n{self.key}".encode()).hexdigest()[:8]
 
 
@@ -338,7 +338,7 @@ def uncancellable_key(reaction: Reaction) -> str:
 
 
 def uncancellable(reaction: Reaction, why: str, run: str) -> Alarm:
-    """Return the alarm about a handler that goes on after it was cancelled.
+    """Return the alarm about a handler that ignores its cancellation.
 
     A shielded wait is as likely a cause as a disk that hangs.
     """

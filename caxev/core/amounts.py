@@ -24,7 +24,7 @@ def size(number: object) -> str | None:
 
 
 def lasting(seconds: float) -> str:
-    """Return a duration for people, in the largest unit of which there are at least two."""
+    """Return a duration for people, in the largest unit that fits at least twice."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"

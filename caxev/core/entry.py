@@ -39,7 +39,7 @@ def text(value: object) -> str | None:
 
 
 def words(value: object) -> str | None:
-    """Return whatever was written for people, as text."""
+    """Return a value that was written for people, as text."""
     return str(value) if value else None
 
 
@@ -243,7 +243,7 @@ class SetAside(Record):
     master = EntryField(text, "from")
     """The host whose copy they differ from."""
     mark = EntryField(text)
-    """Identifies the files that are to be moved."""
+    """Identifies the files to move."""
 
 
 @frozen
@@ -285,7 +285,7 @@ class Entry(Record):
     requested = EntryField(bool)
     """Whether a person requested it: remains when its status no longer shows it."""
     bulk = EntryField(text)
-    """The id of the request for many copies by which it was requested last."""
+    """The id of the latest bulk request that includes it."""
     from_rse = EntryField(text)
     """The RSE to fetch it from, if a person named one."""
     since = EntryField(as_utc, "status_since")
@@ -293,7 +293,7 @@ class Entry(Record):
     arrived_at = EntryField(as_utc)
     """When it was first found to be right here, or was written to tape."""
     holds = EntryField(holds)
-    """Why it stays, whatever rules of deletion say; see `caxev.copies.holds`."""
+    """Holds that exempt it from the rules of deletion; see `caxev.copies.holds`."""
     error = EntryField(words)
     """Why it is bad, or why the last attempt failed."""
     repairs = EntryField(count)

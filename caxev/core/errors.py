@@ -61,7 +61,7 @@ class GiveUp(Exception):
 
 
 class Damaged(GiveUp):
-    """The source of a copy is not what its manifest says, and nothing of that has been accepted.
+    """The source of a copy differs from its manifest; no wrong bytes were accepted.
 
     The source may be a bad copy: have it read again (`caxev.copies.readings.suspecting`).
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def escaped(text: str) -> str:
-    """Return the text on one line, with whatever is not printable shown as its escape.
+    """Return the text on one line, with unprintable characters shown as escapes.
 
     Names of runs and files come from elsewhere: one with a line break could forge a log line, one
-    with a control character could steer the terminal of whoever reads it.
+    with a control character could control the reader's terminal.
     """
     if text.isprintable():  # as nearly all are
         return text

@@ -146,7 +146,7 @@ class HistoryRow:
 
 
 def of_run(run: Run) -> dict[str, Any]:
-    """Return the fields of a row that say which run it is about."""
+    """Return the fields of a row that name its run."""
     return {"run": run.id, "number": run.number, "name": run.name}
 
 

@@ -91,7 +91,7 @@ class State(StrEnum):
 
 @frozen
 class Done:
-    """The handler returned. `idle`: it did nothing, and `note` says why."""
+    """The handler returned. `idle`: it did nothing, for the reason in `note`."""
 
     note: str = field(default="", converter=_brief)
     idle: bool = False

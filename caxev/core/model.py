@@ -248,7 +248,7 @@ class Copy(Entry):
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether an old program failed to make it: neither status nor trigger is by one of us."""
+        """Whether an old program failed to make it: status and trigger are not caxev's."""
         # One of us dates each status and names the trigger; old programs do neither.
         ours = self.since is not None or self.trigger is not None
         return self.status == ERROR and not ours and not self.checksumproblem

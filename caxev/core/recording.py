@@ -159,7 +159,7 @@ def _is_decision(found: Any) -> bool:
 
 
 def later(reaction: Reaction, decision: Wait) -> Reaction:
-    """Return a reaction that is due when its decision says, but not in the past."""
+    """Return a reaction that is due at the time of its decision, but not in the past."""
     return evolve(reaction, due=max(decision.until, reaction.due), note=decision.why)
 
 

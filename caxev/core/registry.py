@@ -110,7 +110,7 @@ class CopyTrigger:
     """Trigger on a copy that reaches one of these statuses (`GONE`: it vanishes).
 
     `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`, `type` a name, `PRIMARY`, `DERIVED`,
-    `VERSIONED` or `OWN`; without `type` or `host`, any. Each may be several, of which one must fit.
+    `VERSIONED` or `OWN`; without `type` or `host`, any. Each may be several: one must match.
     A name that no site or type has is no error: it never fires.
     """
 
@@ -300,7 +300,7 @@ class Handler:
     sizes it. `stall` bounds the time without `job.progress()` and `timeout` one attempt, both in
     seconds, None: unbounded; with `stall`, `timeout` is None by default. `attempts` is how often it
     is tried before it is parked as failed.
-    `aliases` are other names by which ``task_list`` may enable it. An `exclusive` one deletes or
+    `aliases` are further names for ``task_list``. An `exclusive` one deletes or
     replaces the copy: nothing else runs on that copy meanwhile. `needs` are keys of sites.json:
     only sites that give one of them enable it. `decide` is its decision, if it has one: a pure
     function of the job, which returns a `Skip`, a `Wait`, or None to run the handler. It is asked
@@ -390,7 +390,7 @@ def _interest(handlers: Iterable[Handler], here: Here) -> Interest:
         return frozenset().union(*found) - {GONE}
 
     pairs = frozenset((host, status) for host in hosts for status in statuses(host))
-    # A host of which no trigger and no site can know.
+    # A host that no trigger and no site names.
     others = statuses("\0")
     return Interest(_watched(every, here), here.name, hosts, pairs, others)
 

@@ -36,5 +36,5 @@ def _cell(value: object) -> object:
     if value is None or isinstance(value, int):
         return value
     text = escaped(str(value))
-    # A spreadsheet would calculate what begins so, whoever wrote it.
+    # A spreadsheet would evaluate a text that begins with one of these.
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

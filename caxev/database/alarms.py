@@ -68,7 +68,7 @@ def alarm_rows(state: AlarmState) -> list[HistoryRow]:
 
 
 class Alarms(History):
-    """Keeping the states of alarms, so that a restart neither repeats nor forgets one."""
+    """Keep the states of alarms, so that a restart repeats and forgets none."""
 
     @operation
     async def alarms(self, site: str | None = None) -> list[AlarmState]:

@@ -31,7 +31,7 @@ DUPLICATE: Final = 11000
 PAST: Final = ("position", "scanned", "scanning", "expires", "owner", "lsid", "trouble")
 """Fields of a site's document that describe the moment of the back-up."""
 ADDED_TO: Final = ("manifests", "history")
-"""Collections that only ever grow, of which nothing is removed by a restore."""
+"""Collections that only grow: a restore removes nothing from them."""
 Keep = Callable[[str, bytes], None]
 
 

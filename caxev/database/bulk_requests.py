@@ -42,7 +42,7 @@ _BULK: Final = {"terms": {"$exists": True}}
 
 @frozen(kw_only=True)
 class BulkRequest:
-    """Something that was asked of runs: an act, by its kind and terms; by whom, when (UTC).
+    """A requested act on runs: its kind and terms, who requested it, and when (UTC).
 
     `runs` None: of all that it concerns. The first `written` of them have been written to, or
     refused; those of them that were refused, or have changed at each attempt, are `failed`.

@@ -210,7 +210,7 @@ class Claims(Runs, History):
         if counted < len(reactions):
             freed = [{"q": _claimed(one, lease), "u": _FREED} for one in reactions]
             renewed = await write_all(self._ledger, freed, session)
-        # It happened, also if the reaction is to run again.
+        # The history keeps it, even if the reaction must run again.
         if happened:
             await self._add_rows([*happened.values()], session)
         point("database.settle.after")

@@ -132,13 +132,13 @@ def concerns_one(error: DatabaseError) -> bool:
 
 
 def is_fatal(error: DatabaseError) -> bool:
-    """Return whether neither waiting nor leaving out the write that failed can help."""
+    """Return whether an error persists even if one waits, or leaves the failed write out."""
     return not (is_transient(error) or concerns_one(error))
 
 
 @contextmanager
 def unless_fatal(trouble: str) -> Iterator[None]:
-    """Log an error of the database and go on behind the block, which is tried again later.
+    """Log an error of the database and leave the block, which the caller tries again later.
 
     Raises one that is fatal.
     """
@@ -402,7 +402,7 @@ _RIGHTS: Final = {
 
 def _lacking(error: OperationFailure) -> str:
     """Return which right the user lacks, without the command that the server's message repeats."""
-    # It has the session's id, the cluster's signature, and what was to be written.
+    # It has the session's id, the cluster's signature, and the content of the write.
     text = str((error.details or {}).get("errmsg", error))
     found = _DENIED.search(text)
     if found is None:

@@ -34,7 +34,7 @@ PAGE: Final = 500
 _FEW: Final = 20
 """Rows that are read at a time with the output of programs."""
 _LATEST: Final = 20
-"""Rows of which one is of the latest epoch of a site: others follow in order of time, or nearly."""
+"""Rows to search for a site's latest epoch: they are nearly in order of time."""
 MOST_THERE: Final = 10_000
 """Rows that are remembered as there, about."""
 _DUPLICATE: Final = 11000
@@ -184,7 +184,7 @@ def _query(search: HistorySearch) -> Document:
 def history_document(row: HistoryRow, days: float) -> Document:
     """Return a row as the database keeps it for so many days (0: forever), without its id.
 
-    Unknown and empty fields are left out, except the site, by which rows are found.
+    Unknown and empty fields are left out, except the site, which queries use.
     """
     deed = row.deed
     fields: Document = {

@@ -13,7 +13,7 @@ from caxev.core.model import RunId
 
 
 def id_text(run: RunId) -> str:
-    """Return a run's id, of whatever type, as text: canonical MongoDB Extended JSON (version 2)."""
+    """Return a run's id, of any type, as text: canonical MongoDB Extended JSON (version 2)."""
     return json_util.dumps(run, json_options=json_util.CANONICAL_JSON_OPTIONS)
 
 

@@ -1,4 +1,4 @@
-"""Malformed documents: skipped by whoever reads them, and moved away by the site's listener.
+"""Malformed documents: readers skip them, and the site's listener sets them aside.
 
 A person, or a fault, may have changed any document of ours. One that cannot be read must not stop
 what is done about the others.

@@ -33,7 +33,7 @@ class Malformed(ValueError):
 
 @frozen
 class Row:
-    """A document, or a part of one, whose fields are asked for by type.
+    """A document, or a part of one, whose fields are read by type.
 
     Each method raises `Malformed` if the field is something else. `None` as `default` allows a
     field that is missing or null; without a default it must be there.
@@ -129,7 +129,7 @@ def _shown(value: object) -> str:
 
 
 def carefully(read: Callable[[Any], T], document: object) -> T:
-    """Read a document. Raises `Malformed`, whatever is wrong with it."""
+    """Read a document. Raises `Malformed` for any fault in it."""
     try:
         return read(document)
     except Malformed:

@@ -223,7 +223,7 @@ def scans_of(selection: Selection) -> list[Scan]:
 
 
 def query_beside(selection: Selection, scans: Sequence[Scan], now: datetime) -> Document:
-    """Return `query_of` without the numbers or names of which each scan selects its own.
+    """Return `query_of` without numbers and names, which each scan adds.
 
     There may be thousands of scans, and each would filter by the numbers of all.
     """

@@ -301,7 +301,7 @@ class Sites(Connection):
         await self._set(lease, handlers=sets[-SETS_KEPT:])
 
     async def _handler_sets(self, site: str) -> dict[Any, frozenset[str]]:
-        """Return the sets of handlers with which a site has taken snapshots, by their ids."""
+        """Return the sets of handlers that a site's snapshots were taken for, by their ids."""
         found = await self._ledger.find_one({"_id": site}, {"handlers": 1}) or {}
         try:
             rows = [Row.of(one) for one in Row.of(found).many("handlers", [])]

@@ -39,7 +39,7 @@ T = TypeVar("T")
 MOST_REACTIONS: Final = 2000
 """Reactions that are recorded in one transaction."""
 MANY_REACTIONS: Final = 50
-"""Reactions from which on they are inserted, which costs the server a third of an upsert."""
+"""From this number on, reactions are inserted, which costs the server a third of an upsert."""
 _DUPLICATE_KEY: Final = 11000
 
 
@@ -173,7 +173,7 @@ class Recording(Sites, Quarantine):
 
     @operation
     async def known_to(self, site: str, runs: Sequence[RunId]) -> dict[RunId, frozenset[str]]:
-        """Return the handlers with which a site's snapshots of runs were taken, for each run."""
+        """Return for each run the handlers that the site's snapshot was taken for."""
         sets = await self._handler_sets(site)
         keys = [_key(site, run) for run in runs]
         cursor = self._ledger.find({"_id": {"$in": keys}}, {"by": 1})
@@ -182,7 +182,7 @@ class Recording(Sites, Quarantine):
 
     @operation
     async def page(self, site: str, before: RunId | None) -> tuple[list[RunId], RunId | None]:
-        """Return a page of run ids, and the `before` with which to ask for the next page, or None.
+        """Return a page of run ids, and the `before` of the next page, or None.
 
         The newest come first: a site that starts looks at the runs of today first. Runs that the
         site has seen but that are no longer stored are among them, so that a scan also finds what

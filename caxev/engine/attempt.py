@@ -1,4 +1,4 @@
-"""One attempt: run a handler within its time, and turn whatever happens into an outcome.
+"""One attempt: run a handler within its time, and turn its result or error into an outcome.
 
 `runner` calls `attempt`; `settling` records the outcome.
 """

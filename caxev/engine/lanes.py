@@ -147,7 +147,7 @@ class Lanes:
         return {key for lane in self for key in lane.running}
 
     def notify(self) -> None:
-        """Wake whoever waits for a change."""
+        """Wake all tasks that wait for a change."""
         self.changed.set()
         self.changed = trio.Event()
 

@@ -96,7 +96,7 @@ async def renewing(trouble: Trouble, renew: Callable[[], Awaitable[None]], every
             # Nothing else. A stand-by that still reaches the database may take the site over: then
             # the renewal raises `LeaseLost` when the database is back. A helper has its fence.
             trouble.meet("lease", of_the_site(error))
-            # Sooner than usual: the lease goes on running out.
+            # Sooner than usual, because the lease is running out.
             await trio.sleep(min(every, LONGEST_WAIT) / 4)
         else:
             await trio.sleep(every)

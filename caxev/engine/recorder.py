@@ -4,7 +4,7 @@ The first scan, the live stream, a restart, an event that is delivered twice and
 all come through here: what differs from the stored snapshot makes events, and those make reactions.
 Snapshots, reactions and the stream's position are written in one transaction.
 
-`watcher` and `requests` call it. Reactions go on to the `Intake`, which is the dispatcher.
+`watcher` and `requests` call it. Reactions are handed to the `Intake`, which is the dispatcher.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Markers: the files by which a site's directories are known, and the notes of them.
+"""Markers: the files that identify a site's directories, and their records in the database.
 
 ``caxev sites init`` marks directories when a person asks. `root_watch` does so by itself only while
 the runs database knows no copy there: an empty mount point would pass for an empty disk, and each

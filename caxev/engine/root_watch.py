@@ -196,7 +196,7 @@ class RootWatch:
 
     async def _lose_patience(self, root: str) -> None:
         await trio.sleep(ANSWERS)
-        # The probe itself goes on: its answer shows when the disk is back.
+        # The probe itself continues: its answer shows when the disk is back.
         await self._note(root, Probe(away=f"{root} has not responded for {ANSWERS:.0f} s"))
 
     async def _probed(self, held: Holding) -> Probe | None:

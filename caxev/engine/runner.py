@@ -123,7 +123,7 @@ class Runner:
                 self._end(Ended(reaction, ended))
 
     async def _run_one(self, reaction: Reaction, run: Run | None) -> None:
-        """Attempt one reaction; whatever happens, hand it on to be settled."""
+        """Attempt one reaction, and in any case hand it on to be settled."""
         ended = Ended(reaction, Interrupted("the listener was stopped"))
         try:
             handler = self.context.registry.handlers.get(reaction.handler)
@@ -343,7 +343,7 @@ class Runner:
                     break
 
     def _report_uncancellable(self) -> None:
-        """Report attempts that go on long after they were cancelled, and have others work."""
+        """Report attempts that ignore their cancellation, and free their place in the lane."""
         for reaction, watch, run in self._running.values():
             if watch.ignored >= IGNORED and reaction.id not in self._uncancellable:
                 self._uncancellable.add(reaction.id)

@@ -275,7 +275,7 @@ class LeaderSession:
     # -- leaving ------------------------------------------------------------------------------
 
     async def _let_go(self) -> None:
-        """Settle what has ended, and release the lease, whatever the reason for leaving."""
+        """Settle what has ended, and release the lease, for any reason of leaving."""
         with trio.move_on_after(FLUSH, shield=True):
             try:
                 await self.dispatcher.settler.free_all()

@@ -246,7 +246,7 @@ class Settler:
             self.context.alarms.raise_(parked(reaction, run or f"run {reaction.run}"))
 
     def _report_refusal(self, ended: Ended, reaction: Reaction) -> None:
-        """Raise one alarm for all reactions that wait for one refusal, until one of them goes on.
+        """Raise one alarm for all reactions that wait for one refusal, until one of them continues.
 
         If a disk is away, the listener of its own site raises the alarm, if there is one.
         """

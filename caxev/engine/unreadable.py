@@ -45,7 +45,7 @@ class UnreadableRuns:
             await self.park(run, None, InvalidDocument(why))
 
     async def park(self, run: RunId, position: Position | None, error: DatabaseError) -> None:
-        """Park a run that the database refuses to record, and go on behind it."""
+        """Park a run that the database refuses to record, and continue with the next."""
         context = self.context
         label = await self._label(run)
         reaction = self._shown(run, str(error))

@@ -90,7 +90,7 @@ def main() -> NoReturn:
     """Serve tasks until standard input ends. Never returns."""
     gc.set_threshold(5_000, 10, 10)  # nearly all that it makes is imported, and stays
     requests, replies = _take_pipes()
-    os.umask(0o022)  # copies are for others to read, whoever started us
+    os.umask(0o022)  # copies must be readable for others, independent of the caller's umask
     # Ctrl-C and systemd's SIGTERM may reach every process of a service, but only the listener
     # decides when to stop. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -98,7 +98,7 @@ def main() -> NoReturn:
     begin_relayed()
     files = _settle(_next_frame(requests))
     tasks: SimpleQueue[bytes] = SimpleQueue()
-    # A thread of its own notices the end of the input, whatever the job is doing.
+    # A thread of its own notices the end of the input, even during a job.
     Thread(target=_listen, args=(requests, tasks), daemon=True).start()
     while True:
         report = Reporter(replies)
@@ -154,7 +154,7 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
         _load(files, message)
         task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
         return Returned(_run(task, report))
-    except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the task
+    except BaseException as error:  # noqa: BLE001  # goes to the task that waits
         return Raised(_portable(error), "".join(traceback.format_exception(error)))
     finally:
         sys.stdout.flush()

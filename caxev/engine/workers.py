@@ -45,7 +45,7 @@ def _ignore(_done: int, _total: int) -> None:
 class Workers:
     """A pool of worker processes; use it as an async context manager.
 
-    As many work at once as are asked for. `files` are handler files that every worker loads, so
+    Their number is not limited. `files` are handler files that every worker loads, so
     that functions in them are found. Leaving the block kills every worker, idle or not, and waits
     until it is gone; a `run` that still waits for one raises `Retry`. A worker that does not die
     within `DEATH` is left behind, and logged.
@@ -80,7 +80,7 @@ class Workers:
                 for worker in tuple(self._alive):
                     ending.start_soon(self._end, worker)
         self._nursery.cancel_scope.cancel()
-        # The block's own error goes on as it is: the nursery would wrap it in a group.
+        # The block's own error is raised as it is: the nursery would wrap it in a group.
         await self._manager.__aexit__(None, None, None)
 
     async def run(

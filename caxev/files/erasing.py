@@ -26,7 +26,7 @@ GONE_PREFIX: Final = f"{RESERVED}gone-"
 MOVED_PREFIX: Final = f"{RESERVED}moved-"
 """The prefix of old files that ``caxev mv`` has copied and will remove."""
 NOTHING: Final = "nothing"
-"""The mark of an empty place: whatever appears there later is something else."""
+"""The mark of an empty place: files that appear there later are not the copy's."""
 QUARANTINE: Final = f"{RESERVED}quarantine"
 """The directory, below a site's root, for files on whose content no majority of copies agrees."""
 

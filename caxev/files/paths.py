@@ -133,7 +133,7 @@ def origin_path(final: P) -> P:
 
 
 def lock_path(directory: Confined) -> Confined:
-    """Return the file beside a directory that is locked by whoever writes it."""
+    """Return the file beside a directory that its writer locks."""
     # Hashed: the directory's name may have a prefix already, and be too long for another.
     name = blake3(os.path.basename(directory)).hexdigest()[:32]
     return join(parent(directory), f"{LOCK_PREFIX}{name}".encode())

@@ -151,7 +151,7 @@ def link(old: Confined, new: Confined) -> None:
 
 
 def remove(path: Confined) -> None:
-    """Remove whatever is at `path`, a directory with its content; a missing path is no error.
+    """Remove the file, or directory with its content, at `path`; a missing path is no error.
 
     Directories of ours are removed even if they are read-only.
     """

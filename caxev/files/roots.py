@@ -90,7 +90,7 @@ def missing(root: Root) -> str:
 def file_system(root: str) -> str | None:
     """Return the UUID of the file system that a directory is on; None if it has none.
 
-    It lies in the file system itself, and so stays when that is mounted elsewhere or again.
+    It lies in the file system itself, and so stays when that is mounted elsewhere or once more.
     """
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:

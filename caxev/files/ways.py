@@ -19,7 +19,7 @@ CANNOT: Final = {
     errno.EPERM,
     errno.EMLINK,
 }
-"""Errors by which the kernel refuses a way of copying for these two files; another may work."""
+"""Errors with which the kernel refuses a way of copying these two files; another may work."""
 
 
 def tried(function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:

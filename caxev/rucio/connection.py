@@ -347,7 +347,7 @@ def complete_at(files: set[str], rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def without_replica(files: set[str], rows: Iterable[Row]) -> list[str]:
-    """Return those of these files of which no replica is there or on its way."""
+    """Return the files that have no replica, and none on its way."""
     known = {row["name"] for row in rows if not _THERE.isdisjoint(row["states"].values())}
     return sorted(files - known)
 

@@ -1,4 +1,4 @@
-"""The lab: a few sites on this machine, in which a test makes things happen."""
+"""The lab: a few sites on this machine, for tests of handlers."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ class _GridReading:
 
 
 def _suspects(route: Route) -> Suspects:
-    """Return a test for the files that a repair must send whatever their ADLER32 there.
+    """Return a test for the files that a repair must send even if their ADLER32 is right.
 
     A server may return the ADLER32 that it stored when the file was written, not that of its bytes.
     """

@@ -92,7 +92,7 @@ class Answers:
         self.bulks = Counted(self._bulks, (), OFTEN, mark, new("requests"))
 
     async def run(self) -> None:
-        """Ask what somebody wants to know, until cancelled."""
+        """Query what viewers need, until cancelled."""
         async with trio.open_nursery() as nursery:
             for one in (self.holdings, self.holds, self.bulks):
                 nursery.start_soon(one.run)

@@ -23,5 +23,5 @@ def asset(name: str) -> bytes:
 
 @cache
 def assets_version() -> str:
-    """Return a text that differs for other files, so that a browser asks for these again."""
+    """Return a text that changes with the files, so that a browser fetches them again."""
     return blake2b(b"".join(map(asset, KINDS)), digest_size=6).hexdigest()

@@ -56,7 +56,7 @@ class Counted(Generic[T]):
         return self.value
 
     async def run(self) -> None:
-        """Count whenever somebody wants it, until cancelled."""
+        """Count whenever a viewer needs it, until cancelled."""
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()

@@ -1,4 +1,4 @@
-"""Draw bars, sparklines and matrices as SVG, each with a text that says the same. Pure."""
+"""Draw bars, sparklines and matrices as SVG, each with a text of the same content. Pure."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Hub:
         self.topics[topic].send(message("reload", {}))
 
     async def run(self) -> None:
-        """Render what is to be rendered, until cancelled."""
+        """Render views as they become outdated, until cancelled."""
         while True:
             await self._woken.wait()
             self._woken = trio.Event()

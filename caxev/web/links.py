@@ -119,7 +119,7 @@ def _moving(state: LiveState) -> tuple[Counter[Ends], Counter[Ends]]:
 def _owed(scene: Scene, state: State) -> Counter[Ends]:
     """Return how many transfers wait for each link, or have failed.
 
-    A reaction to a copy elsewhere brings it here; one to a copy here takes it to where the site
+    A reaction to a copy elsewhere brings it here; one to a copy here sends it to where the site
     uploads, if that is one place.
     """
     found: Counter[Ends] = Counter()

@@ -17,7 +17,7 @@ from caxev.web.rendering import lines
 from caxev.web.state import LiveState
 
 MOST: Final = 10
-"""Reactions of which it is shown: the open ones, then the newest of the history."""
+"""Number of reactions whose output is shown: the open ones, then the newest of the history."""
 SHOWN: Final = 50_000
 """Characters of one reaction's output, the last ones."""
 

@@ -15,7 +15,7 @@ from attrs import frozen
 from caxev.web.state import Open
 
 LONGEST: Final = 200
-"""Characters of a reason by which it is known."""
+"""Characters of a reason that identify it."""
 _ROUNDS: Final = re.compile(r" \(given up after \d+ (?:attempts|days)\)$")
 _PARTS: Final = (
     (re.compile(r"'[^']*'|\"[^\"]*\""), "'…'"),

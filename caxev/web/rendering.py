@@ -1,4 +1,4 @@
-"""Templates become HTML, and whatever comes from the database becomes text.
+"""Render templates as HTML, with values from the database as text.
 
 Names are any bytes: each value is escaped twice, what is not printable as people read it in a
 terminal, and what means something in HTML. Lengths are limited, so that no name can push a page
@@ -111,7 +111,7 @@ def mark(status: object) -> tuple[str, str]:
 
 
 def icon(name: str) -> Markup:
-    """Return an icon of the sprite; the text beside it says the same."""
+    """Return an icon of the sprite; the text beside it has the same meaning."""
     return Markup(
         '<svg class="icon" aria-hidden="true" focusable="false">'
         '<use href="/static/icons.svg#{}"></use></svg>'

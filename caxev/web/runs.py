@@ -31,7 +31,7 @@ Shape: TypeAlias = tuple[tuple[CopyKey, str], ...]
 
 
 class CopyGroup(NamedTuple):
-    """The key by which copies are counted."""
+    """The key of the counts of copies."""
 
     host: str
     type: str

@@ -26,7 +26,7 @@ WEEK: Final = timedelta(days=7)
 AGES: Final = ((30.0, "a month"), (90.0, "3 months"), (365.0, "a year"))
 """Ages, in days, that readings are grouped by."""
 PURGES: Final = frozenset({"purge", "purge_processed", "make_room"})
-"""Handlers by which a site's rules delete copies."""
+"""Handlers that delete copies by a site's rules."""
 
 
 @frozen

@@ -117,7 +117,7 @@ class Agent:
     async def why(self) -> Retry | GiveUp:
         """Return the error that the far end wrote to standard error when it ended."""
         said = bytearray()
-        # Best effort: without it the message only says less.
+        # Best effort: without it the message has fewer details.
         with suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(_PATIENCE):
                 while len(said) < _COMPLAINTS and (some := await self.process.stderr.read(_CHUNK)):
@@ -180,7 +180,7 @@ async def agent_on(
 
 
 async def _greeted(incoming: Incoming) -> bool:
-    """Return whether the hello comes, after whatever a login shell writes."""
+    """Return whether the hello comes, after any output of a login shell."""
     left = _NOISE
     while left > 0:
         try:

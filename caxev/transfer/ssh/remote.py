@@ -175,7 +175,7 @@ class Remote(Session):
         await self.ask("rmtree", root, True)
 
     async def remove_all(self, path: FarPath) -> None:
-        """Remove whatever has that name; a missing one is no error."""
+        """Remove the file or directory of that name; a missing one is no error."""
         try:
             await self.ask("remove", path)
         except GONE:

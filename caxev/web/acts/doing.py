@@ -31,7 +31,7 @@ from caxev.web.acts.command_line import typed
 from caxev.web.acts.offers import Offer, Values
 
 SHOWN: Final = 100
-"""Steps that went wrong, of which a page names each."""
+"""Maximum number of failed steps that a page names."""
 
 
 @frozen

@@ -43,7 +43,7 @@ class ActField:
     is_argument: bool = False
 
     def words(self, value: str) -> list[str]:
-        """Return the words of a command that say this."""
+        """Return the words of the command with these values."""
         if self.is_argument:
             return ["--", value]
         return [f"--{self.name}"] if self.kind == "flag" else [option(self.name, value)]

@@ -95,7 +95,7 @@ class ActPages:
         return RedirectResponse(address, 303)
 
     async def show(self, request: Request) -> Response:
-        """Show the form of an act and, once it says what it needs to, the plan."""
+        """Show the form of an act and, once it is complete, the plan."""
         _operator(request)
         return await self._shown(request, self._wish(request, request.query_params))
 

@@ -35,7 +35,7 @@ PATIENCE: Final = 10.0
 MINUTES: Final = 10
 """How long a person may take to log in there."""
 BELIEVED: Final = 3600.0
-"""Seconds for which a person is who the provider said they are."""
+"""Seconds for which the provider's answer about a person is valid."""
 ENDPOINTS: Final = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 ALGORITHMS: Final = (
     "RS256",
@@ -48,7 +48,7 @@ ALGORITHMS: Final = (
     "ES384",
     "ES512",
 )
-"""Signatures that are accepted, whatever the provider lists: those with a public key."""
+"""Signatures that are accepted, even if the provider lists others: those with a public key."""
 
 
 @frozen
@@ -182,7 +182,7 @@ class OidcLogin:
         return metadata
 
     async def _claims(self, request: Request) -> Mapping[str, Any]:
-        """Return what the provider says about the person: in the signed token, and on request."""
+        """Return the provider's claims about the person: in the signed token, and on request."""
         metadata = await self._known_provider()
         try:
             self._client.client_secret = self.provider.secret()

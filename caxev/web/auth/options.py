@@ -51,7 +51,7 @@ class LoginOptions:
 
     @property
     def entrance(self) -> str:
-        """The text behind the page's address, in the link by which a person gets in."""
+        """The text after the page's address in the link that lets a person in."""
         return f"{LOGIN}?key={self.by.key}" if isinstance(self.by, LinkOptions) else ""
 
 

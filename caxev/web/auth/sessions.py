@@ -22,7 +22,7 @@ HOURS: Final = 10
 SCOPE_KEY: Final = "caxev.session"
 LOGOUT_KEY: Final = "caxev.logout"
 OUTSIDE_KEY: Final = "caxev.outside"
-"""In the scope of a request that everybody may make, whoever they are."""
+"""In the scope of a request that needs no login."""
 
 
 @frozen
