@@ -1,4 +1,4 @@
-"""Tags and comments: people's words, which stand in the runs. Pure.
+"""Tags and comments that people add to runs. Pure.
 
 A tag that is added or removed is an event, to which handlers react; a comment is none.
 """

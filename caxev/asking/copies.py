@@ -232,7 +232,7 @@ def best_sources(
     return sorted((one for one in known if unfit(one) is None), key=rank)
 
 
-# -- what stands against it -----------------------------------------------------------------------
+# -- reasons to refuse it -------------------------------------------------------------------------
 
 
 def why_not(run: Run, path: CopyPath) -> str | None:

@@ -1,6 +1,6 @@
 """Fresh readings of copies, which their sites' listeners make. Pure.
 
-A request stands in ``check_asked`` of the copy's entry under an id; the answer goes to
+A request is in ``check_asked`` of the copy's entry under an id; the answer goes to
 ``check_answered`` under the same, and to ``verified_at``, or the status becomes ``error``.
 """
 
@@ -22,7 +22,7 @@ WAITING = "asked"
 
 
 class Readings(RequestedAct):
-    """The base of requests for readings: their id stands in the entry of the copy."""
+    """The base of requests for readings, whose id is in the entry of the copy."""
 
     def state_of(self, run: Run, request: str) -> str | None:
         """Return how far the run's copies are: all must have been read."""

@@ -149,7 +149,7 @@ async def _restore(
 def _documents(
     file: Path, head: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return a back-up's documents with their collections; `head` gets what stands before them.
+    """Return a back-up's documents with their collections; `head` gets the line before them.
 
     Raises `ConfigError` if it is none.
     """

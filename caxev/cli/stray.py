@@ -117,7 +117,7 @@ class Selected(NamedTuple):
     def means(self, find: Find) -> bool:
         """Return whether files without an entry are named as one of these runs, or were."""
         paths = map(os.fsdecode, copies_of(find.path))
-        # A run may have no name, and of a hidden file nothing stands before its first dot.
+        # A run may have no name, and a hidden file has nothing before its first dot.
         return any(name in self.names for name, _ in map(run_called, paths) if name)
 
 

@@ -1,8 +1,8 @@
 """How a tape archive is reached: ``archive`` of a site's entry in sites.json.
 
-`archive_between` gives the outcome to `caxev.tape`. Options for everyone stand at the tape site.
-Options of one machine, such as the client's option file, stand at the site that is there; they
-override the others. Pure.
+`archive_between` gives the outcome to `caxev.tape`. Options for everyone are in the entry of the
+tape site. Options of one machine, such as the client's option file, are in the entry of its site;
+they override the others. Pure.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _LONG: Final = 60  # characters of a value that are shown
 
 
 class Problems(ValueError):
-    """The errors in a value of several parts, a line each, to stand after the key's name."""
+    """The errors in a value of several parts, a line each, for a message after the key's name."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = list(lines)
@@ -29,7 +29,7 @@ def failed(file: Path, problems: Sequence[str]) -> ConfigError:
 
 
 def shown(value: object) -> str:
-    """Return a value as it stands in the file, cut so that it stays a line."""
+    """Return a value as it is in the file, cut to one line."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 

@@ -1,4 +1,4 @@
-"""JSON as people write it: a key that stands twice in an object is noticed.
+"""JSON as people write it: a key that is given twice in an object is noticed.
 
 sites.json (`caxev.config.loading`) and rule files (`caxev.rucio.rules`) are read by this.
 """
@@ -16,7 +16,7 @@ from caxev.limited import CONFIGURATION, read_limited
 
 
 class Repeat(NamedTuple):
-    """A key that stands more than once in an object; `same`: always with the same value."""
+    """A key that an object has more than once; `same`: always with the same value."""
 
     label: str
     key: str
@@ -28,7 +28,7 @@ class Repeat(NamedTuple):
 
 
 class _Repeating(dict[str, Any]):
-    """An object in which keys stand more than once. The last one counts.
+    """An object with repeated keys. The last one counts.
 
     `repeated` has each of these keys, and whether it always has the same value.
     """
@@ -37,7 +37,7 @@ class _Repeating(dict[str, Any]):
 
 
 def parse(text: str) -> Any:
-    """Parse JSON so that `repeats` finds what stands twice. Raises what `json.loads` raises."""
+    """Parse JSON so that `repeats` finds repeated keys. Raises what `json.loads` raises."""
     return json.loads(text, object_pairs_hook=_object)
 
 

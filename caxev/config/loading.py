@@ -97,7 +97,7 @@ def _given(value: Any) -> Any:
 
 @frozen
 class SitesFile:
-    """A sites.json as it stands there: the entries of its sites, and its ``types``, if any."""
+    """The content of a sites.json: the entries of its sites, and its ``types``, if any."""
 
     sites: Annotated[list[Any], Kind("a list of sites", _given)]
     types: Annotated[list[Any] | None, Kind("a list of types of data", _given)] = None
@@ -109,7 +109,7 @@ class SitesFile:
 
 
 def read_sites(file: Path) -> SitesFile:
-    """Read a sites.json as it stands there. Raises `ConfigError`."""
+    """Read a sites.json without checking it. Raises `ConfigError`."""
     document = read_json(file, "sites", ": name your sites.json by --config or CAXEV_SITES")
     if not (isinstance(document, dict) and {"sites", "types"} & {*document}):
         return SitesFile(as_list(file, document, "sites"))

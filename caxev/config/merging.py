@@ -58,7 +58,7 @@ class Conflict:
 
 @frozen
 class Part:
-    """One file: its name, its entries and types as they stand there, and the sites they make."""
+    """One file: its name, its entries and types as written, and the sites they make."""
 
     file: str
     entries: Mapping[str, Entry]

@@ -53,7 +53,7 @@ Own = Annotated[Permission, Kind('an object, as {"mode": "0750"}')]
 
 @frozen
 class Permissions(Permission):
-    """The key as it stands in sites.json: values for all types of data, and some types' own."""
+    """The key in sites.json: values for all types of data, and for single types."""
 
     raw: Own = Permission()
     """Raw data's own values; they override those for all types."""

@@ -44,7 +44,7 @@ BATCH: Final = "caxev.batch"
 PLACEHOLDERS: Final = frozenset(
     ("input", "output", "run", "name", "suffix", "version", "cores", "events", "detector", "python")
 )
-"""The names that may stand in braces in ``command`` and ``output``."""
+"""The placeholders in ``command`` and ``output``."""
 FAILURES: Final = ("exit", "timeout", "memory", "cancelled", "node", "lost")
 """How a job can fail: by its exit status, its time limit, its memory, a person, its node, or
 without a trace."""
@@ -62,7 +62,7 @@ _BY: Final = ", ".join(sorted(PLACEHOLDERS))
 
 
 def _filled_in(value: Any) -> str:
-    # A misspelt placeholder would reach the program as it stands, and fail job by job.
+    # A misspelt placeholder would reach the program unchanged, and fail job by job.
     check({*_BRACES.findall(read_name(value))} <= PLACEHOLDERS)
     return str(value)
 
@@ -91,7 +91,7 @@ def _retries(value: Any) -> dict[str, int]:
 _version: Final = matching(r"[^/\0]+")
 # A name that begins with - would be an option of the batch system's program.
 _Word = Annotated[str | None, Kind("a name", matching(r"(?!-)[^\s\0]+"))]
-# Slurm would fill in what stands behind a % in a log's path, HTCondor what stands behind a $.
+# Slurm would expand a % in a log's path, HTCondor a $.
 Directory = Annotated[
     str | None, Kind("an absolute path without '..', '$', '%' or '\\'", absolute("$%\\\n"))
 ]
@@ -106,9 +106,9 @@ class Processing:
         tuple[str, ...],
         Kind(f"a list of arguments, in which braces hold one of {_BY}", listed(_filled_in, 1)),
     ]
-    """One argument an item; no shell sees it. In braces stand ``input`` and ``output`` (paths),
-    ``run`` (number or name), ``name``, ``suffix`` (``_MV`` for a run of the muon veto, which may
-    have the name of one of the TPC), ``version``, ``cores``, ``events``, ``detector`` and
+    """One argument an item; no shell sees it. Placeholders in braces are ``input`` and ``output``
+    (paths), ``run`` (number or name), ``name``, ``suffix`` (``_MV`` for a run of the muon veto,
+    which may have the name of one of the TPC), ``version``, ``cores``, ``events``, ``detector`` and
     ``python`` (the one that runs caxev). The command writes ``{output}``, a file or a directory,
     and ends with status 0."""
     version: Annotated[str | None, Kind("a version, as it stands in pax_version", _version)] = None
@@ -132,7 +132,7 @@ class Processing:
     description. The job's name, and HTCondor's ``initialdir``, stay caxev's: it knows a job by
     them."""
     setup: Annotated[str | None, Kind("shell lines", read_name)] = None
-    """Lines for bash before the command. They find what may stand in braces, but for the paths, in
+    """Lines for bash before the command. They find the placeholders' values, except the paths, in
     variables: ``$CAXEV_VERSION``, ``$CAXEV_CORES``."""
     environment: Annotated[
         Mapping[str, str],

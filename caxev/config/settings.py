@@ -1,6 +1,6 @@
 """The address of the database and the user: from the environment and the command line.
 
-Secrets never stand in a file of ours, in ``argv`` or in a message. `secret` looks for them in the
+Secrets are never in a file of ours, in ``argv`` or in a message. `secret` looks for them in the
 environment, in a file that the environment names, and among systemd's credentials.
 """
 
@@ -76,7 +76,7 @@ def _read(path: Path, what: str) -> str:
 
 
 class Address(NamedTuple):
-    """The parts of a database's address, as they stand in it (percent-encoded)."""
+    """The parts of a database's address, percent-encoded."""
 
     scheme: str
     user: str | None

@@ -202,13 +202,13 @@ def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
 
 
 def still(copy: Copy) -> CopyIs:
-    """Return the expectation that this intent stands and nothing has been erased."""
+    """Return the expectation that this intent still holds and nothing has been erased."""
     # The whole intent is compared: a process that was stopped for long may find a later one.
     return CopyIs(copy.key, {"erasing": None, "status": DELETING, **copy.having("deletion").fields})
 
 
 def _proven(run: Run, copy: Copy, sites: Sites, clocks: Clocks) -> list[Expectation]:
-    """Return the expectations that the intent stands, is proven, and that nothing protects it."""
+    """Return the expectations that the intent still holds, is proven, and nothing protects it."""
     site = sites.get(copy.host)
     wanted = Intent.of(copy, site.types)
     assert wanted is not None

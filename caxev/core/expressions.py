@@ -1,4 +1,4 @@
-"""Arithmetic that stands in a database: expressions of a few numbers, evaluated by us alone.
+"""Arithmetic expressions from a database, evaluated without Python's `eval`.
 
 ``caxev.handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a
 meaning: numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing

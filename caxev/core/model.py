@@ -210,7 +210,7 @@ def new_id() -> str:
 class Copy(Entry):
     """One entry of a run's ``data``: a copy of its data somewhere.
 
-    `Entry` has its fields, and `fields` is the whole entry as it stands in the document.
+    `Entry` has its fields, and `fields` is the whole entry as it is in the document.
     """
 
     key: CopyKey
@@ -221,7 +221,7 @@ class Copy(Entry):
     def from_entry(cls, entry: object) -> Copy | None:
         """Return the copy in an entry; None if it names no type or host: no site can own it."""
         key = _key(entry)
-        # Anything may stand in `data`: people edit these documents by hand.
+        # `data` may contain anything: people edit these documents by hand.
         if key is None or not isinstance(entry, Mapping):
             return None
         return cls(key, text(entry.get("status")) or UNKNOWN, entry)
@@ -256,13 +256,13 @@ class Copy(Entry):
     @property
     def as_seen(self) -> CopyIs:
         """The expectation that this copy still has the status and owner that it has here."""
-        # An entry without a status is `unknown` to us, which is not what stands in the document.
+        # An entry without a status is `unknown` to us, which the document does not have.
         status = self.fields.get("status") if self.status == UNKNOWN else self.status
         return CopyIs(self.key, {"status": status, **self.having("owner").fields})
 
     def having(self, *names: str) -> CopyIs:
         """Return the expectation that these fields of the entry are still what they are here."""
-        # As they stand in the document: a typed field reads as absent what it does not understand.
+        # As in the document: a typed field reads as absent if its value has another type.
         return CopyIs(self.key, {name: self.fields.get(name) for name in names})
 
     @property

@@ -5,8 +5,8 @@ result in one transaction; `engine.requests` calls `again` for a replay.
 
 A handler's decision is asked here, about the very document that the snapshot is of. An event
 without anything to do leaves no reaction: the snapshot alone records that it was seen. A decision
-counts only if no reaction stands under its key, and no alarm about the run is active. A reaction
-that stands waits for something, runs or has failed: then the handler is run, so that it can end
+counts only if its key has no reaction, and no alarm about the run is active. A reaction
+that exists waits for something, runs or has failed: then the handler is run, so that it can end
 what it began.
 """
 
@@ -227,7 +227,7 @@ def compare(
                 doubtful[reaction.id] = (reaction, decision)
         # None for a run that is gone, so that its snapshot is deleted.
         snapshots[run] = now.get(run)
-        # The reactions that stand already must follow; see `Database.ingest`.
+        # Existing reactions must follow; see `Database.ingest`.
         if maker.urgent and any(map(maker.is_urgent, events)):
             priorities[run] = priority
     return Recording(snapshots, reactions, priorities, doubtful, oversized)

@@ -55,7 +55,7 @@ by which a site makes them."""
 GONE: Final = "gone"
 """Stands for the status of a copy, or the presence of a tag, that is no longer there."""
 OF_FILES: Final = "caxev_handlers"
-"""The package under which the modules of handler files stand."""
+"""The package of the modules of handler files."""
 
 ASPECTS: Final = 4096
 """Aspects and statuses whose handlers are kept in memory."""

@@ -16,7 +16,7 @@ for each kind of thing that is stored:
 - `backup`: caxev's own collections as a whole;
 - `setup`: making indexes (`indexes` lists them), users and their rights.
 
-They stand on
+They are built on
 
 - `client`: connecting, and what pymongo's errors mean to us;
 - `opening`: opening all that for a block;

@@ -125,7 +125,7 @@ class Claims(Runs, History):
 
     @operation
     async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
-        """Open these claims again if they still stand.
+        """Reopen these claims if they still exist.
 
         Returns how many were opened and, by key, why the ledger refused others.
         """

@@ -35,7 +35,7 @@ class Database(
     Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one
     leaves its write done or not done; the filters make it safe to do it again.
 
-    Four collections of ours stand beside the runs, with the prefix ``caxev_``:
+    Four collections of ours are beside the runs, with the prefix ``caxev_``:
 
     - ``ledger``: the reactions, by key; each site's snapshots, by (site, run); and each site's
       own document, by its name, with its lease, its position in the stream and its gaps of

@@ -70,7 +70,7 @@ def _names(selection: Selection) -> Iterator[Document]:
 def _named(name: str) -> Document:
     if not is_glob(name):
         return {"name": {"$eq": name_of(name)}}
-    # A regular expression cannot hold a NUL: what stands before it selects more.
+    # A regular expression cannot hold a NUL: the part before it selects more.
     plain, nul, _ = name.partition("\0")
     pattern = Regex(f"^{glob_pattern(plain)}{'' if nul else '$'}", "s")
     # A run without a name has an empty one.

@@ -77,7 +77,7 @@ class Ingest:
     `handlers` is the id of the set of handlers that has seen all of a run whose snapshot is new;
     with `replayed` they have seen all of each. `runs` are those that were read whole; they are not
     written but passed on with the reactions. `priorities` are those of runs whose tags changed
-    them, for the reactions that stand already. `over` are the keys of reactions to remove.
+    them, for existing reactions. `over` are the keys of reactions to remove.
     """
 
     snapshots: Mapping[RunId, Snapshot | None]
@@ -232,7 +232,7 @@ class Recording(Sites, Quarantine):
         except OperationFailure as error:
             if error.code != _DUPLICATE_KEY:
                 raise
-            # One of them stands already, which ended the transaction.
+            # One of them exists already, which ended the transaction.
             await self._record(lease, ingest, now, insert=False)
 
     async def _record(self, lease: Lease, ingest: Ingest, now: datetime, *, insert: bool) -> None:

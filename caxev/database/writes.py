@@ -113,7 +113,7 @@ async def write_all(collection: Collection, updates: Sequence[Document], session
 async def insert_all(
     collection: Collection, documents: Sequence[Document], session: Session
 ) -> int:
-    """Insert documents, as `write_all`; return how many. Raises OperationFailure if one stands."""
+    """Insert documents, as `write_all`; return how many. Raises OperationFailure if one exists."""
     return await _in_parts(collection, "insert", "documents", documents, session)
 
 

@@ -38,7 +38,7 @@ _MEMBER_OVERHEAD: Final = 76 + 2 * 5  # bytes of a zip's two headers for a membe
 
 @frozen
 class RawRun:
-    """A run that stands on disk: `path` is its directory, `events` how many were built."""
+    """A run on disk: `path` is its directory, `events` how many were built."""
 
     number: int
     name: str

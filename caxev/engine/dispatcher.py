@@ -51,7 +51,7 @@ class Dispatcher:
     settler: Settler = field(init=False)
     runner: Runner = field(init=False)
     _claiming: trio.Lock = field(init=False, factory=trio.Lock)
-    # Whether a claim of ours may stand in the database unheard of. At first, some of a former
+    # Whether the database may have a claim of ours whose reply was lost. At first, some of a former
     # process may.
     _doubtful: bool = field(init=False, default=True)
     # Whether lanes that no handler uses may hold reactions.
@@ -120,7 +120,7 @@ class Dispatcher:
             self.lanes.notify()
 
     async def reconcile(self) -> None:
-        """Free what stands as claimed by us or a former process, and is not running."""
+        """Free what is claimed by us or a former process, and is not running."""
         database, settler = self.context.database, self.settler
         late = trio.current_time() >= self._sure_until
         async with self._claiming:  # else a claim made just now could pass for a stale one

@@ -60,7 +60,7 @@ class Intake(Protocol):
         ...
 
     async def reconcile(self) -> None:
-        """Free what stands as claimed by us and is not running: a reply was lost."""
+        """Free what is claimed by us and is not running: a reply was lost."""
         ...
 
     def look_again(self) -> None:

@@ -18,7 +18,7 @@ class RunLocks:
     """One lock for each run, for reading together or writing alone, in this process.
 
     It is by the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read
-    the copy that stands here, and nothing may be deleted under a reader.
+    the copy that is here, and nothing may be deleted under a reader.
     """
 
     _readers: Counter[RunId] = field(factory=Counter)

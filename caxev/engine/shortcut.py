@@ -48,7 +48,7 @@ def age(batch: Batch) -> float:
 
 
 def is_late(batch: Batch) -> bool:
-    """Return whether more changes like these stand before what changes now."""
+    """Return whether more changes like these are queued before new ones."""
     return batch.changes >= BACKLOG and age(batch) >= LATE
 
 

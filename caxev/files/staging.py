@@ -119,7 +119,7 @@ class StagedCopy:
     def made(
         self, meter: Meter, fill: Callable[[Plan], object], check: Callable[[], object]
     ) -> Moved:
-        """Make the whole copy, unless it stands already, and return the summary.
+        """Make the whole copy, unless it exists already, and return the summary.
 
         `fill` moves what the plan lists. `check` raises an error if the source has changed since it
         was listed, or if what was written is bad.

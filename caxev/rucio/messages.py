@@ -4,7 +4,7 @@ Rucio has no change stream. Its daemon hermes delivers, among others by plain HT
 ``elastic``), that a rule has become OK. A listener runs `Messages` beside its engine. If the
 catalogue's ``rucio.messages`` names an address, each dataset of a message is checked by the site
 that looks after it. The content of a message proves nothing: the catalogue is asked. The post is
-answered when the request stands in the database, so that hermes repeats what was lost.
+answered when the request is in the database, so that hermes repeats lost messages.
 """
 
 from __future__ import annotations

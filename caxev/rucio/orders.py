@@ -34,7 +34,7 @@ class Upload:
 
 @frozen
 class DatasetState:
-    """How a dataset stands: RSEs that have all of it, and the rules, those that ended among them.
+    """The state of a dataset: RSEs that have all of it, and the rules, ended ones included.
 
     `done` is what was changed, in words.
     """

@@ -1,6 +1,6 @@
 """Apply a catalogue's rule file to the runs that are there already, when it has changed.
 
-A listener runs `RuleFiles` beside its engine. The digest that was applied last stands in the site's
+A listener runs `RuleFiles` beside its engine. The digest that was applied last is in the site's
 record, so a change while nobody listened is found, too. A change makes the same requests as
 ``caxev rucio rules --apply``; asked for twice, it is done once.
 """

@@ -277,7 +277,7 @@ class Pages:
         return EventStream(self.hub, name, render, seen, seconds)
 
     def _rendering(self, name: str) -> Render:
-        """Return what makes the parts of a view; after a colon stands what it is about."""
+        """Return the function that makes a view's parts; a subject follows a colon in `name`."""
         scene, answers = self.scene, self.answers
         kind, _, rest = name.partition(":")
         known: dict[str, Callable[[], Parts]] = {

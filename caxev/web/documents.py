@@ -29,7 +29,7 @@ def key_of(entry: Mapping[str, Any]) -> CopyKey | None:
 
 
 def size_of(document: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
-    """Return the bytes of a copy, 0 if unknown: those of raw data stand in the run's document."""
+    """Return the bytes of a copy, 0 if unknown; for raw data the run's document has them."""
     size = count(entry.get("size"))
     if size is None and entry.get("type") == "raw":
         size = count(document.get("raw_size_byte"))

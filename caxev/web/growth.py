@@ -1,6 +1,6 @@
 """How many bytes came to each host, and left it: by the hour for a day, by the day for a quarter.
 
-Pure. It is made of what stands in the runs' documents: when each copy arrived, and when one was
+Pure. It is made from the runs' documents: when each copy arrived, and when one was
 deleted. So one pass over the runs gives all of it, and it costs a number a day for each host and
 type, however many runs there are.
 """

@@ -161,7 +161,7 @@ class LiveState:
 
     def name(self, run: RunId, label: str) -> None:
         """Note what a run is called."""
-        # Taken out first, so that the one heard of longest ago stands first, and goes first.
+        # Removed first, so that the oldest comes first, and is dropped first.
         self.labels.pop(run, None)
         self.labels[run] = label
         if len(self.labels) > LABELS_KEPT:

@@ -97,7 +97,7 @@ async def _push(here: Confined, looking: Awaitable[list[Seen]], work: Work) -> M
 async def _push_to_agent(
     work: Work, here: Confined, source: list[Seen], meter: Meter
 ) -> Digests | None:
-    """Push to the receiver; return the digests of what was sent, None if the copy stands."""
+    """Push to the receiver; return the digests of the sent bytes, None if the copy exists."""
     agent, route = work.agent, work.route
     assert agent is not None
     answer = await agent.answer(work.report)
@@ -151,7 +151,7 @@ async def _check_source(here: Confined, source: list[Seen], digests: Digests, ro
 async def _push_over_sftp(
     work: Work, here: Confined, source: list[Seen], meter: Meter
 ) -> Digests | None:
-    """Push over SFTP; return the digests of what was sent, None if the copy stands."""
+    """Push over SFTP; return the digests of the sent bytes, None if the copy exists."""
     route, remote = work.route, work.remote
     wrong = _wrong(route, source)
     with only_pusher(str(remote.endpoint), os.fsencode(route.remote_path)):

@@ -30,7 +30,7 @@ from caxev.web.rendering import render
 CALLBACK: Final = f"{LOGIN}/callback"
 LOGOUT: Final = f"{LOGIN}/out"
 OPEN: Final = frozenset({"/healthz", LOGIN, CALLBACK})
-"""Pages that everybody gets, beside the page's files: nothing of the database stands there."""
+"""Pages that everybody gets, beside the page's files: they show nothing from the database."""
 _LOCAL: Final = re.compile(r"/(?![/\\])[!-~]*")
 
 

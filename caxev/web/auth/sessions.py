@@ -27,7 +27,7 @@ OUTSIDE_KEY: Final = "caxev.outside"
 
 @frozen
 class LoginSession:
-    """A person's session, begun at a time (Unix). `token` stands in every form made for it."""
+    """A person's session, begun at a time (Unix). Every form made for it has its `token`."""
 
     person: Person
     token: str = Factory(lambda: secrets.token_urlsafe(24))
