@@ -510,7 +510,7 @@ def test_a_copy_is_mended_as_most_say() -> None:
     assert [one.host for one in (plan.source, *plan.others)] == ["xenon", "remote"]
     with pytest.raises(Retry, match="contradict one another"):
         repaired_by(run_of(bad("lngs"), outvoted, good[0]))
-    assert "who is right" in why(repaired_by(run_of(bad("lngs", disputed=True), *good)))
+    assert "no majority" in why(repaired_by(run_of(bad("lngs", disputed=True), *good)))
     accused = [{**one, "status": "error", "disputed": True} for one in good]
     with pytest.raises(Retry, match="about to be found good"):
         repaired_by(run_of(bad("lngs"), *accused))
