@@ -280,15 +280,15 @@ async def erase(job: Job) -> Result:
     mine = (await write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
-    size = await _size(job, mine)
+    size = await _size(job, job.run, mine)
     job.did(What.DELETED, bytes=size, **why_of(mine, wanted))
     stone = tombstone(mine, wanted, job.owner, size)
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
 
 
-async def _size(job: Job, mine: Copy) -> int | None:
+async def _size(job: Job, run: Run, mine: Copy) -> int | None:
     """Return the copy's bytes, from the run or from its manifest; None if neither has them."""
-    size = job.run.size_of(mine)
+    size = run.size_of(mine)
     if size is not None or mine.manifest is None:
         return size
     rows = await job.load_manifest(mine.manifest)
@@ -450,8 +450,11 @@ async def _free(job: Job, kind: str, lacking: int) -> int:
         seen += len(some)
         mine = [(run, one) for run in some for one in run.copies if one.host == job.site.name]
         for run, one in mine:
-            if freed < lacking and one.type == kind and await _goes(job, run, one):
-                freed += run.size_of(one) or 0
+            if freed >= lacking or one.type != kind:
+                continue
+            # One of unknown size would not count, and so all of them would go.
+            if (size := await _size(job, run, one)) and await _goes(job, run, one):
+                freed += size
     return freed
 
 

@@ -20,7 +20,7 @@ from loguru import logger
 from trio.testing import MockClock
 
 from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metrics
-from caxev.config import DEFAULT_HANDLERS, Link, Processing, Site, Sites, load_handlers
+from caxev.config import DEFAULT_HANDLERS, Deletion, Link, Processing, Site, Sites, load_handlers
 from caxev.config.links import TimeOfDay
 from caxev.config.reading import read
 from caxev.config.retention import Patrol
@@ -1410,6 +1410,38 @@ def test_what_begins_a_deletion_can_end_it(task: str) -> None:
     load_handlers(default=DEFAULT_HANDLERS)
     enabled = {one.name for one in recorded if evolve(LNGS, task_list=(task,)).wants(one)}
     assert enabled >= {"prove", "erase"}
+
+
+class Full(Yard):
+    """The ports of a site whose disk is full, with these runs on it."""
+
+    held: list[Run]
+    marked: list[object]
+
+    async def oldest(self, kind: str, without: object, skip: int) -> list[Run]:
+        del kind, without
+        return self.held[skip:]
+
+    async def update(self, update: RunUpdate, *, now: datetime, deed: Any = None) -> Run | None:
+        self.marked.append(update.run)
+        return self.run
+
+    async def work(self, function: object, *args: object, job: Job) -> object:
+        return 10
+
+
+async def test_what_has_no_known_size_makes_no_room() -> None:
+    """It would not count, and everything that has a copy elsewhere would be deleted."""
+    manifest = manifest_of(a="x")
+    copies = [entry(host, manifest=manifest.digest) for host in ("lngs", "xenon", "chicago")]
+    unknown = run_of(*map(entry, ("lngs", "xenon", "chicago")))
+    ports = Full(run_of(entry("lngs", "transferring")))
+    ports.rows, ports.marked = {manifest.digest: manifest.to_rows()}, []
+    ports.held = [unknown, run_of(*copies), run_of(*copies, raw_size_byte=5)]
+    here = evolve(LNGS, min_free=1, deletion=Deletion(when_full=True))
+    with pytest.raises(Retry, match="10 bytes were lacking"):
+        await deletion.make_room(job_of(ports, RAW, here))
+    assert ports.marked == [run.id for run in ports.held[1:]]
 
 
 class Working(Yard):
