@@ -44,7 +44,7 @@ from caxev.engine.root_markers import init_roots
 from caxev.files import Item, Manifest
 from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
-from caxev.tape.steps import Outcome
+from caxev.tape.steps import Copied, Outcome
 from tests import dsmc_faults, engine
 from tests import test_tape as steps
 from tests.conftest import Database as Named
@@ -226,24 +226,36 @@ def test_what_is_read_again(fields: dict[str, Any], planned: bool) -> None:
     assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan) == planned
 
 
-class Failing(Yard):
-    """An archive whose every step fails so."""
+class Answering(Yard):
+    """An archive whose steps end so, one after the other."""
 
-    error: GiveUp
+    ends: list[Outcome[object]]
 
     async def work(self, function: object, *_args: object, job: Job) -> object:
-        return Outcome[object]("", failed=self.error)
+        return self.ends.pop(0)
 
 
-def failing(error: GiveUp, **fields: Any) -> Job:
-    ports = Failing(run_of({**ON_TAPE, "source": "lngs", **fields}))
-    ports.error = error
+def answering(*ends: Outcome[object], **fields: Any) -> Job:
+    ports = Answering(run_of({**ON_TAPE, "source": "lngs", **fields}))
+    ports.ends = [*ends]
     return job_of(ports, CopyKey("raw", "tape"), WANTS)
+
+
+@pytest.mark.parametrize(("second", "status"), [("differs", "error"), (None, None)])
+async def test_what_differs_once_came_back_wrong(second: str | None, status: str | None) -> None:
+    """Tape itself is right if it gives the right bytes at all."""
+    copied = Copied(Manifest([]), 0)
+    ends = [Outcome[object]("", (why, copied)) for why in ("differs", second)]
+    job = answering(*ends, check_asked=NOW)
+    update = await tape.tape_checksum(job)
+    assert isinstance(update, RunUpdate)
+    assert update.change is not None
+    assert update.change[1].get("status") == status
 
 
 async def test_tape_that_gives_something_else_is_read_again() -> None:
     """While its copy counts as good, others are deleted."""
-    job = failing(Damaged("other bytes"))
+    job = answering(Outcome("", failed=Damaged("other bytes")))
     with pytest.raises(Retry, match="other bytes"):
         await tape.recall(job)
     copy = job.run.copy(CopyKey("raw", "tape"))
@@ -253,7 +265,7 @@ async def test_tape_that_gives_something_else_is_read_again() -> None:
 
 async def test_tape_that_cannot_be_read_does_not_count() -> None:
     """As any other copy; a person retries it when it can."""
-    job = failing(GiveUp("is not on tape"), check_asked=NOW)
+    job = answering(Outcome("", failed=GiveUp("is not on tape")), check_asked=NOW)
     with pytest.raises(GiveUp, match="is not on tape"):
         await tape.tape_checksum(job)
     (update,) = job.if_parked
