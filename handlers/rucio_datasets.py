@@ -30,6 +30,7 @@ from caxev import (
     TRANSFERRED,
     Copy,
     CopyKey,
+    Denied,
     GiveUp,
     Job,
     Result,
@@ -155,7 +156,7 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     """Decide whether to ask the catalogue about this entry.
 
     This is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
-    a rule is not OK yet. Raises `Retry` if the rule file is invalid.
+    a rule is not OK yet. Raises `Denied` if the rule file is invalid.
     """
     # The digest saves the question: most events of a run change nothing that the rules depend on.
     there = job.sites.get(entry.host)
@@ -169,12 +170,12 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
 
 
 def wishes_of(run: Run, entry: Copy, there: Site) -> Wishes:
-    """Return the wishes of rule file and sites.json for this entry. Raises `Retry` if invalid."""
+    """Return the wishes of rule file and sites.json for this entry. Raises `Denied` if invalid."""
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     try:
         rules = load_rules(there.rucio.rules) if there.rucio.rules else ()
     except ConfigError as error:
-        raise Retry("; ".join(error.problems), after=600.0) from error
+        raise Denied("; ".join(error.problems)) from error
     return wishes_for(rules, run, entry.key, always=always)
 
 

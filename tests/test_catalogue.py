@@ -23,7 +23,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rucio.common.config import config_get
 
-from caxev import Copy, CopyField, CopyKey, Event, GiveUp, Job, Retry, Run, RunUpdate, Skip, limited
+from caxev import (
+    Copy,
+    CopyField,
+    CopyKey,
+    Denied,
+    Event,
+    GiveUp,
+    Job,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    limited,
+)
 from caxev.cli import cli
 from caxev.cli.rucio.look import differing
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
@@ -296,6 +309,15 @@ def test_a_rule_file_is_checked_in_json_too(tmp_path: Path) -> None:
 
 def standing(rse: str, state: str = "OK", **fields: Any) -> RuleState:
     return RuleState(f"id of {rse}", rse, state, NOW, **fields)
+
+
+def test_a_rule_file_in_error_waits_for_a_person(tmp_path: Path) -> None:
+    """And has an alarm, as all that does."""
+    (tmp_path / "rules.json").write_text("[1]")
+    there = evolve(CATALOGUE, rucio=Catalogue(rules=str(tmp_path / "rules.json")))
+    run = run_of(entry(KEY.host))
+    with pytest.raises(Denied, match="rule 1"):
+        rucio_datasets.wishes_of(run, run.copies[0], there)
 
 
 RSES = ("A_DISK", "B_DISK", "C_DISK")
