@@ -479,6 +479,7 @@ def test_what_has_ended_is_not_sent_again(rig: Rig, tmp_path: Path) -> None:
     (after,) = send(rig.name, home, 10, [spec])
     assert isinstance(after, Retry)
     assert "over already" in after.why
+    assert after.after is None  # an attempt: it may be so for ever
 
 
 @on(*OTHERS)

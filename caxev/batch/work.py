@@ -94,7 +94,8 @@ def send(
         ended = _ended(folder, job)
         found[job] = SentJob(number, ended or batch.outcome(job, number))
     over = [one for one in ours if one not in found and folder.closed(one)]
-    found |= {one: Retry("its job is over already", after=0.0) for one in over}
+    # Counted as attempts: if its end never comes to be known, the reaction fails, and has an alarm.
+    found |= {one: Retry("its job is over already") for one in over}
     room = most - len(out - {*ours} | found.keys())
     fresh: list[JobSpec] = []
     for spec in specs:
