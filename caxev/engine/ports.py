@@ -93,7 +93,7 @@ class JobPorts:
 
         If it ended without finishing or withdrawing what it had claimed, nobody works on that.
         """
-        found = await self.context.database.reactions(site, run=run)
+        found = await self.context.database.reactions(site, run=run, limit=0)
         owed = (one for one, _ in found if one.state is not State.FAILED)
         return any(trigger_named(site, one.handler, one.aspect) == trigger for one in owed)
 
