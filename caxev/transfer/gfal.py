@@ -269,12 +269,11 @@ class _GridCopy:
         self.far.make_directories([top, *directories])
         files = [seen for seen in source if seen.kind == "file"]
         there = [seen for seen in files if seen.path in present]
-        for seen, good in zip(there, side_by_side(is_good, there), strict=True):
-            if good:
-                files.remove(seen)
-            else:  # overwriting it would not do: the server may keep the old bytes' ADLER32
+        good = dict(zip(there, side_by_side(is_good, there), strict=True))
+        for seen in there:
+            if not good[seen]:  # overwriting would not do: the server may keep its old ADLER32
                 self.far.remove(join(self.far_root, seen.path))
-        return files
+        return [seen for seen in files if not good.get(seen)]
 
     def _present(self, source: Sequence[Seen]) -> list[Seen]:
         """List the far partial; remove it if it cannot become this copy."""
