@@ -329,7 +329,8 @@ async def _fetch(job: Job, plan: DownloadPlan) -> Copy:
         rse=plan.rse,
         single=source.type not in job.site.types.primary,
     )
-    moved = await job.work(client.download, order)
+    async with suspecting(job, source):
+        moved = await job.work(client.download, order)
     job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")
     hosts = {"source": source.host, "target": job.site.name}
     job.did(What.TRANSFERRED, **hosts, bytes=moved.bytes_sent, by=asked_by(mine))

@@ -76,7 +76,6 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.readings import suspecting
 from caxev.copies.retention import unwanted
-from caxev.core.errors import Damaged
 from caxev.files import safe_name
 from caxev.tape.base import Reach, archive, folder_of, methods
 from caxev.tape.steps import Data, Outcome, back_up, compare, unstage
@@ -237,12 +236,8 @@ async def recall(job: Job) -> Result:
         data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
         began = job.now()
         reach = Reach(job.site, job.sites.get(plan.tape))
-        try:
+        async with suspecting(job, plan.source):
             copied = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
-        except Damaged as error:
-            # While the copy on tape counts as good, others may be deleted.
-            await job.suspect(plan.source)
-            raise Retry(error.why) from error
     manifest = copied.manifest
     await job.store_manifest(manifest.digest, manifest.to_rows())
     checksum = plan.source.checksum or manifest.cax_checksum()

@@ -46,8 +46,9 @@ from caxev.copies.storage import custodian
 from caxev.core import ledger
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
+from caxev.core.errors import Damaged
 from caxev.database import Lease
-from caxev.files import to_nobody
+from caxev.files import Meter, Seen, to_nobody
 from caxev.handlers import rucio, rucio_datasets
 from caxev.http_server import SmallServer
 from caxev.rucio import answers, connection
@@ -56,12 +57,14 @@ from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wish
 from caxev.rucio.connection import RucioSession
 from caxev.rucio.files import Checked
 from caxev.rucio.messages import Messages, datasets_in
+from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did, names_of
 from caxev.rucio.orders import DatasetState, Download, Settlement, Verdict
 from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from caxev.rucio.storage import Storage
 from tests import engine
 from tests.conftest import Database as Named
+from tests.places import vouched
 from tests.test_handlers import Yard, fits
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
@@ -457,6 +460,56 @@ def test_a_download_is_planned_by_option_tag_or_request() -> None:
     plan = fetch(run_of(entry(KEY.host), asked), bare)
     assert isinstance(plan, rucio.DownloadPlan)
     assert plan.rse == "B_DISK"
+
+
+class Giving:
+    """A storage that gives these bytes, or fails."""
+
+    def __init__(self, content: bytes | None) -> None:
+        self.content = content
+
+    def fetch(self, _pfn: str, path: bytes) -> None:
+        if self.content is None:
+            raise OSError("is away")
+        Path(os.fsdecode(path)).write_bytes(self.content)
+
+
+@pytest.mark.parametrize(("second", "kind"), [(b"evil", Damaged), (None, Retry)])
+def test_a_file_is_bad_if_every_replica_is(
+    tmp_path: Path, second: bytes | None, kind: type[Exception]
+) -> None:
+    """One that cannot be had now may be good."""
+    storages = {"X": Giving(b"bad!"), "Y": Giving(second)}
+    pfns = {rse: {"rse": rse} for rse in storages}
+    client = SimpleNamespace(
+        list_replicas=lambda *_, **_options: [{"name": "a", "rses": storages, "pfns": pfns}]
+    )
+    session = SimpleNamespace(client=client, storage=storages.get)
+    order = SimpleNamespace(dataset=Did("scope", "raw"), rse=None)
+    one, here = Checked(b"a", "a", 4, "0400019b"), vouched(tmp_path)
+    fetching = Fetching(
+        cast("Any", session), here, here, cast("Any", order), [one], Meter(to_nobody, 4)
+    )
+    with pytest.raises(kind, match="a: X: has ADLER32"):
+        fetching.fetch(Seen(b"a", "file", 4))
+
+
+class Damaging(Yard):
+    """A catalogue that gives bad files."""
+
+    async def work(self, function: object, *_args: Any, job: Job) -> Any:
+        raise Damaged("a: X: has ADLER32 1")
+
+
+async def test_a_catalogue_that_gives_bad_files_is_compared() -> None:
+    """While its copy counts as good, others are deleted."""
+    ports: Any = Damaging(run_of(entry(KEY.host, manifest=None)))
+    event = Event(ports.run.id, KEY, None, "transferred")
+    with pytest.raises(Retry, match="ADLER32"):
+        await rucio.rucio_pull(Job(ports.run, event, CHICAGO, SITES, "chicago#1", ports=ports))
+    copy = ports.run.copy(KEY)
+    assert copy is not None
+    assert copy.pending
 
 
 @pytest.mark.parametrize("status", ["transferring", "RSEreupload", "RSEquota"])

@@ -50,7 +50,8 @@ async def decided(job: Job, decide: Callable[[], T | Ask]) -> T:
 async def suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
     """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
 
-    By the next attempt its own site has found it good, or it is ``error`` and no source. One that
+    By the next attempt its own site has found it good, or it is ``error`` and no source: while a
+    bad copy counts as good, others are deleted. One that
     no listener can read again is only marked the first time, since the damage may have happened on
     the way; a good transfer removes the mark. The second time the error is final.
     """
@@ -70,6 +71,9 @@ async def suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
 
 
 async def _is_read(job: Job, source: Copy) -> bool:
+    there = job.sites.find(source.host)
+    if there is not None and not there.readable:
+        return True  # tape, or a catalogue: by the site that brought it there
     mute = () if await job.has_listened(source.host) else (source.host,)
     return can_be_read(source, job.sites, mute)
 

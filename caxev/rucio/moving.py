@@ -9,7 +9,7 @@ from contextlib import suppress
 from attrs import define, field
 
 from caxev import failpoints
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import Damaged, GiveUp, Retry
 from caxev.files import Confined, Meter, Report, Seen, join, local, name_in, place_file
 from caxev.limited import rows_limited
 from caxev.rucio.connection import AVAILABLE, RucioSession, batches, differences
@@ -114,24 +114,30 @@ class Fetching:
             self._storages[rse] = self.rucio.storage(rse)
 
     def fetch(self, seen: Seen) -> None:
-        """Download one file; its modification time marks it as complete."""
+        """Download one file; its modification time marks it as complete.
+
+        Raises `Damaged` if every replica is bad, `Retry` if one cannot be had.
+        """
         one = self._by_path[seen.path]
-        failed: list[str] = []
+        failed: list[Damaged | Retry] = []
         for rse, pfn in self._sources(one):
-            if (why := self._fetched(seen, rse, pfn)) is None:
+            if (error := self._fetched(seen, rse, pfn)) is None:
                 failpoints.point("files.file")
                 self.meter.add(one.size)
                 return
-            failed.append(f"{rse}: {why}")
+            failed.append(error)
         where = f" at {self.order.rse}" if self.order.rse else ""
-        raise Retry(f"{one.name}: {'; '.join(failed) or f'no replica is available{where}'}")
+        lacking = f"no replica is available{where}"
+        why = f"{one.name}: {'; '.join(error.why for error in failed) or lacking}"
+        is_bad = failed and all(isinstance(error, Damaged) for error in failed)
+        raise Damaged(why) if is_bad else Retry(why)
 
     def _sources(self, one: Checked) -> list[tuple[str, str]]:
         pfns = self._rows.get(one.name, {}).get("pfns", {})
         ordered = sorted(pfns.items(), key=lambda item: item[1].get("priority", 0))
         return [(source["rse"], pfn) for pfn, source in ordered]
 
-    def _fetched(self, seen: Seen, rse: str, pfn: str) -> str | None:
+    def _fetched(self, seen: Seen, rse: str, pfn: str) -> Damaged | Retry | None:
         """Download the file from one RSE; returns why that failed, or None."""
         one, path = self._by_path[seen.path], join(self.partial, seen.path)
         staged = name_in(self.private, one.path)
@@ -146,9 +152,9 @@ class Fetching:
         except (Retry, GiveUp):
             raise
         except Exception as error:  # noqa: BLE001  # any storage's library; another may give it
-            return str(error) or type(error).__name__
+            return Retry(f"{rse}: {str(error) or type(error).__name__}")
         else:
-            return why
+            return None if why is None else Damaged(f"{rse}: {why}")
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(staged)
