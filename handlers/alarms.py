@@ -79,6 +79,7 @@ def _is_in_care(one: Copy, here: str, sites: Sites) -> bool:
 @on(
     copy(REQUESTED, host=(HERE, PASSIVE)),
     copy((TRANSFERRED, ERROR, GONE)),  # of the source, or the request was withdrawn
+    concerns=lambda run, _site: any(one.status == REQUESTED for one in run.copies),
     decide=lambda job: None if _lacking(job) else Skip("no requested copy lacks a source"),
 )
 async def no_source(job: Job) -> Result:

@@ -111,6 +111,7 @@ _BESIDE: Final = (copy((TRANSFERRED, GONE), host=HERE), copy_field(STATUSES, hos
     copy_field("holds", type=PRIMARY, host=HERE),  # one was released, or ends earlier or later
     *_BESIDE,
     aliases=("BufferPurger",),
+    concerns=lambda run, site: site.name in run.hosts,
     decide=lambda job: _decision(job, _old(job)),
 )
 async def purge(job: Job) -> Result:
@@ -125,6 +126,7 @@ async def purge(job: Job) -> Result:
     *_BESIDE,
     tag("*", gone=True),
     aliases=("PurgeProcessed",),
+    concerns=lambda run, site: site.name in run.hosts,
     decide=lambda job: _decision(job, _outdated(job)),
 )
 async def purge_processed(job: Job) -> Result:

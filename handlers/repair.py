@@ -47,6 +47,8 @@ from caxev.core.model import STATUSES
 from caxev.transfer import methods
 from caxev.transfer.carrying import STALLED, TransferPlan, bring, fetch
 
+BAD = (ERROR, TRANSFERRING)
+"""Statuses of a copy that is bad, or is being repaired."""
 REPAIRS = 3
 """Number of repairs of a copy before a person must look at it."""
 
@@ -65,6 +67,7 @@ JUDGED = 600.0
     lane="transfer",
     stall=STALLED,
     aliases=("RetryBadChecksumTransfer",),
+    concerns=lambda run, _site: any(one.status in BAD for one in run.copies),
     decide=lambda job: skip_of(*(_repair_plan(job, host) for host in _places(job))),
 )
 async def repair(job: Job) -> Result:

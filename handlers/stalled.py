@@ -89,6 +89,7 @@ Plan = Wait | Late | Undated | TooLate | Skip
     copy((TRANSFERRING, VERIFYING, MOVING), host=(HERE, PASSIVE)),
     copy((TRANSFERRED, ERROR, GONE), host=(HERE, PASSIVE)),  # so that the waiting has an end
     aliases=("RetryStalledTransfer",),
+    concerns=lambda run, _site: any(one.status != TRANSFERRED for one in run.copies),
     decide=lambda job: plan if isinstance(plan := _plan(job), Skip | Wait) else None,
 )
 async def stalled(job: Job) -> Result:

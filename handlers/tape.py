@@ -221,6 +221,9 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     lane="tape",
     stall=STALLED,
     aliases=("CopyPull",),
+    concerns=lambda run, site: (
+        bool(site.download_options) or site.name in run.hosts or TAG in run.tags
+    ),
     decide=lambda job: skip_of(_recall_plan(job)),
 )
 async def recall(job: Job) -> Result:

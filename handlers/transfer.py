@@ -64,6 +64,8 @@ from caxev.transfer.carrying import STALLED, TransferPlan, bring, fetch, with_ca
     lane="transfer",
     stall=STALLED,
     aliases=("CopyPull",),
+    # It fetches what no site is configured for only if that is requested.
+    concerns=lambda run, site: bool(site.download_options) or site.name in run.hosts,
     decide=lambda job: skip_of(_pull_plan(job)),
 )
 async def pull(job: Job) -> Result:

@@ -23,6 +23,7 @@ from caxev import (
     copy,
     tag,
 )
+from caxev.config import Site
 from caxev.core.ledger import Failed as FailedOutcome
 from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
 from caxev.core.model import Aspect, Event, Run
@@ -45,17 +46,21 @@ async def react(job: Job) -> None:
     """React."""
 
 
-def maker(decide: Any = None, *, also: tuple[Handler, ...] = ()) -> Maker:
-    one = Handler(react, (copy((TRANSFERRED, ERROR), host=HERE), tag("*")), decide=decide)
+def maker(decide: Any = None, *, also: tuple[Handler, ...] = (), concerns: Any = None) -> Maker:
+    triggers = (copy((TRANSFERRED, ERROR), host=HERE), tag("*"))
+    one = Handler(react, triggers, decide=decide, concerns=concerns)
     sites = engine.sites_of("lngs", "chicago")
     return Maker(Registry([one, *also], sites.here("lngs")), sites)
 
 
 def recorded(
-    decide: Any = None, before: dict[Aspect, str] | None = None, **options: Any
+    decide: Any = None,
+    before: dict[Aspect, str] | None = None,
+    concerns: Any = None,
+    **options: Any,
 ) -> Recording:
-    whole = WholeRuns({1: RUN})
-    return compare(maker(decide), {1: NOW}, {1: before or {}}, {1: SNAPSHOT}, whole, **options)
+    made, whole = maker(decide, concerns=concerns), WholeRuns({1: RUN})
+    return compare(made, {1: NOW}, {1: before or {}}, {1: SNAPSHOT}, whole, **options)
 
 
 def key(found: Recording) -> str:
@@ -75,6 +80,31 @@ def test_what_is_skipped_leaves_the_snapshot_alone() -> None:
     assert found.snapshots == {1: SNAPSHOT}
     assert not found.unless_standing
     assert found.standing(()) == []
+
+
+def test_a_run_that_does_not_concern_a_handler_is_asked_about_once() -> None:
+    """Its decision is not asked; what stands is renewed all the same."""
+    asked: list[str] = []
+
+    def concerns(_run: Run, site: Site) -> bool:
+        asked.append(site.name)
+        return False
+
+    both = {**SNAPSHOT, Tag("new"): "yes"}
+    seen: dict[Aspect, str] = {Tag("gone"): "yes"}
+    for before, doubtful in ({}, 0), (seen, 2):
+        made, whole = maker(lambda _job: None, concerns=concerns), WholeRuns({1: RUN})
+        found = compare(made, {1: NOW}, {1: before}, {1: both}, whole)
+        assert found.standing(()) == []
+        assert len(found.standing(found.unless_standing)) == doubtful
+    assert asked == ["lngs", "lngs"]
+
+
+@pytest.mark.parametrize("concerns", [lambda _run, _site: True, lambda: False], ids=["yes", "bad"])
+def test_a_run_that_may_concern_a_handler_is_decided_about(concerns: Any) -> None:
+    """Also if the answer fails: the decision then meets what it could not read."""
+    assert not recorded(lambda _job: Skip("no"), concerns=concerns).standing(())
+    assert len(recorded(lambda _job: None, concerns=concerns).standing(())) == 1
 
 
 def test_a_standing_reaction_is_renewed_whatever_the_decision() -> None:

@@ -6,20 +6,23 @@ that ends by a change of the run, which must bring the handler back.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from attrs import evolve, field, frozen
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caxev.config import DEFAULT_HANDLERS, Processing, Site, Sites, load_handlers
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 from caxev.core.diff import diff
 from caxev.core.entry import NOTED
-from caxev.core.job import Job
+from caxev.core.job import Job, Skip
 from caxev.core.model import REQUESTED, CopyField, CopyKey, Event, Run
-from caxev.core.recording import Maker
+from caxev.core.recording import Maker, concerns
 from caxev.core.registry import Registry, recorded
 from caxev.handlers import alarms
 from tests import strategies as make
@@ -47,6 +50,7 @@ LNGS = site(
     minitrees=Processing(command=("m",)),
 )
 CHICAGO = site("chicago", download_options=("lngs", "tape", "rucio"))
+IDLE = site("idle")
 OTHERS = (
     site("depot", listener=False),
     site("tape", method="tsm", listener=False),
@@ -281,6 +285,25 @@ def test_a_request_is_read_once_at_first_sight() -> None:
     maker = Maker(registry, sites)
     found = [one for event in events for one in maker.decisions(event, run, utcnow())]
     assert [decision for _, decision in found if decision is None] == [None]
+
+
+@cache
+def everything(here: str) -> Maker:
+    load_handlers(default=MODULES)
+    sites = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, IDLE, *OTHERS)})
+    ours = [one for one in recorded if one.module.startswith("caxev.handlers")]
+    return Maker(Registry(ours, sites.here(here)), sites)
+
+
+@given(make.run_documents, make.run_documents, st.sampled_from(["lngs", "chicago", "idle"]))
+def test_a_run_that_does_not_concern_a_handler_is_skipped(before: Any, now: Any, here: str) -> None:
+    """Whatever the event: its decision would find nothing to do either."""
+    maker, run = everything(here), Run.from_document(now)
+    watched = maker.registry.watched
+    for event in diff(1, Run.from_document(before).snapshot(watched), run.snapshot(watched)):
+        job = Job(run, event, maker.sites.get(here), maker.sites)
+        for handler, decision in maker.decisions(event, run, utcnow()):
+            assert concerns(handler, job) or isinstance(decision, Skip), handler.name
 
 
 class Cleared(BaseException):

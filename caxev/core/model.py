@@ -348,6 +348,11 @@ class Run:
                 status = text(row.get("status")) or UNKNOWN
                 yield Copy.from_entry(row) or Copy(key, status, row)
 
+    @cached_property
+    def hosts(self) -> frozenset[str]:
+        """The hosts that have a copy."""
+        return frozenset(one.host for one in self.copies)
+
     @property
     def raw_size(self) -> int | None:
         """The bytes of its raw data, once that is complete."""

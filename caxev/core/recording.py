@@ -111,11 +111,12 @@ class Maker:
         )
 
     def decisions(
-        self, event: Event, run: Run | None, at: datetime
+        self, event: Event, run: Run | None, at: datetime, idle: dict[str, bool] | None = None
     ) -> Iterator[tuple[Handler, Decision]]:
         """Yield the handlers that want an event, each with its decision.
 
-        None without one, if it fails, or if the run is not given.
+        None without one, if it fails, or if the run is not given. `idle` keeps for the events of a
+        run whether it concerns each handler; without it, all decisions are asked.
         """
         handlers = self.registry.wanting(event)
         job: Job | None = None
@@ -123,7 +124,10 @@ class Maker:
             here = self.sites.get(self.registry.here.name)
             job = Job(run, event, here, self.sites, at=at)
         for handler in handlers:
-            yield handler, None if job is None else decision_of(handler, job)
+            if job is not None and idle is not None and _is_idle(handler, job, idle):
+                yield handler, _IDLE
+            else:
+                yield handler, None if job is None else decision_of(handler, job)
 
     def priority(self, snapshot: Snapshot) -> int:
         """Return the priority of a run; 0: it is not urgent."""
@@ -132,6 +136,25 @@ class Maker:
     def is_urgent(self, event: Event) -> bool:
         """Return whether an event changes the priority of its run."""
         return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
+
+
+_IDLE: Final = Skip("nothing of the run concerns it")
+
+
+def concerns(handler: Handler, job: Job) -> bool:
+    """Return whether a run concerns a handler at all; True as well if it cannot tell."""
+    try:
+        return handler.concerns is None or bool(handler.concerns(job.run, job.site))
+    except BaseException:  # noqa: BLE001  # as of a decision
+        return True
+
+
+def _is_idle(handler: Handler, job: Job, known: dict[str, bool]) -> bool:
+    if handler.concerns is None:
+        return False
+    if handler.name not in known:
+        known[handler.name] = not concerns(handler, job)
+    return known[handler.name]
 
 
 def decision_of(handler: Handler, job: Job) -> Decision:
@@ -173,13 +196,14 @@ def _made(
     is_new: bool,
 ) -> Iterator[tuple[Reaction, Decision]]:
     asked: Run | None = None
+    idle: dict[str, bool] = {}
     for event in events:
         # Most events concern no handler, or none with a decision: then the run is not needed.
         if not (handlers := maker.registry.wanting(event)):
             continue
         if asked is None and any(one.decide for one in handlers):
             asked = run()
-        for handler, decision in maker.decisions(event, asked, at):
+        for handler, decision in maker.decisions(event, asked, at, idle):
             # A run that was never seen has no reaction yet: most of a first scan ends here.
             if is_new and isinstance(decision, Skip):
                 continue

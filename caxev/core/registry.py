@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import inf
+from operator import or_
 from typing import Any, Final, TypedDict, TypeVar, Unpack
 from zlib import crc32
 
@@ -62,6 +63,7 @@ ASPECTS: Final = 4096
 
 HandlerFunction = Callable[[Any], Awaitable[Any]]
 DecisionFunction = Callable[[Any], Any]
+ConcernFunction = Callable[[Any, Any], bool]
 F = TypeVar("F", bound=HandlerFunction)
 
 
@@ -279,6 +281,7 @@ def _is_name(_handler: object, option: attrs.Attribute[Any], value: object) -> N
 
 
 _are_names: Final = deep_iterable(_is_name)
+_callable: Final = optional(is_callable())
 
 
 def _is_duration(_handler: object, option: attrs.Attribute[float | None], value: object) -> None:
@@ -299,12 +302,12 @@ class Handler:
     `name` is by default the function's. `lane` names the group of workers it shares; sites.json
     sizes it. `stall` bounds the time without `job.progress()` and `timeout` one attempt, both in
     seconds, None: unbounded; with `stall`, `timeout` is None by default. `attempts` is how often it
-    is tried before it is parked as failed.
-    `aliases` are further names for ``task_list``. An `exclusive` one deletes or
-    replaces the copy: nothing else runs on that copy meanwhile. `needs` are keys of sites.json:
-    only sites that give one of them enable it. `decide` is its decision, if it has one: a pure
-    function of the job, which returns a `Skip`, a `Wait`, or None to run the handler. It is asked
-    before a reaction is recorded.
+    is tried before it is parked as failed. `aliases` are further names for ``task_list``. An
+    `exclusive` one deletes or replaces the copy: nothing else runs on that copy meanwhile. `needs`
+    are keys of sites.json: only sites that give one of them enable it. `decide` is its decision, if
+    it has one: a pure function of the job, which returns a `Skip`, a `Wait`, or None to run the
+    handler. It is asked before a reaction is recorded. `concerns`, of the run and our site, is
+    asked first, once a run: false if `decide` would skip any event of that run.
     """
 
     function: HandlerFunction = attrs.field(repr=False)
@@ -322,9 +325,8 @@ class Handler:
     aliases: tuple[str, ...] = attrs.field(converter=_tuple, default=(), validator=_are_names)
     exclusive: bool = False
     needs: tuple[str, ...] = attrs.field(converter=_tuple, default=(), validator=_are_names)
-    decide: DecisionFunction | None = attrs.field(
-        default=None, repr=False, validator=optional(is_callable())
-    )
+    decide: DecisionFunction | None = attrs.field(default=None, repr=False, validator=_callable)
+    concerns: ConcernFunction | None = attrs.field(default=None, repr=False, validator=_callable)
 
     @property
     def summary(self) -> str:
@@ -362,15 +364,13 @@ class HandlerOptions(TypedDict, total=False):
     exclusive: bool
     needs: Collection[str]
     decide: DecisionFunction | None
+    concerns: ConcernFunction | None
 
 
 def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
-    watched = NO_FIELDS
-    for handler in handlers:
-        for trigger in handler.triggers:
-            if isinstance(trigger, FieldTrigger | CopyFieldTrigger):
-                watched |= trigger.watched(here)
-    return watched
+    triggers = (one for handler in handlers for one in handler.triggers)
+    fields = (one for one in triggers if isinstance(one, FieldTrigger | CopyFieldTrigger))
+    return reduce(or_, (one.watched(here) for one in fields), NO_FIELDS)
 
 
 def _interest(handlers: Iterable[Handler], here: Here) -> Interest:

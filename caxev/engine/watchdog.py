@@ -68,8 +68,13 @@ class Culprit:
 
 
 def handlers_by_code(handlers: Iterable[Handler]) -> dict[CodeType, str]:
-    """Return the names of handlers by the code of their functions and of their decisions."""
-    functions = ((one, made) for one in handlers for made in (one.function, one.decide) if made)
+    """Return the names of handlers by the code of their functions and decisions."""
+    functions = (
+        (one, made)
+        for one in handlers
+        for made in (one.function, one.decide, one.concerns)
+        if made is not None
+    )
     codes = ((getattr(unwrap(made), "__code__", None), one.name) for one, made in functions)
     return {code: name for code, name in codes if code is not None}
 
