@@ -62,25 +62,26 @@ class Recording:
     """The changes of some runs.
 
     `snapshots` has what to store for each run; None: the run is gone. `priorities` has the runs
-    whose tags changed their priority. `unless_standing` has reactions that decisions found needless
-    or premature: one is made only if its key has a reaction already. `oversized` has runs with more
-    than `MOST_COPIES` entries; the other fields have nothing of these.
+    whose tags changed their priority. `unless_standing` has functions that make reactions which
+    decisions found needless or premature: one is made only if its key has a reaction already.
+    `oversized` has runs with more than `MOST_COPIES` entries; the other fields have nothing of
+    these.
     """
 
     snapshots: Mapping[RunId, Snapshot | None] = Factory(dict)
     reactions: Sequence[Reaction] = ()
     priorities: Mapping[RunId, int] = Factory(dict)
-    unless_standing: Mapping[str, tuple[Reaction, Decision]] = Factory(dict)
+    unless_standing: Mapping[str, tuple[Callable[[], Reaction], Decision]] = Factory(dict)
     oversized: Mapping[RunId, int] = Factory(dict)
 
     def standing(self, keys: Container[str]) -> list[Reaction]:
         """Return all reactions to record if the ledger has reactions under these `keys`."""
         made = list(self.reactions)
-        for key, (reaction, decision) in self.unless_standing.items():
+        for key, (make, decision) in self.unless_standing.items():
             if key in keys:
-                made.append(reaction)
+                made.append(make())
             elif isinstance(decision, Wait):
-                made.append(later(reaction, decision))
+                made.append(later(make(), decision))
         return made
 
 
@@ -186,15 +187,10 @@ def later(reaction: Reaction, decision: Wait) -> Reaction:
     return evolve(reaction, due=max(decision.until, reaction.due), note=decision.why)
 
 
-def _made(
-    maker: Maker,
-    events: Iterable[Event],
-    run: Callable[[], Run | None],
-    at: datetime,
-    priority: int,
-    *,
-    is_new: bool,
-) -> Iterator[tuple[Reaction, Decision]]:
+def _decided(
+    maker: Maker, events: Iterable[Event], run: Callable[[], Run | None], at: datetime
+) -> Iterator[tuple[Event, Handler, Decision]]:
+    """Yield what is to be decided of what is new of a run."""
     asked: Run | None = None
     idle: dict[str, bool] = {}
     for event in events:
@@ -204,14 +200,7 @@ def _made(
         if asked is None and any(one.decide for one in handlers):
             asked = run()
         for handler, decision in maker.decisions(event, asked, at, idle):
-            # A run that was never seen has no reaction yet: most of a first scan ends here.
-            if is_new and isinstance(decision, Skip):
-                continue
-            reaction = maker.reaction(event, handler, at, priority)
-            if is_new and isinstance(decision, Wait):
-                yield later(reaction, decision), None
-            else:
-                yield reaction, decision
+            yield event, handler, decision
 
 
 def compare(
@@ -232,7 +221,7 @@ def compare(
     snapshots: dict[RunId, Snapshot | None] = {}
     reactions: list[Reaction] = []
     priorities: dict[RunId, int] = {}
-    doubtful: dict[str, tuple[Reaction, Decision]] = {}
+    doubtful: dict[str, tuple[Callable[[], Reaction], Decision]] = {}
     oversized: dict[RunId, int] = {}
     for run, at in runs.items():
         seen, there = before.get(run, {}), now.get(run, {})
@@ -244,11 +233,16 @@ def compare(
             continue
         asked = partial(_asked, whole, run, alarmed)
         events, priority = diff(run, seen, there), maker.priority(there)
-        for reaction, decision in _made(maker, events, asked, at, priority, is_new=not seen):
+        for event, handler, decision in _decided(maker, events, asked, at):
+            make = partial(maker.reaction, event, handler, at, priority)
             if decision is None:
-                reactions.append(reaction)
-            else:
-                doubtful[reaction.id] = (reaction, decision)
+                reactions.append(make())
+            elif seen:  # most are never made: that costs more than the key
+                key = reaction_key(maker.registry.here.name, run, event.aspect, handler.name)
+                doubtful[key] = make, decision
+            # A run that was never seen has no reaction yet: most of a first scan ends here.
+            elif isinstance(decision, Wait):
+                reactions.append(later(make(), decision))
         # None for a run that is gone, so that its snapshot is deleted.
         snapshots[run] = now.get(run)
         # Existing reactions must follow; see `Database.ingest`.
