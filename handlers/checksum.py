@@ -53,7 +53,7 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.config.data_types import RAW, UNTRIGGERED
-from caxev.copies.lifecycle import broken_off, found_bad, found_good, written
+from caxev.copies.lifecycle import broken_off, found_bad, found_good, manifest_of, written
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
 from caxev.files import printable
@@ -299,10 +299,10 @@ def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:
 
 async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
     """Describe which files differ, as far as the manifests show."""
-    rows = None if known.manifest is None else await job.load_manifest(known.manifest)
-    if rows is None:
+    wanted = await manifest_of(job, known.manifest)
+    if wanted is None:
         return f"its checksum differs from that of {known.key}"
-    found = Manifest.from_rows(rows).differences(manifest)
+    found = wanted.differences(manifest)
     job.did(What.DAMAGED, files=[printable(one.path) for one in found])
     names = ", ".join(f"{printable(one.path)} ({one.why})" for one in found[:NAMED])
     return f"{len(found)} files: {names}{', ...' if len(found) > NAMED else ''}"

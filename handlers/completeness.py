@@ -34,6 +34,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site
+from caxev.copies.lifecycle import manifest_of
 from caxev.core.entry import count
 from caxev.core.model import field_of
 from caxev.files import confine, scan
@@ -81,9 +82,9 @@ async def add_size(job: Job) -> Result:
 
 async def shape(job: Job, copy: Copy) -> Manifest:
     """Return the files of a copy that is here, with their sizes."""
-    rows = None if copy.manifest is None else await job.load_manifest(copy.manifest)
-    if rows is not None:
-        return Manifest.from_rows(rows)
+    known = await manifest_of(job, copy.manifest)
+    if known is not None:
+        return known
     return await job.work(scan_copy, copy.location, job.site.roots)
 
 

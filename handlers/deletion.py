@@ -69,7 +69,7 @@ from caxev.copies.deletion import (
     withdraw,
 )
 from caxev.copies.deletion import prove as proven
-from caxev.copies.lifecycle import key_of, write
+from caxev.copies.lifecycle import key_of, manifest_of, write
 from caxev.copies.quorum import same_data
 from caxev.copies.readings import Ask, decided
 from caxev.copies.remaining import unread
@@ -291,10 +291,10 @@ async def erase(job: Job) -> Result:
 async def _size(job: Job, run: Run, mine: Copy) -> int | None:
     """Return the copy's bytes, from the run or from its manifest; None if neither has them."""
     size = run.size_of(mine)
-    if size is not None or mine.manifest is None:
+    if size is not None:
         return size
-    rows = await job.load_manifest(mine.manifest)
-    return None if rows is None else Manifest.from_rows(rows).total_bytes
+    known = await manifest_of(job, mine.manifest)
+    return None if known is None else known.total_bytes
 
 
 async def _sure(job: Job, mine: Copy, wanted: Intent) -> RunUpdate:
@@ -332,10 +332,8 @@ def plan_erase(mine: Copy | None) -> Skip | None:
 
 async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
     """Return the files that the copy must have; None if they are unknown, or the copy is bad."""
-    if wanted.was != TRANSFERRED or mine.manifest is None:
-        return None
-    rows = await job.load_manifest(mine.manifest)
-    return None if rows is None else Manifest.from_rows(rows).shape()
+    known = await manifest_of(job, mine.manifest if wanted.was == TRANSFERRED else None)
+    return None if known is None else known.shape()
 
 
 def _moved(mine: Copy) -> str | None:

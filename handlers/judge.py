@@ -35,7 +35,6 @@ from caxev import (
     Decision,
     GiveUp,
     Job,
-    Manifest,
     Result,
     Retry,
     Run,
@@ -48,7 +47,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site, Sites
-from caxev.copies.lifecycle import found_bad, found_good, in_commands, key_of, write
+from caxev.copies.lifecycle import found_bad, found_good, in_commands, key_of, manifest_of, write
 from caxev.copies.quorum import (
     agree,
     at_odds,
@@ -339,13 +338,9 @@ def plan_quarantine(mine: Copy | None) -> SetAside | Skip:
 
 async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
     """Return the files of our copy that differ from the master's; all if a manifest is missing."""
-    rows = [
-        None if one.manifest is None else await job.load_manifest(one.manifest)
-        for one in (master, mine)
-    ]
-    if rows[0] is None or rows[1] is None:
+    theirs, ours = [await manifest_of(job, one.manifest) for one in (master, mine)]
+    if theirs is None or ours is None:
         return [b""]
-    theirs, ours = (Manifest.from_rows(one) for one in rows if one is not None)
     # Files that only the master has cannot be moved; a repair brings them.
     there = {item.path: item.kind for item in ours.items}
     return [one.path for one in theirs.differences(ours) if there.get(one.path) in ("file", "link")]

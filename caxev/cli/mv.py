@@ -35,6 +35,7 @@ from caxev.cli.selection import RunChoice, selects_data, selects_run
 from caxev.cli.site_paths import at_disks, ours, own_name
 from caxev.cli.values import SITE
 from caxev.config import Site, Sites
+from caxev.copies.lifecycle import manifest_of
 from caxev.copies.remaining import unread
 from caxev.copies.sharing import sharing_here
 from caxev.core.clock import utcnow
@@ -200,7 +201,7 @@ class MoveCommand:
             # Only after the claim: from then on no further reaction begins to read the copy, so
             # that this wait has an end.
             await self._alone(database, run)
-            expected = await self._expected(database, moving)
+            expected = await manifest_of(database, moving.manifest)
             aside = await trio.to_thread.run_sync(bring, move, self.site, expected)
             place = own_name(move.new, self.site, self.key.type)
             run = await self._record(database, run, moving, location=place, moved_from=aside)
@@ -266,10 +267,6 @@ class MoveCommand:
                 names = ", ".join(sorted({reaction.handler for reaction, _ in running}))
                 print_line(f"caxev: waiting for {names} of {run} at {name}", err=True)
                 await changed()
-
-    async def _expected(self, database: Database, copy: Copy) -> Manifest | None:
-        rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
-        return None if rows is None else Manifest.from_rows(rows)
 
     async def _record(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
         update = RunUpdate.change_copy(

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
 from shlex import quote
-from typing import Final
+from typing import Any, Final, Protocol
 
 from attrs import frozen
 
@@ -335,7 +335,14 @@ async def serve_each(
     return Skip("; ".join(skipped) or "it concerns no copy of ours, and no site")
 
 
-async def manifest_of(job: Job, digest: str | None) -> Manifest | None:
+class HasManifests(Protocol):
+    """A job, or the database."""
+
+    async def load_manifest(self, digest: str) -> Sequence[Mapping[str, Any]] | None:
+        """Return a manifest's items, or None if they are not there."""
+
+
+async def manifest_of(source: HasManifests, digest: str | None) -> Manifest | None:
     """Return the manifest of that digest, or None if the database does not have it."""
-    rows = None if digest is None else await job.load_manifest(digest)
+    rows = None if digest is None else await source.load_manifest(digest)
     return None if rows is None else Manifest.from_rows(rows)

@@ -18,10 +18,11 @@ from caxev.cli.options import options
 from caxev.cli.plans import Ask, acts, show_steps
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
 from caxev.cli.values import PLACE, SITE
+from caxev.copies.lifecycle import manifest_of
 from caxev.core.clock import utcnow
 from caxev.core.errors import Ambiguous, GiveUp, Retry
 from caxev.core.model import Copy, Run
-from caxev.files import Manifest, confine, digest_tree
+from caxev.files import confine, digest_tree
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -111,7 +112,6 @@ class DirectoryFetch:
         from caxev.rucio.names import Did, taken_at
         from caxev.rucio.orders import Download
 
-        known = await database.load_manifest(entry.manifest) if entry.manifest else None
         return Download(
             # A site that sites.json does not have, with the target as its only directory.
             here=evolve(self.chosen.there, name="here", dir_raw=self.directory),
@@ -120,7 +120,7 @@ class DirectoryFetch:
             location=f"{self.directory}/{entry.source_name or run.name + run.suffix}",
             taken=taken_at(run) or utcnow(),
             files=await checked(database, entry),
-            expected=None if known is None else Manifest.from_rows(known),
+            expected=await manifest_of(database, entry.manifest),
             rse=self.rse,
             single=entry.type not in self.chosen.there.types.primary,
         )

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import trio
@@ -28,6 +28,7 @@ from caxev.cli.tape.archive import (
 )
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
+from caxev.copies.lifecycle import manifest_of
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run
 from caxev.files import Manifest, safe_name
@@ -95,16 +96,15 @@ async def _restored(
     async with aclosing(runs.each(database)) as found:
         async for run in found:
             copy = run.copy(raw_at(reach.there.name))
-            digest = None if copy is None else copy.manifest
-            rows = await database.load_manifest(digest) if digest else None
-            one = partial(restore, run, copy, rows, reach, place, dry_run=dry_run)
+            known = None if copy is None else await manifest_of(database, copy.manifest)
+            one = partial(restore, run, copy, known, reach, place, dry_run=dry_run)
             yield await trio.to_thread.run_sync(one)
 
 
 def restore(
     run: Run,
     copy: Copy | None,
-    rows: list[dict[str, Any]] | None,
+    expected: Manifest | None,
     reach: Reach,
     place: Path,
     *,
@@ -116,7 +116,6 @@ def restore(
         return Step(run, what, unusable(copy))
     folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
-    expected = None if rows is None else Manifest.from_rows(rows)
     data = Data(safe_name(folder), folder, expected, copy.checksum, copy.manifest)
     if dry_run:
         target = f"would be restored to {target}"
