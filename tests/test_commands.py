@@ -696,7 +696,8 @@ async def test_ctrl_c_ends_the_walk_through_a_site(
 
 def stray(ground: Ground, *more: str, code: int = 0) -> dict[str, str]:
     """What was found, by the name of its path, with its state."""
-    answer = ground.caxev("stray", "--site", "lngs", "--age", "0", "--json", *more)
+    age = ("--age", "0") if {"--delete", "--register"}.intersection(more) else ()
+    answer = ground.caxev("stray", "--site", "lngs", *age, "--json", *more)
     return {Path(row["path"]).name: row["state"] for row in rows(answer, code)}
 
 

@@ -24,7 +24,7 @@ from caxev.core.model import CopyKey
 from caxev.database import Gap, SiteRecord
 from caxev.web import app
 from caxev.web.documents import label_of
-from caxev.web.hub import MOST_VIEWERS, Hub, Topic, Viewer
+from caxev.web.hub import MOST_VIEWERS, SHARE, SPARE, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
@@ -317,15 +317,25 @@ def test_any_name_is_text(name: str) -> None:
 
 
 async def test_so_many_may_watch_and_no_more() -> None:
-    """Each open connection takes a descriptor and memory."""
+    """Each open connection takes a descriptor and memory; a few addresses keep nobody out."""
     database = SimpleNamespace(settings=SimpleNamespace(safe_uri=""))
     pages = app.Pages(cast("Any", None), cast("Any", database), Hub(), lambda *_: [])
-    request = Request({"type": "http", "query_string": b"view=runs", "headers": []})
-    assert isinstance(await pages.events(request), EventStream)
-    many = (Viewer(cast("Any", None), trio.CancelScope()) for _ in range(MOST_VIEWERS))
-    pages.hub.topics["now"] = Topic(cast("Any", None), set(many))
-    with pytest.raises(HTTPException, match="Too many watch"):
-        await pages.events(request)
+
+    async def may_watch(host: str, *watching: tuple[str, int]) -> bool:
+        each = (who for who, number in watching for _ in range(number))
+        viewers = {Viewer(cast("Any", None), trio.CancelScope(), who) for who in each}
+        pages.hub.topics["now"] = Topic(cast("Any", None), viewers)
+        scope = {"type": "http", "query_string": b"view=runs", "headers": [], "client": (host, 1)}
+        try:
+            return isinstance(await pages.events(Request(scope)), EventStream)
+        except HTTPException:
+            return False
+
+    assert await may_watch("a")
+    assert not await may_watch("a", *((str(n), 1) for n in range(MOST_VIEWERS)))
+    assert not await may_watch("a", ("a", SHARE))
+    assert not await may_watch("b", ("a", SHARE), ("b", MOST_VIEWERS - SPARE - SHARE))
+    assert await may_watch("c", ("a", SHARE), ("b", MOST_VIEWERS - SPARE - SHARE))
 
 
 def test_a_long_name_is_cut() -> None:

@@ -29,7 +29,7 @@ from caxev.web.auth.sessions import session_of
 from caxev.web.broadcast import EVENTS, RUNS
 from caxev.web.export import MOST_EXPORTS, RunsExport
 from caxev.web.frame import Frame
-from caxev.web.hub import MOST_VIEWERS, Hub, Render
+from caxev.web.hub import Hub, Render
 from caxev.web.links import WINDOWS, links_parts
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.now import now_parts
@@ -270,11 +270,13 @@ class Pages:
 
     def _stream(self, request: Request, name: str, render: Render) -> EventStream:
         seen = request.headers.get("last-event-id") or request.query_params.get("seen")
-        if self.hub.viewers >= MOST_VIEWERS:
+        session, client = session_of(request), request.client
+        who = session.person.name if session is not None else client.host if client else ""
+        if not self.hub.has_room(who):
             raise HTTPException(503, "Too many watch: this page does not follow what changes.")
         # After that the browser connects again, and the gate decides again about the person.
-        seconds = inf if session_of(request) is None else ADMITTED
-        return EventStream(self.hub, name, render, seen, seconds)
+        seconds = inf if session is None else ADMITTED
+        return EventStream(self.hub, name, render, seen, seconds, who)
 
     def _rendering(self, name: str) -> Render:
         """Return the function that makes a view's parts; a subject follows a colon in `name`."""

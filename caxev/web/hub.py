@@ -24,6 +24,10 @@ BEHIND: Final = 16
 
 MOST_VIEWERS: Final = 500
 """Browsers that may watch at once: each has a connection, and memory for what waits."""
+SHARE: Final = MOST_VIEWERS // 2
+"""Those of one person, or of one address if nobody logs in."""
+SPARE: Final = MOST_VIEWERS // 4
+"""Those that are left to people who do not watch yet."""
 
 Render: TypeAlias = Callable[[], Awaitable[Mapping[str, Any]]]
 """Makes the parts of a view: HTML, or what JSON holds. Raises `GiveUp` if there is no more."""
@@ -44,10 +48,11 @@ def digest(parts: Mapping[str, Any]) -> str:
 
 @define(eq=False)
 class Viewer:
-    """One open connection. Cancelling `scope` ends it."""
+    """One open connection of a person, or from an address. Cancelling `scope` ends it."""
 
     send: trio.MemorySendChannel[bytes]
     scope: trio.CancelScope
+    who: str = ""
 
 
 @define(eq=False)
@@ -111,6 +116,12 @@ class Hub:
     def viewers(self) -> int:
         """How many connections are open."""
         return sum(len(topic.viewers) for topic in self.topics.values())
+
+    def has_room(self, who: str) -> bool:
+        """Return whether a person, or an address, may watch once more: nobody keeps others out."""
+        of_all = [viewer.who for topic in self.topics.values() for viewer in topic.viewers]
+        of_it = of_all.count(who)
+        return of_it < SHARE and len(of_all) < (MOST_VIEWERS - SPARE if of_it else MOST_VIEWERS)
 
     def wake(self, *names: str) -> None:
         """Have these views rendered again."""

@@ -33,12 +33,13 @@ class EventStream:
     render: Render
     seen: str | None
     seconds: float = inf
+    who: str = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         sender, receiver = trio.open_memory_channel[bytes](BEHIND)
         async with trio.open_nursery() as nursery:
-            viewer = Viewer(sender, nursery.cancel_scope)
+            viewer = Viewer(sender, nursery.cancel_scope, self.who)
             try:
                 await self.hub.join(self.name, self.render, viewer, self.seen)
                 nursery.start_soon(until_gone, receive, nursery.cancel_scope)
