@@ -9,9 +9,10 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import Job, copy
+from caxev.core.clock import utcnow
 from caxev.core.ledger import UNREADABLE
 from caxev.core.recording import MOST_COPIES
-from caxev.database import Database
+from caxev.database import Database, Request
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -48,13 +49,17 @@ async def test_a_run_with_too_many_copies_is_parked(database: Named) -> None:
         (why,) = await _parked(db)
         assert str(MOST_COPIES) in why
         await engine.until(partial(_alarmed, db, ["run 1"]))
-        await db.insert_run(run_of(1, number=2))
+        other = await db.insert_run(run_of(1, number=2))
         await engine.until(lambda: seen == [2])
+        for run in (large, other):
+            await db.add_request(SITE, Request("replay", (run,), force=True), "me", utcnow())
+        await engine.until(lambda: seen.count(2) == 2)
+        assert seen == [2, 2]
         with MongoClient[dict[str, Any]](database.uri) as client:
             runs = client[database.name]["runs_new"]
             runs.update_one({"_id": large}, {"$push": {"tags": {"name": "x"}}})
             runs.update_one({"_id": large}, {"$pull": {"data": {"host": {"$ne": "site7"}}}})
-        await engine.until(lambda: sorted(seen) == [1, 2])
+        await engine.until(lambda: sorted(seen) == [1, 2, 2])
 
         await engine.until(partial(_alarmed, db, []))
         assert not await _parked(db)

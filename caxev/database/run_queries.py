@@ -51,12 +51,12 @@ class Runs(RunPages):
         """Read whole run documents as they are now, a reply at a time: up to 16 MB of them."""
         cursor = self._runs.find_raw_batches({"_id": {"$in": ids}})
 
-        async def more() -> list[Document]:
+        async def whole_runs() -> list[Document]:
             batch: Any = await anext(cursor, b"")  # whatever its type says
             return decode_all(batch, self._runs.codec_options)
 
         while ids and cursor.alive:
-            yield {one["_id"]: Run.from_document(one) for one in await self._call(more)}
+            yield {one["_id"]: Run.from_document(one) for one in await self._call(whole_runs)}
 
     def held(self) -> AsyncGenerator[list[Run], None]:
         """Read the runs with a copy that somebody holds or has held, by number, page by page."""

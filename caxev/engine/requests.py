@@ -116,10 +116,14 @@ class Requests:
             async with recorder.beside_stream():
                 snapshots = await recorder.read(some)
                 ingest = await recorder.compare(dict.fromkeys(some, utcnow()), snapshots)
+                # What has too many copies was parked by the comparison, and is not served.
+                whole, now = snapshots.whole, dict(snapshots.now)
+                for run in [run for run in now if whole.entries(run) > recording.MOST_COPIES]:
+                    del now[run]
                 # From the database: what is in memory does not have it.
                 known = await context.database.known_to(context.lease.site, some)
-                again = await self._again(snapshots.now, known, request, but=ingest.reactions)
-                seen = snapshots.now if request.handler is None else {}
+                again = await self._again(now, known, request, but=ingest.reactions)
+                seen = now if request.handler is None else {}
                 every = {**seen, **ingest.snapshots}
                 if every or again:
                     reactions = [*ingest.reactions, *again]

@@ -1,9 +1,10 @@
 """Shortcut: serve new changes at once while the stream works through a backlog.
 
 After an outage, or after a change of very many runs, new changes may wait behind a hundred thousand
-others. Then a second stream is opened from now on (after a start: from the start on), and the two
-are served in turn. The first one skips nothing: it reaches the same changes later and finds them
-recorded. So nothing depends on the second stream, whose position is not saved.
+others, or behind as many writes to other collections, past which the server reads before it opens
+the stream. Then a second stream is opened from now on (after a start: from the start on), and the
+two are served in turn. The first one skips nothing: it reaches the same changes later and finds
+them recorded. So nothing depends on the second stream, whose position is not saved.
 
 `watcher` runs a `Shortcut` beside the stream.
 """
