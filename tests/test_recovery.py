@@ -20,6 +20,8 @@ from attrs import evolve
 from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
 from bson.timestamp import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
 from pymongo import MongoClient
 from pymongo.synchronous.database import Database as MongoDatabase
 from trio.testing import MockClock
@@ -68,7 +70,7 @@ from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
 from caxev.engine.requests import Requests
 from caxev.engine.shortcut import opened
-from caxev.engine.watcher import SHOW_EVERY, ScanMeter, Watcher
+from caxev.engine.watcher import PAGE_SIZE, SHOW_EVERY, ScanMeter, Watcher, next_page
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster
@@ -443,13 +445,14 @@ async def test_a_scan_goes_on_where_it_was(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that ends during it leaves a note; the next one reads no run twice."""
-    monkeypatch.setattr("caxev.database.snapshots.PAGE", 2)
+    monkeypatch.setattr("caxev.engine.watcher.FIRST_PAGE", 2)
+    monkeypatch.setattr("caxev.engine.watcher.MOST_ON_PAGE", 2)
     record, page, pages = Recorder(), Database.page, list[Any]()
 
     async def counted(self: Database, *args: Any) -> Any:
         if len(pages) == 2:
             await trio.sleep_forever()
-        pages.append(args[-1])
+        pages.append(args[1])
         return await page(self, *args)
 
     monkeypatch.setattr(Database, "page", counted)
@@ -467,6 +470,36 @@ async def test_a_scan_goes_on_where_it_was(
     assert pages[0] is None
     assert scanning is not None
     assert scanning.runs == 4
+
+
+async def test_a_scan_reads_few_large_runs_at_a_time(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes bound its pages and not only runs: two are in memory."""
+    monkeypatch.setattr("caxev.engine.watcher.PAGE_SIZE", 50_000)
+    monkeypatch.setattr("caxev.engine.watcher.FIRST_PAGE", 2)
+    record, read_early, pages = Recorder(), EngineRecorder.read_early, list[int]()
+
+    async def reading(self: EngineRecorder, runs: Sequence[Any]) -> Any:
+        pages.append(len(runs))
+        return await read_early(self, runs)
+
+    monkeypatch.setattr(EngineRecorder, "read_early", reading)
+    async with engine.opened(database) as db:
+        copies = ("raw", SITE, "transferred")
+        for number in range(1, 21):
+            await db.insert_run(engine.run_document(number, copies, large="x" * 10_000))
+        await engine.once(db, record.options(database))
+    assert record.numbers == dict.fromkeys(range(1, 21), 1)
+    assert max(pages) == 4
+
+
+@given(st.integers(1, 1000), st.integers(0, 1 << 30))
+def test_pages_of_a_scan_fit(runs: int, each: int) -> None:
+    """After a page of runs like these, unless it is a single run."""
+    found = next_page(runs, runs * each)
+    assert 1 <= found <= 1000
+    assert found == 1 or found * each <= PAGE_SIZE
 
 
 def test_how_far_a_scan_is() -> None:

@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any, Final, TypeVar
 
 from attrs import Factory, define, evolve
+from bson import encode
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -40,6 +41,8 @@ MOST_REACTIONS: Final = 2000
 """Reactions that are recorded in one transaction."""
 MANY_REACTIONS: Final = 50
 """From this number on, reactions are inserted, which costs the server a third of an upsert."""
+SAMPLE: Final = 10
+"""Runs by which the size of all that were read is estimated."""
 _DUPLICATE_KEY: Final = 11000
 
 
@@ -54,6 +57,15 @@ class Snapshots:
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
     whole: WholeRuns
+
+    @property
+    def size(self) -> int:
+        """The bytes of the runs that were read whole, about: by some of them."""
+        runs = list(self.whole.found.values())
+        # Spread over all: neighbours are often alike.
+        some = runs[:: max(len(runs) // SAMPLE, 1)]
+        found = sum(len(encode(one.document if isinstance(one, Run) else one)) for one in some)
+        return found * len(runs) // max(len(some), 1)
 
     def replace(self, runs: Iterable[RunId], newer: Snapshots) -> None:
         """Put what was read later of some runs in the place of what is here."""
@@ -181,34 +193,37 @@ class Recording(Sites, Quarantine):
         return {row["_id"]["r"]: sets.get(row.get("by"), frozenset()) for row in rows}
 
     @operation
-    async def page(self, site: str, before: RunId | None) -> tuple[list[RunId], RunId | None]:
+    async def page(
+        self, site: str, before: RunId | None, size: int | None = None
+    ) -> tuple[list[RunId], RunId | None]:
         """Return a page of run ids, and the `before` of the next page, or None.
 
-        The newest come first: a site that starts looks at the runs of today first. Runs that the
-        site has seen but that are no longer stored are among them, so that a scan also finds what
-        was deleted.
+        It has up to `size` (None: `PAGE`) stored runs. The newest come first: a site that starts
+        looks at the runs of today first. Runs that the site has seen but that are no longer stored
+        are among them, so that a scan also finds what was deleted.
         """
+        size = size or PAGE
         low: Any = MinKey()
         high: Any = MaxKey() if before is None else before
-        ids = await self._stored(low, high)
-        low = ids[-1] if len(ids) == PAGE else low
+        ids = await self._stored(low, high, size)
+        low = ids[-1] if len(ids) == size else low
         # As far as this page goes, so that each run that was seen is on exactly one page.
         bounds = {"$gte": _key(site, low), "$lt": _key(site, high)}
-        cursor = self._ledger.find({"_id": bounds}, {"_id": 1}).sort("_id", -1).limit(2 * PAGE)
+        cursor = self._ledger.find({"_id": bounds}, {"_id": 1}).sort("_id", -1).limit(2 * size)
         keys = [row["_id"] for row in await cursor.to_list(None)]
         seen = [key["r"] for key in keys if "r" in key and is_plain(key["r"])]
-        if seen and len(keys) == 2 * PAGE:  # so many were deleted: the page ends before them
+        if seen and len(keys) == 2 * size:  # so many were deleted: the page ends before them
             low = seen[-1]
-            ids = await self._stored(low, high)
+            ids = await self._stored(low, high, size)
         runs = list(dict.fromkeys([*filter(is_usable, ids), *seen]))
         return runs, None if isinstance(low, MinKey) else low
 
-    async def _stored(self, low: Any, high: Any) -> list[RunId]:
-        """Return the newest ids of runs from `low` to before `high`, a page at most."""
+    async def _stored(self, low: Any, high: Any, most: int) -> list[RunId]:
+        """Return the newest ids of runs from `low` to before `high`, so many at most."""
         # By the index's bounds, which need the hint: a filter would stop at ids of another type.
         cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).sort("_id", -1)
         cursor = cursor.min([("_id", low)]).max([("_id", high)])
-        return [row["_id"] for row in await cursor.limit(PAGE).to_list(None)]
+        return [row["_id"] for row in await cursor.limit(most).to_list(None)]
 
     async def ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
         """Record what changes led to. Raises `LeaseLost`.

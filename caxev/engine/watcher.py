@@ -44,6 +44,13 @@ SCAN_EVERY: Final = 86400.0
 """Seconds between scans that are made as a safety net."""
 LONGEST_WAIT: Final = 30.0
 """Seconds at most between two attempts to open the stream."""
+PAGE_SIZE: Final = 16 << 20
+"""Bytes of runs that a page of a scan has, about: as objects they take several times that, and two
+pages are in memory..."""
+MOST_ON_PAGE: Final = 1000
+"""...and how many runs at most..."""
+FIRST_PAGE: Final = 100
+"""...and at first: nothing shows how large they are."""
 SHOW_EVERY: Final = 30.0
 """Seconds between two lines of the log about how far a scan is."""
 
@@ -68,6 +75,7 @@ class Watcher:
     _scanning: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_noting: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_needed: trio.Event = field(init=False, factory=trio.Event)
+    _page: int = field(init=False, factory=lambda: FIRST_PAGE)
 
     async def run(self, *, ready: trio.Event) -> None:
         """Follow the stream, until cancelled. Sets `ready` once its position is known.
@@ -285,8 +293,11 @@ class Watcher:
                 logger.info("{}", line)
 
     async def _read_page(self, before: RunId | None) -> Page:
-        ids, before = await self.context.database.page(self.context.lease.site, before)
-        return Page(await self.recorder.read_early(ids), before)
+        site = self.context.lease.site
+        ids, before = await self.context.database.page(site, before, self._page)
+        reading = await self.recorder.read_early(ids)
+        self._page = next_page(self._page, reading.snapshots.size)
+        return Page(reading, before)
 
     async def _record_page(self, page: Page, runs: int, number: int) -> Page | None:
         """Record a page of a scan, and meanwhile read the next one; None: there is none to record.
@@ -342,6 +353,12 @@ class Watcher:
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
         # A day at most: the time of the last scan may lie in the future if a clock was set.
         await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
+
+
+def next_page(runs: int, size: int) -> int:
+    """Return how many runs a scan reads after a page of so many, whose size was this in bytes."""
+    fitting = runs * PAGE_SIZE // max(size, 1)
+    return max(min(fitting, 2 * runs, MOST_ON_PAGE), 1)
 
 
 @frozen
