@@ -72,11 +72,7 @@ class Asker:
                     yield run, act.tried(run, context)
 
     async def carry_out(
-        self,
-        act: Act,
-        runs: Iterable[RunId],
-        request: str | None = None,
-        writer: str | None = None,
+        self, act: Act, runs: Iterable[RunId], request: str | None = None, writer: str | None = None
     ) -> AsyncGenerator[Step, None]:
         """Do it for these runs; return each step as it was made, or with the reason why not.
 

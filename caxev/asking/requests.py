@@ -38,14 +38,7 @@ from caxev.asking.copies import CopyData
 from caxev.asking.deletions import DeleteCopies, WithdrawDeletions
 from caxev.asking.forgetting import ForgetCopies
 from caxev.asking.holding import HoldCopies, ReleaseCopies
-from caxev.asking.listeners import (
-    ListenerAct,
-    Replay,
-    RetryReactions,
-    asked,
-    leave,
-    row_of,
-)
+from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, asked, leave, row_of
 from caxev.asking.readings import ReadCopies
 from caxev.config.errors import known_names
 from caxev.core.amounts import lasting, size

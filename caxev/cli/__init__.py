@@ -74,7 +74,7 @@ GROUPS: Final = {
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },
     "Started by other programs": {
-        "receive": ("caxev.cli.batch:receive", "The remote end of a transfer over SSH."),
+        "receive": ("caxev.cli.batch:receive", "The remote end of a transfer over SSH.")
     },
 }
 """The import path of each command and its line in ``--help``, grouped by what people want."""

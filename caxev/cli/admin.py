@@ -156,9 +156,7 @@ def _unknown_tasks(given: GlobalOptions, known: Sites) -> Iterable[str]:
 @command("caxev sites init --site lngs", group=sites)
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option(
-    "--force",
-    is_flag=True,
-    help="Mark even if the known marker, or copies, are missing.",
+    "--force", is_flag=True, help="Mark even if the known marker, or copies, are missing."
 )
 def init(*, site: str, force: bool) -> None:
     """Mark a site's directories, so that unmounted disks are noticed.

@@ -121,11 +121,7 @@ class Grantee:
     click.option("--operator", metavar="NAME", help="A person who may look, and ask listeners."),
     click.option("--init", is_flag=True, help="A user that may run only caxev db init."),
 )
-@click.option(
-    "--x509",
-    metavar="SUBJECT",
-    help="A certificate's subject, instead of a password.",
-)
+@click.option("--x509", metavar="SUBJECT", help="A certificate's subject, instead of a password.")
 @click.option("--apply", "apply_", is_flag=True, help="Create or update them.")
 def db_grants(*, grantee: Grantee, x509: str | None, apply_: bool) -> None:
     """Show, or make, the role and the user of a listener or a person.

@@ -23,11 +23,7 @@ MEGABYTE: Final = 1_000_000
     help="How many runs the DAQ takes.",
 )
 @click.option(
-    "--size-mb",
-    type=Finite(0, 1e6),
-    default=20.0,
-    show_default=True,
-    help="Megabytes in each run.",
+    "--size-mb", type=Finite(0, 1e6), default=20.0, show_default=True, help="Megabytes in each run."
 )
 @click.option(
     "--sites",

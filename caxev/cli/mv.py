@@ -123,12 +123,7 @@ class Move:
 
     def row(self, run: Run, what: str) -> Mapping[str, Any]:
         """Return the row that the command prints."""
-        return {
-            **copy_cells(run, self.copy.key),
-            "from": self.old,
-            "to": self.new,
-            "state": what,
-        }
+        return {**copy_cells(run, self.copy.key), "from": self.old, "to": self.new, "state": what}
 
 
 def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:

@@ -27,15 +27,7 @@ COLUMNS: Final = columns(
 )
 """The columns of a `reaction_row`."""
 RUNNING: Final = columns(
-    "site",
-    "run",
-    "handler",
-    "event",
-    "from",
-    "to",
-    "started",
-    Column("progress", minor=1),
-    "note",
+    "site", "run", "handler", "event", "from", "to", "started", Column("progress", minor=1), "note"
 )
 """The columns of a `reaction_row` with the cells of `running_cells`, in lists of running ones."""
 

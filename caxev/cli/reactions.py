@@ -9,24 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import evolve
 
-from caxev.asking.listeners import (
-    COUNTED,
-    RetryReactions,
-    addressed,
-    failures,
-    handler_called,
-)
+from caxev.asking.listeners import COUNTED, RetryReactions, addressed, failures, handler_called
 from caxev.cli.command import RUNS, command, excludes, limits
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
-from caxev.cli.reaction_rows import (
-    COLUMNS,
-    RUNNING,
-    done_row,
-    reaction_row,
-    running_cells,
-)
+from caxev.cli.reaction_rows import COLUMNS, RUNNING, done_row, reaction_row, running_cells
 from caxev.cli.runs import shown_all
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
@@ -79,11 +67,7 @@ async def _known(database: Database, site: str | None) -> list[str]:
 
 
 async def _find(
-    database: Database,
-    sites: Iterable[str],
-    states: Iterable[str],
-    handler: str | None,
-    limit: int,
+    database: Database, sites: Iterable[str], states: Iterable[str], handler: str | None, limit: int
 ) -> AsyncIterator[dict[str, Any]]:
     for site, one in product(sites, states):
         if one == State.DONE:

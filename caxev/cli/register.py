@@ -155,12 +155,7 @@ class FoundCopy:
         return own_name(self.real, self.site, self.key.type)
 
     async def enter(
-        self,
-        database: Database,
-        choice: RunChoice,
-        birth: NewRun | None,
-        *,
-        dry_run: bool,
+        self, database: Database, choice: RunChoice, birth: NewRun | None, *, dry_run: bool
     ) -> Mapping[str, Any]:
         """Add the entry. Raises `NoSuchRun`.
 

@@ -230,12 +230,7 @@ def _manifest(rows: Sequence[Mapping[str, Any]] | None) -> Manifest | None:
 
 
 def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:
-    return {
-        **copy_cells(run, copy.key),
-        "found": found,
-        "why": why,
-        "location": copy.location,
-    }
+    return {**copy_cells(run, copy.key), "found": found, "why": why, "location": copy.location}
 
 
 def compare_some(copies: Iterable[tuple[Copy, Site, Manifest | None]], deep: bool) -> list[Verdict]:

@@ -126,9 +126,7 @@ def logs_in() -> Decorator:
         click.option("--issuer", metavar="URL", help="The provider of OpenID Connect."),
         click.option("--client-id", metavar="ID", help="The page's client id at the provider."),
         click.option(
-            "--scope",
-            metavar="TEXT",
-            help="The scopes to ask for. [default: openid profile email]",
+            "--scope", metavar="TEXT", help="The scopes to ask for. [default: openid profile email]"
         ),
         click.option(
             "--name-claim",

@@ -220,12 +220,7 @@ def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             timed[day] += row["bytes"] or 0
     for day in sorted(runs):
         rate = timed[day] / seconds[day] if seconds[day] else None
-        yield {
-            "day": day,
-            "runs": runs[day],
-            "bytes": amount[day],
-            "bytes_per_s": rate,
-        }
+        yield {"day": day, "runs": runs[day], "bytes": amount[day], "bytes_per_s": rate}
 
 
 @define

@@ -17,13 +17,7 @@ from caxev.config import ConfigError
 from caxev.metrics_server import Login
 from caxev.web.auth.options import LOGIN
 from caxev.web.auth.people import LogInAgain, NotAdmitted
-from caxev.web.auth.sessions import (
-    LOGOUT_KEY,
-    OUTSIDE_KEY,
-    SCOPE_KEY,
-    LoginSession,
-    Sessions,
-)
+from caxev.web.auth.sessions import LOGOUT_KEY, OUTSIDE_KEY, SCOPE_KEY, LoginSession, Sessions
 from caxev.web.guard import App, Message, Receive, Scope, Send
 from caxev.web.rendering import render
 

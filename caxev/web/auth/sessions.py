@@ -87,12 +87,7 @@ class SignedCookie:
     def _set(self, response: Response, text: str, seconds: int) -> None:
         same_site: Any = self.same_site
         response.set_cookie(
-            self.name,
-            text,
-            max_age=seconds,
-            secure=self.secure,
-            httponly=True,
-            samesite=same_site,
+            self.name, text, max_age=seconds, secure=self.secure, httponly=True, samesite=same_site
         )
 
 
