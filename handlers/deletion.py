@@ -322,7 +322,7 @@ async def _sure(job: Job, mine: Copy, wanted: Intent) -> RunUpdate:
 
 
 def plan_erase(mine: Copy | None) -> Skip | None:
-    """Decide whether a copy is to be erased. Pure."""
+    """Decide whether to erase a copy. Pure."""
     if mine is None:
         return Skip("the copy is gone")
     if Intent.of(mine) is None or mine.proof is None:

@@ -3,7 +3,7 @@
 `judge` reacts to a copy that was found bad here (or that this site put at a host without a
 listener), and to every requested reading of a copy. If the digests of the copies differ, it
 requests readings of those that were not read lately. When all have answered, each site judges its
-own copy: in the majority it is good, whatever the master has; outside of it the copy becomes
+own copy: in the majority it is good, even against the master; outside of it the copy becomes
 ``error``, even the master, and `repair` repairs it from one of the majority.
 
 Without a majority nothing is deleted or overwritten. A copy that differs from the master becomes

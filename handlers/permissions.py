@@ -36,7 +36,7 @@ from caxev.files import Confined, confine, opened, printable
 from caxev.program import Program, run
 
 KEPT = 0o2000
-"""The set-group-ID bit, by which new files in a directory get its group; never cleared."""
+"""The set-group-ID bit, which gives new files in a directory its group; never cleared."""
 # Others may put a link or a FIFO in a file's place after it was listed.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MANY = 200

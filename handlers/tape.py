@@ -92,7 +92,7 @@ TAG: Final = "recall"
 UNREADABLE: Final = (
     "it cannot be read back (caxev reactions --failed shows why); once it can: caxev retry"
 )
-"""The ``error`` of a copy on tape that was to be read again, and could not be."""
+"""The ``error`` of a copy on tape that could not be read again."""
 UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
 """Statuses of an entry that a reaction has claimed and not finished."""
 

@@ -78,7 +78,7 @@ class Asker:
 
         Each run is decided on again, as it is now. Runs that are gone are left out. With the
         token of the request's `writer` the runs are counted there. Raises `NothingToDo` then once
-        the request is cancelled, or goes on elsewhere.
+        the request is cancelled, or continues elsewhere.
         """
         context = await self.context(act, request)
         writing = _Writing(self, lambda run: act.tried(run, context), request, writer)

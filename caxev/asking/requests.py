@@ -144,7 +144,7 @@ async def keep(asker: Asker, act: Act | ListenerAct, runs: Sequence[RunId] | Non
 
 
 def terms_of(act: Act | ListenerAct) -> Mapping[str, Any]:
-    """Return an act as plain values, of which `act_of` makes it again."""
+    """Return an act as plain values; `act_of` is the inverse."""
     terms: Mapping[str, Any] = _converter.unstructure(act)
     return terms
 
@@ -288,7 +288,7 @@ def _to_write(request: BulkRequest, number: int) -> dict[str, int]:
 async def _progress_of_entries(
     asker: Asker, request: BulkRequest, act: RequestedAct
 ) -> RequestProgress:
-    """Return what the entries of copies say."""
+    """Return the states in the entries of copies."""
     states: Counter[str] = Counter()
     total = done = 0
     async for run in asker.whole(request.runs or ()):

@@ -177,7 +177,7 @@ class WatchedJob(Grouped):
                 log.write(f"no watch for {spec.name}: {error}\n")
 
     def called(self, group: Path) -> str:
-        """Return the unique name by which the batch system knows the jobs of a group. Pure."""
+        """Return the unique name of a group's jobs in the batch system. Pure."""
         return group.name
 
     def unless_reused(self, ended: JobEnd | None, name: str, called: str | None) -> JobEnd | None:

@@ -63,7 +63,7 @@ class HTCondor(Grouped):
     most: ClassVar[int] = 1000
 
     _logs: dict[str, Any] = field(init=False, factory=dict)
-    """HTCondor's readers by group: each goes on where it was."""
+    """HTCondor's readers by group: each continues at its position."""
 
     def send(self, group: Path, jobs: Sequence[JobSpec]) -> str:
         """Send a group as a cluster. See `Grouped.send`."""
@@ -210,7 +210,7 @@ def _quoted(words: Sequence[str]) -> str:
 
 
 def end_of(event: Event) -> JobEnd | None:
-    """Return how a job ended by an event, or None if it goes on. Pure."""
+    """Return how a job ended by an event, or None if it continues. Pure."""
     match event["MyType"]:
         case "JobTerminatedEvent" if event.get("TerminatedNormally"):
             status = int(event["ReturnValue"])

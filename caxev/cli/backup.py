@@ -32,7 +32,7 @@ _COLUMNS = columns("collection", "documents")
 def backup(*, file: Path) -> None:
     """Write the ledger, requests, manifests and history to FILE, as at one point in time.
 
-    Listeners may go on meanwhile. FILE holds names of runs and what programs printed, and is
+    Listeners may run meanwhile. FILE holds names of runs and output of programs, and is
     readable for its owner only. It is replaced when the new one is complete. Back up the runs
     collection by MongoDB's own means.
     """

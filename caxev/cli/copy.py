@@ -188,7 +188,7 @@ class CopyCommand:
                 except DatabaseError as error:
                     if not is_transient(error):
                         raise
-                    # A fail-over takes seconds, and the copy goes on without us.
+                    # A fail-over takes seconds, and the copy continues without us.
                     if str(error) != trouble:
                         trouble = str(error)
                         self.display.print_line(f"{trouble}; trying again")
@@ -240,7 +240,7 @@ class CopyCommand:
         self.last = now
 
     def _left(self) -> str:
-        """Return a line about what goes on after the watching ends."""
+        """Return a line about what continues after the watching ends."""
         if self.last is None or self.found is None:
             return "nothing was requested"
         if self.last.status != REQUESTED:

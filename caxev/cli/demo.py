@@ -41,7 +41,7 @@ def demo(
     Starts a MongoDB, three SSH servers, three listeners and a simulated tape, all on loopback
     and in a temporary directory, and removes everything at the end. The first run is lost on
     disk and comes back from tape, then it is purged with a proof, and its history is shown.
-    The page at the address that it prints shows all of it live, and whoever opens it by that link
+    The page at the address that it prints shows all of it live. Anybody who opens it by that link
     can act, as the commands do: copy, verify, delete.
 
     Example:  caxev demo --runs 5 --size-mb 20

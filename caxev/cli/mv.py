@@ -140,7 +140,7 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
             f"{run}: {key} is {copy.status}, and only a transferred copy can be moved"
         )
     here, name = confine(copy.location, site.roots), safe_name(copy.location)
-    # The name stays: it is that of the run, by which `caxev register` and people find it.
+    # The name stays: it is the run's, and `caxev register` and people search for it.
     place = os.path.abspath(to)
     there = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
     old, new = os.fsdecode(here), os.fsdecode(there)

@@ -302,7 +302,7 @@ def print_line(line: str, *, err: bool = False) -> None:
 
 
 def print_progress(line: str) -> None:
-    """Print a line about what goes on: on stderr beside JSON, which has stdout to itself."""
+    """Print a line of progress: on stderr beside JSON, which has stdout to itself."""
     print_line(line, err=options().as_json)
 
 

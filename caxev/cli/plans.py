@@ -105,7 +105,7 @@ _STEPS: Final = columns("run", "what", SIZE, "state")
 
 @define
 class StepPrinter:
-    """Prints a row for each step as it comes, of which there may be many, and counts their `ok`."""
+    """Prints a row for each step as it comes, and counts their `ok`."""
 
     oks: Counter[bool | None] = field(factory=Counter)
 

@@ -111,7 +111,7 @@ def plan(
     maker, now = Maker(registry, options().sites()), utcnow()
     snapshot = run.snapshot(registry.watched)
     whole = WholeRuns({run.id: run})
-    # The listener compares snapshots first, so new changes fire whatever handler was requested.
+    # The listener compares snapshots first, so new changes fire for all handlers.
     new = compare(maker, {run.id: now}, {run.id: before}, {run.id: snapshot}, whole)
     # A reaction that is new would be found by the replay as well: list it once.
     fired = set()

@@ -130,7 +130,7 @@ class RunChoice:
     async def pages(self, database: Database) -> AsyncGenerator[list[Run], None]:
         """Read the runs page by page, with only the fields that matching needs.
 
-        Raises `NoSuchRun` if there is no such run at all, whatever its copies, or if none is found
+        Raises `NoSuchRun` if no run fits even without regard to copies, or if none is found
         and one of the values is unknown.
         """
         whatever = RunChoice(evolve(self.selection, copy=CopyPattern()))

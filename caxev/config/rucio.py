@@ -49,7 +49,7 @@ def _detectors(value: Any) -> dict[str, str]:
 
 def read_time(value: Any) -> datetime:
     """Read an ISO 8601 time, UTC if it has no offset."""
-    # The clock of whoever wrote the file is not known; all times of runs are UTC.
+    # The author's time zone is not known; all times of runs are UTC.
     time = datetime.fromisoformat(value)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 

@@ -267,7 +267,7 @@ async def _lose(show: Show, database: Database) -> None:
         if lost is None or lost.location is None:
             continue
         await trio.to_thread.run_sync(shutil.rmtree, lost.location)
-        # Without a tombstone: what is lost is to come back, and what was deleted is not.
+        # Without a tombstone: a lost copy must come back, a deleted one must not.
         deed = Deed(what=What.FORGOTTEN, reason="its files were lost", by=PERSON)
         row = HistoryRow(at=utcnow(), site=BIRTH, deed=deed, aspect=lost.key, **of_run(one))
         await database.write_asked([(RunUpdate.remove_copy(one, lost), row)], utcnow())

@@ -228,7 +228,7 @@ class World:
         return {site: left(process) for site, process in self.listeners.items()}
 
     def serve_page(self) -> str | None:
-        """Start ``caxev web`` as a process; return the link to it by which we also act.
+        """Start ``caxev web`` as a process; return a link with which we also act.
 
         None without the extra ``web``.
         """

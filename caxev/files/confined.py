@@ -15,7 +15,7 @@ Confined = NewType("Confined", bytes)
 """A path on this machine: absolute, resolved, and inside a directory of a site or a private one."""
 
 FarPath = NewType("FarPath", bytes)
-"""A path on another machine, confined by what that machine says of its links."""
+"""A path on another machine, confined according to the links that it reports."""
 
 P = TypeVar("P", Confined, FarPath)
 

@@ -157,7 +157,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Return ``b3:<hex>``, which names this content, whatever its modes, times and SHA-512.
+        """Return ``b3:<hex>``, which names this content, independent of modes, times and SHA-512.
 
         BLAKE3 over each item's kind, path, size, BLAKE3 and target in turn, each with its length.
         """

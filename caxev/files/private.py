@@ -53,7 +53,7 @@ def not_private(path: str) -> str | None:
 
     A missing directory is judged by those above it.
     """
-    # Both the path as written and its real path: whoever may write on either can redirect it.
+    # Both the path as written and its real path: a writer on either can redirect it.
     if not os.path.isabs(path):
         return f"{shown(path)} is not an absolute path"
     if os.path.islink(path):

@@ -120,7 +120,7 @@ def rmdir(path: Confined) -> None:
 
 
 def mkdir(path: Confined, mode: int) -> None:
-    """Make a directory unless it exists, and set its mode, whatever the umask."""
+    """Make a directory unless it exists, and set its mode, independent of the umask."""
     with directory_of(path) as (directory, name):
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=directory)

@@ -49,7 +49,7 @@ class StagedCopy:
 
     `expected`: its manifest, if known; existing bytes are then kept exactly if they match.
     `min_free`: bytes that must stay free. `unsure`: bytes at the end of an interrupted file that
-    may be incomplete. `again`: the copy exists, is known to be bad and is to be repaired; files of
+    may be incomplete. `again`: the copy exists, is known to be bad and must be repaired; files of
     unknown digests are then moved again. With `whole_files` a bad file is removed first, and so
     moved as a whole. `origin` names the content of the source; files of unknown digests are kept
     only if the partial has the same origin; None: the caller compares what is kept. `report` is
@@ -156,7 +156,7 @@ class StagedCopy:
             yield todo
 
     def withdraw(self) -> None:
-        """Make the directories above the copy; rename one that is to be repaired to its partial."""
+        """Make the directories above the copy; rename one to repair to its partial."""
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
             with local(self.final, "withdraw"):

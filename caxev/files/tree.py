@@ -80,7 +80,7 @@ def check_rows(number: int, shown: str) -> None:
 
 
 def look_source(path: Confined) -> list[Seen]:
-    """List a copy to read. Raises as `look`, and says so if it is gone."""
+    """List a copy to read. Raises as `look`, with a message of its own if it is gone."""
     if not os.path.lexists(path):
         raise gone(printable(path))
     return look(path)
@@ -166,7 +166,7 @@ def _seen(full: bytes, above: bytes, entry: os.DirEntry[str], directory: int) ->
 
 
 def _inner(top: bytes, seen: Seen) -> Seen:
-    """Return the item; an absolute link into the tree, by whatever name, as a relative one."""
+    """Return the item; an absolute link into the tree, by any name of it, as a relative one."""
     if not seen.target.startswith(b"/"):
         return seen
     above, name = os.path.split(seen.target.rstrip(b"/"))

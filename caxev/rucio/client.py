@@ -129,7 +129,7 @@ def settle(order: Settlement, *, report: Report) -> DatasetState:
 
 
 def _give_up(rucio: RucioSession, order: Settlement, todo: Changes, report: Report) -> Changes:
-    """Delete the rules that are to go, if another RSE is proven to have and keep all files."""
+    """Delete the rules to give up, if another RSE is proven to have and keep all files."""
     if not todo.remove:
         return todo
     going = {one.rse for one in todo.remove}

@@ -164,7 +164,7 @@ class Rule:
     ] = field(factory=dict)
     """For each of these RSEs, ``-1`` forever, or seconds (a number or a text)."""
     remove_rse: Annotated[Words, Kind("a list of RSEs or null", _rses)] = ()
-    """RSEs that are to give their replicas up."""
+    """RSEs that must give their replicas up."""
     verification_only: Annotated[
         bool, Kind("true, false or null (which means true)", _verify, null=True)
     ] = False

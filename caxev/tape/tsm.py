@@ -29,7 +29,7 @@ from caxev.tape.output import (
 )
 
 T = TypeVar("T")
-# Dates, times and numbers in the one form that `output` reads, whatever the node's options say.
+# Dates, times and numbers in the one form that `output` reads, independent of the node's options.
 _FORMATS: Final = ("-dateformat=3", "-timeformat=1", "-numberformat=1")
 _RESTORE: Final = ("-preservepath=none", "-followsymbolic=yes", "-replace=no", "-latest")
 _QUERY: Final = ("-filesonly", "-inactive")

@@ -24,7 +24,7 @@ class Route:
     if it came from a source with the same checksum. `max_rate`: bytes a second, None: no limit.
     `min_free`: bytes that must stay free on the target's disk.
 
-    `again`: the target exists, is known to be bad and is to be repaired; it is first renamed back
+    `again`: the target exists, is known to be bad and must be repaired; it is first renamed back
     to a partial. `found` is the manifest read from it, if known.
     """
 

@@ -119,7 +119,7 @@ class Gfal:
         partial = partial_path(final)
         meter = Meter.of(source, report)
         with ssh.only_pusher(far.prefix, final):
-            # An interrupted repair has left no copy, and goes on with its partial.
+            # An interrupted repair has left no copy, and continues with its partial.
             if route.again and far.stat(final) is not None:
                 if far.stat(partial) is not None:  # of another attempt
                     far.remove(partial)

@@ -170,7 +170,7 @@ class _TreeCopy:
         step = _in_kernel
         while done < length:
             count = step(reading, writing, min(self.limiter.chunk(_CHUNK, _LEAST), length - done))
-            if count is None:  # not in the kernel for these two files: go on from here by hand
+            if count is None:  # not in the kernel for these two files: by reads and writes
                 step = _by_hand
             elif count == 0:
                 break

@@ -205,7 +205,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def serve(roots: Sequence[str]) -> int:
     """Serve one request inside `roots` (none: anywhere allowed), and return the exit status."""
-    os.umask(0o022)  # copies are for others to read, whatever this account's usual umask
+    os.umask(0o022)  # copies must be readable for others, independent of this account's umask
     # A pipe of a whole chunk, not of 64 KiB: fewer turns between sshd and us.
     for descriptor in (0, 1):
         with suppress(OSError):  # sshd may give us sockets in place of pipes

@@ -60,7 +60,7 @@ _RSYNC: Final = (
     "--no-inc-recursive",
     "--info=progress2",
     "--stats",
-    # Without commas and units, so that the numbers can be read whatever the version's default.
+    # Without commas and units, so that the numbers can be read from every version.
     "--no-human-readable",
     "--outbuf=N",
     f"--timeout={_SILENCE}",
@@ -150,7 +150,7 @@ class Rsync:
             far = _far(endpoint, _plain(there.partial) + slash)
             with landing(state_directory(route.here), os.fsencode(name)) as private:
                 view = join(private, b"copy")
-                # rsync walks a private tree of links, because whoever may write to `here` could
+                # rsync walks a private tree of links, because anybody who may write to `here` could
                 # swap a directory for a link on its way.
                 with mirror(here, view, links=False):
                     _Run(route, endpoint, shell, meter).move(view + slash, far, "--copy-links")
@@ -276,7 +276,7 @@ class _Room:
             free = ssh.in_session(
                 self.endpoint, os.fsdecode(where), lambda remote: remote.free(where)
             )
-        except Retry:  # a failed log-in is no sign of a full disk: let the transfer go on
+        except Retry:  # a failed log-in is no sign of a full disk: let the transfer continue
             return
         if free is not None and free < self.min_free:
             shown = f"{self.endpoint}:{printable(self.final)}"

@@ -1,4 +1,4 @@
-"""Read what the page shows of a run's document, whatever it contains. Pure."""
+"""Read what the page shows of a run's document; any content is accepted. Pure."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def id_of(path: str) -> RunId:
     try:
         found = id_from(f'{{"$oid": "{path}"}}' if _OBJECT_ID.fullmatch(path) else path)
         hash(found)  # an object or a list is no id
-    except Exception as error:  # whatever a parser makes of what anybody may write
+    except Exception as error:  # any error that a parser raises for an arbitrary text
         raise BadFilter("there is no such run") from error
     return found
 

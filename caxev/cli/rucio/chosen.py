@@ -122,7 +122,7 @@ async def apply_rules(asker: Asker, chosen: CatalogueChoice, runs: Sequence[Run]
     """Have the uploading sites apply the rules of these runs again; return these sites."""
     from caxev.database import Request
 
-    # Reset the digest by which the handler skips rules that have not changed since.
+    # Reset the digest, because the handler skips rules that have not changed since.
     for run in runs:
         for entry in chosen.entries(run):
             await asker.database.update_run(RunUpdate.note(run, entry, rules=None), utcnow())

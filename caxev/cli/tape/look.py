@@ -161,7 +161,7 @@ def should_be_there(copy: Copy | None, raw: Iterable[Copy], uploading: Collectio
 
 
 def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False) -> dict[str, Any]:
-    """Return a run's row; `owed`: it should be on tape, and no reaction brings it. Pure."""
+    """Return a run's row; `owed`: it should be on tape, and no reaction puts it there. Pure."""
     entry = Entry({}) if copy is None else copy
     return {
         "run": shown(run),

@@ -96,7 +96,7 @@ class Chunks:
             return True
 
     def pause(self, seconds: float) -> bool:
-        """Wait `seconds`, or until something changes; return whether to go on at all."""
+        """Wait `seconds`, or until something changes; return whether to continue at all."""
         with self._changed:
             if not self._stopped:
                 self._changed.wait(seconds)

@@ -50,7 +50,7 @@ def _load(known: asyncssh.SSHKnownHosts, words: list[str]) -> None:
     if key and not is_comment and not key[0].startswith("x509v3-"):  # a subject has spaces
         asyncssh.import_public_key(" ".join(key))
         words = [*words[:start], *key]
-    # In one line, whatever else Python takes for the end of one.
+    # One line only: Python's splitlines knows further line ends.
     known.load(" ".join(words))
 
 

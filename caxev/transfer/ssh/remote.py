@@ -152,7 +152,7 @@ class Remote(Session):
             await self.fsync_directory(parent(above))
 
     async def make_directory(self, path: FarPath) -> None:
-        """Make one directory, with our mode whatever the server's umask, if it lets us."""
+        """Make one directory, with our mode independent of the server's umask, if it lets us."""
         failpoints.point("ssh.mkdir")
         try:
             await self.ask("mkdir", path, SFTPAttrs(permissions=DIR_MODE))

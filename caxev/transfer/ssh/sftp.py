@@ -22,7 +22,7 @@ BLOCK: Final = 255 * 1024  # bytes; the most that OpenSSH's server takes or give
 READ: Final = asyncssh.FXF_READ
 WRITE: Final = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
 OPENING: Final = 60.0
-"""Seconds that a far end may take to open a file (a FIFO blocks forever), or to say hello."""
+"""Seconds that a far end may take to open a file (a FIFO blocks forever), or for its hello."""
 
 _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT = 1, 2, 3, 4, 5, 6, 8, 10
 _EXTENDED: Final = 200

@@ -23,7 +23,7 @@ def selecting(selection: Selection) -> list[str]:
 
 
 def typed(words: Iterable[str]) -> str:
-    """Return words as a shell takes them: whatever is in them, on one line, and printable."""
+    """Return words quoted for a shell, on one line and printable."""
     return " ".join(map(_word, words))
 
 

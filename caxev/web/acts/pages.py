@@ -75,7 +75,7 @@ class ActPages:
         ]
 
     async def retry_matching(self, request: Request) -> Response:
-        """Go on to the retry of all failed reactions that match: of handler, site and reason."""
+        """Continue with the retry of all failed reactions of a handler, site and reason."""
         _operator(request)
         chosen = Failures.of(request.query_params)
         failed = self.scene.state.of_state(State.FAILED)

@@ -145,6 +145,6 @@ def door(words: str, status: int, following: str, *, logs_in: bool) -> Response:
 
 
 def bounce(address: str) -> Response:
-    """Return a page of ours that goes on to another one of ours, so that cookies are sent there."""
+    """Return a page that redirects to another one of ours, so that cookies are sent there."""
     html = render("door.html", words="Going on …", login=None, bounce=address)
     return HTMLResponse(html, 200, {"cache-control": "no-store"})

@@ -47,7 +47,7 @@ class LinkLogin:
             words = "This link is not of this page: open the one that it printed when it started."
             return door(words, 403, "/", logs_in=False)
         logger.info("{} acts from the page, by its link", self.options.name)
-        # Another site's page may have had the link: ours goes on, so that the cookie is sent.
+        # Another site's page may have had the link: ours redirects, so that the cookie is sent.
         answer = bounce("/")
         person = Person(self.options.name, PersonRole.OPERATOR)
         self.sessions.write(answer, LoginSession(person))

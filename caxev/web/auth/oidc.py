@@ -3,7 +3,7 @@
 It is the code flow with PKCE, `state` and `nonce`, which authlib carries out. The provider sends
 the browser back from another site, so no strict cookie comes with it: what the flow must remember
 is in a cookie of its own, which is lax and short-lived, and worth nothing without the code. The
-session's cookie is strict: a page of ours then goes on to the one that was wanted.
+session's cookie is strict: a page of ours then redirects to the requested one.
 """
 
 from __future__ import annotations
