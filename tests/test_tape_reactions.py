@@ -24,6 +24,7 @@ from caxev.asking import base
 from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.forgetting import ForgetCopies
 from caxev.cli import cli
+from caxev.cli.tape.archive import answer
 from caxev.cli.tape.look import (
     TapeSummary,
     above,
@@ -41,7 +42,7 @@ from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.database import open_database
 from caxev.demo.world import TAPE, World
 from caxev.engine.root_markers import init_roots
-from caxev.files import Item, Manifest
+from caxev.files import Item, Manifest, Report
 from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
 from caxev.tape.steps import Copied, Outcome
@@ -409,6 +410,19 @@ def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
         step = restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
         state = f"would be restored to {tmp_path / 'x'}{ending}"
         assert (step.ok, step.state) == (True, state)
+
+
+async def test_ctrl_c_ends_a_question_to_an_archive() -> None:
+    """It is asked in a thread, and hears of it as soon as it reports a sign of life."""
+
+    def waits(_reach: Reach, *, report: Report) -> Any:
+        while True:
+            report(0, 0)
+            time.sleep(0.001)
+
+    with trio.move_on_after(0.05) as scope:
+        await answer(waits, Reach(HERE, SITES.get("tape")))
+    assert scope.cancelled_caught
 
 
 def test_what_is_read_without_a_digest_is_not_called_verified() -> None:
