@@ -169,7 +169,12 @@ async def as_site(database: Database, options: Options) -> AsyncIterator[Databas
 
 
 async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> Any:
-    """Wait for a condition (plain or async) to hold, and return what it returned."""
+    """Wait for a condition (plain or async) to hold, and return what it returned.
+
+    The longer it takes, the less often it is looked at: what waits takes little of the processor
+    from what it waits for.
+    """
+    pause = 0.01
     with trio.fail_after(within):
         while True:
             result = condition()
@@ -177,7 +182,8 @@ async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> An
                 result = await result
             if result:
                 return result
-            await trio.sleep(0.02)
+            await trio.sleep(pause)
+            pause = min(1.3 * pause, 0.2)
 
 
 async def write(database: Database, update: RunUpdate) -> None:

@@ -295,6 +295,20 @@ def test_a_process_without_descriptors_does_not_end_for_systemd(
         systemd.recv(4096)
 
 
+def test_a_process_does_not_wait_for_systemd(systemd: socket.socket) -> None:
+    """It reads nothing for a while: none of what matters is lost."""
+    for _ in range(1000):
+        notify("WATCHDOG=1")
+    notify("READY=1")
+    with suppress(BlockingIOError):
+        while True:
+            assert systemd.recv(4096) == b"WATCHDOG=1"
+    notify("WATCHDOG=1")
+    assert systemd.recv(4096) == b"READY=1\nWATCHDOG=1"
+    notify("WATCHDOG=1")
+    assert systemd.recv(4096) == b"WATCHDOG=1"
+
+
 async def heard(options: socket.socket, *wanted: str) -> None:
     """Wait until all that is wanted has been heard, in any order."""
     missing = set(wanted)

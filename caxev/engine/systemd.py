@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
 
 import trio
 from loguru import logger
 
+_ALIVE: Final = "WATCHDOG=1"
+_unsent: Final[list[str]] = []
+
 
 def notify(message: str) -> None:
-    """Send a message to systemd; does nothing if the process was started otherwise."""
+    """Send a message to systemd; does nothing if the process was started otherwise.
+
+    Never waits for systemd: the last message that could not be sent goes with the next one.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -20,9 +27,13 @@ def notify(message: str) -> None:
     try:
         # Inside: there may be no descriptor left, and nobody ends for that.
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
             sock.connect(address)
-            sock.sendall(message.encode())
+            sock.send("\n".join((*_unsent, message)).encode())
+            _unsent.clear()
     except OSError as error:
+        if message != _ALIVE:
+            _unsent[:] = [message]
         logger.debug("systemd is not notified: {}", error)
 
 
@@ -32,5 +43,5 @@ async def keep_watchdog(every: float) -> None:
     Also while the database is unreachable: a restart would only cut transfers short.
     """
     while True:
-        notify("WATCHDOG=1")
+        notify(_ALIVE)
         await trio.sleep(every)
