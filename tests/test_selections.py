@@ -278,7 +278,7 @@ def test_copies_at_one_host_count_once() -> None:
 
 
 FEW = settings(
-    max_examples=15,
+    max_examples=5,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

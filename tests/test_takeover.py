@@ -274,7 +274,7 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
 async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:
     """SIGTERM: a reaction that ends within the grace is settled, and the status is 0."""
     async with ground_in(world, lease_time=LEASE) as ground:
-        listener = ground.listen(SITE)
+        listener = ground.listen(SITE, "--grace", "120")  # on a slow machine, too
         await ground.ready(listener)
         born = await napper(ground, 4.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")

@@ -994,9 +994,13 @@ def go(ground: Ground) -> None:
     ground.recall().get()
 
 
+EACH = 5
+"""Of so many points one is tried: each takes a whole journey to tape and back."""
+
+
 @pytest.mark.tape
 def test_killed_at_each_point_of_the_steps(tmp_path: Path) -> None:
-    """Killed at any of the points that a backup, a comparison and a recall pass.
+    """Killed at each fifth of the points that a backup, a comparison and a recall pass.
 
     The next attempt ends as if nothing had been: the same on tape, back under its name, and
     nothing left over in staging or scratch.
@@ -1004,7 +1008,7 @@ def test_killed_at_each_point_of_the_steps(tmp_path: Path) -> None:
     whole = prepared(tmp_path / "whole")
     points = points_of(partial(go, whole), tmp_path / "points")
     assert len(points) >= 10
-    for point in points:
+    for point in points[::EACH]:
         ground = prepared(tmp_path / point.replace(":", "-"))
         assert killed_at(point, partial(go, ground)), point
         go(ground)

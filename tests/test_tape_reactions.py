@@ -466,8 +466,8 @@ def test_a_run_that_should_be_on_tape_counts() -> None:
 # -- killed ---------------------------------------------------------------------------------------
 
 
-EACH = 3
-"""Of the points of a command every so-manieth is tried: most are those of the steps."""
+EACH = 5
+"""Of so many points of a command one is tried: most are those of the steps."""
 
 
 @pytest.mark.replicaset

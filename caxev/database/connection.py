@@ -55,6 +55,8 @@ SLOW: Final = 12.0
 """Seconds after which a call that has not ended is reported..."""
 REPEATED: Final = 600.0
 """...but not more often than this."""
+STEP: Final = 0.5
+"""Seconds by which the database's clock may move at once without a warning: NTP moves it so."""
 PAGE: Final = 1000
 """Runs that are read at a time."""
 
@@ -260,9 +262,10 @@ class Connection:
     @staticmethod
     def _note_time(server: datetime, asked: float) -> None:
         # A command's reply has its times without a zone.
-        if (step := clock.note(server.replace(tzinfo=UTC), asked)) != 0.0:
+        step = clock.note(server.replace(tzinfo=UTC), asked)
+        if abs(step) >= STEP:
             logger.warning(
-                "the database's clock has moved by {:.3f} s: it was set, or the primary changed",
+                "the database's clock has moved by {:.1f} s: it was set, or the primary changed",
                 step,
             )
 
