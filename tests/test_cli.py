@@ -26,6 +26,7 @@ from pymongo import MongoClient
 from caxev import Job, tag
 from caxev.asking.base import DataChoice, Step
 from caxev.cli import COMMANDS, cli
+from caxev.cli.command import RUNS, rules_of
 from caxev.cli.errors import report_errors
 from caxev.cli.options import GlobalOptions
 from caxev.cli.output import (
@@ -469,6 +470,18 @@ def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
     answer = caxev(*args)
     assert answer.code == 2
     assert words in answer.err
+
+
+def test_rules_are_about_options_that_there_are() -> None:
+    """One with a misspelt option would refuse nothing."""
+    ruled = 0
+    for name, command in every_command():
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        for rule in rules_of(command.callback):
+            words = {one.partition("=")[0] for one in f"{rule.some} {rule.others}".split()}
+            assert words <= known | {RUNS}, name
+            ruled += 1
+    assert ruled > 20
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
-from itertools import product
 from typing import Any, Final
 
 import click
+from attrs import frozen
 from click.core import ParameterSource
 
 from caxev.cli.options import CommandGroup, as_table, example, hidden_options, options
@@ -22,7 +22,8 @@ RUNS: Final = "runs"
 """Stands for all options that select runs, in `excludes` and `needs`."""
 CHOOSES: Final = "which_"
 """The parameters of these options begin so: none of a command's other options do."""
-_CHECKS: Final = "__combinations__"
+RULES: Final = "__rules__"
+"""The attribute of a function with its rules."""
 
 
 def command(
@@ -82,51 +83,56 @@ def _begin(function: Function, log: str | None) -> None:
     if log is not None:
         options().log(log)
     given = _given(context)
-    for check in (_beside("--wide", "--json"), *getattr(function, _CHECKS, ())):
-        check(given)
+    for rule in (excludes("--wide", "--json"), *rules_of(function)):
+        rule.check(given)
     check_known(context)
 
 
 # -- options that do not go together --------------------------------------------------------------
 
 
-def excludes(some: str, others: str) -> Decorator:
+@frozen
+class Rule:
+    """Refuses each of `some` options beside each of `others`; if `needed`, without all of them."""
+
+    some: str
+    others: str
+    needed: bool = False
+
+    def __call__(self, function: Function) -> Function:
+        """Give a command this rule. What wraps the function has it, too."""
+        setattr(function, RULES, (self, *rules_of(function)))
+        return function
+
+    def check(self, given: Given) -> None:
+        """Raise click's error if the options that are given do not go together."""
+        beside = [one for one in self.others.split() if one in given]
+        for one in (one for one in self.some.split() if one in given):
+            if self.needed and not beside:
+                wanted = " or ".join(self.others.split()).replace(RUNS, "runs (--run, --name, ...)")
+                raise click.UsageError(f"{given[one]} needs {wanted}")
+            if beside and not self.needed:
+                raise click.UsageError(f"{given[one]} and {given[beside[0]]} do not go together")
+
+
+def rules_of(function: Any) -> tuple[Rule, ...]:
+    """Return the rules of a command's function."""
+    found: tuple[Rule, ...] = getattr(function, RULES, ())
+    return found
+
+
+def excludes(some: str, others: str) -> Rule:
     """Refuse each of `some` options beside each of `others`: one of them would have no effect.
 
     Options are written as users do, with spaces between them. ``--yes`` and ``--dry-run`` are never
     refused: they may be added to any line of a command that has them.
     """
-    return _checked(_beside(some, others))
+    return Rule(some, others)
 
 
-def needs(some: str, others: str) -> Decorator:
+def needs(some: str, others: str) -> Rule:
     """Refuse each of `some` options if none of `others` is given: it would have no effect."""
-
-    def check(given: Given) -> None:
-        for one in some.split():
-            if one in given and given.keys().isdisjoint(others.split()):
-                wanted = " or ".join(others.split()).replace(RUNS, "runs (--run, --name, ...)")
-                raise click.UsageError(f"{given[one]} needs {wanted}")
-
-    return _checked(check)
-
-
-def _beside(some: str, others: str) -> Callable[[Given], None]:
-    def check(given: Given) -> None:
-        for one, other in product(some.split(), others.split()):
-            if one in given and other in given:
-                raise click.UsageError(f"{given[one]} and {given[other]} do not go together")
-
-    return check
-
-
-def _checked(check: Callable[[Given], None]) -> Decorator:
-    def add(function: Function) -> Function:
-        # What wraps the function has the attribute, too.
-        setattr(function, _CHECKS, [check, *getattr(function, _CHECKS, ())])
-        return function
-
-    return add
+    return Rule(some, others, needed=True)
 
 
 def _given_of(context: click.Context) -> list[click.Option]:
