@@ -22,7 +22,7 @@ from attrs import define, field
 
 from caxev.testing.mongod import start_with_us
 
-PATIENCE: Final = 120.0
+PATIENCE: Final = 240.0
 SITES: Final = Path(__file__).parents[1] / "sites.json"
 
 
@@ -151,7 +151,7 @@ def serving(
             one.close()
     finally:
         process.terminate()
-        status = process.wait(30)
+        status = process.wait(PATIENCE)
         process.stdout.close()
     assert status in (0, -15), log.read_text()
 

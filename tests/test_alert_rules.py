@@ -64,7 +64,7 @@ class Scrape:
 
 def scraped(port: int) -> Scrape | None:
     try:
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as got:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=240) as got:
             text = got.read().decode()
     except (URLError, OSError):
         return None

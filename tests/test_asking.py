@@ -360,7 +360,7 @@ class Going:
     err: str = ""
 
     def end(self) -> None:
-        _, self.err = self.process.communicate(timeout=60)
+        _, self.err = self.process.communicate(timeout=240)
         self.code = self.process.returncode
 
 
@@ -456,7 +456,7 @@ def test_killed_it_is_resumed(many: Caxev, database: Named) -> None:
     """After kill -9 it is seen to wait for somebody; even a comment is not written twice."""
     crash = "engine:database.asked.after:2"
     with started(database, COMMENT, CAXEV_CRASH=crash) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert (written(database), figures(many)) == (40, (40, 20, 0))
     assert many("requests", "resume", only_request(database)["_id"]).code == 0
@@ -471,7 +471,7 @@ def test_one_process_writes(many: Caxev, database: Named) -> None:
         resuming = started(database, ("requests", "resume", name), which=())
         wait(lambda: only_request(database)["writer"] != writer)
     with resuming:
-        assert resuming.wait(60) == 0
+        assert resuming.wait(240) == 0
     assert (going.code, written(database), figures(many)) == (1, WHOLE, (WHOLE, 0, 0))
 
 

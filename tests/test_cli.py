@@ -686,7 +686,7 @@ def test_a_fifo_keeps_no_command_waiting(tmp_path: Path, args: tuple[str, ...], 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert (done.returncode, "fifo" in done.stderr) == (code, True), done
 

@@ -317,7 +317,7 @@ async def test_a_run_that_cannot_be_read_is_left_alone_for_a_while(
             lost.setattr(Database, "whole_runs", fail)
             lost.setattr("caxev.engine.dispatcher.Dispatcher.reserve", lambda _, made: made)
             await db.insert_run(numbered(1))
-            await engine.until(left_alone, within=30)
+            await engine.until(left_alone)
         await engine.until(lambda: seen == [1])
 
 
@@ -344,7 +344,7 @@ async def test_an_attempt_keeps_no_other_run_in_memory(database: Named) -> None:
             await db.insert_run(numbered(number))
         async with engine.listener(db, options):
             await begun.wait()
-            await engine.until(freed, within=60)
+            await engine.until(freed)
             goes_on.set()
 
 
@@ -568,7 +568,7 @@ async def test_claims_that_the_ledger_refuses_hide_no_other(database: Named) -> 
             rule = {"$nor": [{"run": {"$ne": documents[0]["_id"]}, "state": "running"}]}
             server[database.name].command("collMod", "caxev_ledger", validator=rule)
         async with engine.listener(db, options):
-            await engine.until(lambda: seen == [0], within=60)
+            await engine.until(lambda: seen == [0])
 
 
 @pytest.mark.replicaset

@@ -62,7 +62,7 @@ def nginx(directory: Path, upstream: str) -> Iterator[int]:
         yield port
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(240)
 
 
 def ask(port: int, path: str, login: str = "", body: str = "", **headers: Any) -> Answer:
@@ -71,7 +71,7 @@ def ask(port: int, path: str, login: str = "", body: str = "", **headers: Any) -
     sent = {"Host": NAME, **{name.replace("_", "-"): one for name, one in headers.items()}}
     if login:
         sent["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
-    connection = HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+    connection = HTTPSConnection("127.0.0.1", port, context=context, timeout=240)
     connection.request("POST" if body else "GET", path, body or None, sent)
     found = connection.getresponse()
     answer = Answer(found.status, found.headers, found.read().decode())

@@ -185,7 +185,7 @@ async def test_a_handler_that_keeps_the_interpreters_lock_is_named_and_not_repor
     command += ["--database", database.name, "--handlers", "bad.py", "listen", "--site", SITE]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(60)
+        systemd.settimeout(240)
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
         async with engine.opened(database) as db:

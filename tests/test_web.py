@@ -547,7 +547,7 @@ def test_a_port_that_is_taken_is_said(page: Page, database: Named) -> None:
     port = page.address.rpartition(":")[2]
     command = [sys.executable, "-m", "caxev", "web", "--port", port, "--mongo-uri", database.uri]
     command += ["--config", str(Path(__file__).parents[1] / "sites.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1 port {port}" in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -573,7 +573,7 @@ def test_it_leaves_when_asked(page: Page) -> None:
     """SIGTERM ends it, although browsers watch."""
     next(page.watch("now"))
     page.process.send_signal(signal.SIGTERM)
-    assert page.process.wait(20) == 0
+    assert page.process.wait(240) == 0
 
 
 def test_a_listener_s_lease_lapses(page: Page, server: Server) -> None:

@@ -180,7 +180,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         (["--auth", "link", "--operator", "--operator-group", "o"], "--auth=proxy or --auth=oidc"),
     ):  # fmt: skip
         command = [sys.executable, "-m", "caxev", "web", *given, "--mongo-uri", "mongodb://x"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
         assert (done.returncode, word in done.stderr) == (2, True), (given, done.stderr)
 
 

@@ -305,7 +305,7 @@ async def test_helpers_share_the_work(crew: Crew, database: Named) -> None:
 
 
 def scrape(port: int) -> str:
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=240) as reply:
         return str(reply.read(), "utf-8")
 
 
