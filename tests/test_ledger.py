@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from itertools import count
 from math import inf
@@ -320,6 +321,15 @@ def _other(one: Any) -> tuple[Any, ...]:
 def test_slots_are_unambiguous(one: Any, two: Any) -> None:
     """Two slots have one key only if they are one slot, whatever the names."""
     assert (reaction_key(*one) == reaction_key(*two)) == (_other(one) == _other(two))
+
+
+@given(slots)
+def test_a_key_is_json(one: Any) -> None:
+    """As the ledger has it: a listener of another version must find the same key."""
+    site, _run, aspect, handler = one
+    key = json.loads(reaction_key(*one))
+    assert [key[0], *key[2:]] == [site, *aspect, handler]
+    assert reaction_key(*one) == json.dumps(key)
 
 
 @pytest.mark.parametrize(

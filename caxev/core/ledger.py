@@ -41,8 +41,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from json import dumps
+from json.encoder import encode_basestring_ascii
 from typing import Final, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -219,7 +220,12 @@ class Reaction:
 
 def reaction_key(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
     """Return a reaction's key as text. All keys of one run begin with its `run_prefix`."""
-    return dumps([site, _run_text(run), *aspect, handler])
+    return f"{run_prefix(site, run)} {_key_end(aspect, handler)}"
+
+
+@lru_cache(4096)  # most runs have the same aspects
+def _key_end(aspect: Aspect, handler: str) -> str:
+    return dumps([*aspect, handler])[1:]
 
 
 def trigger_named(site: str, handler: str, aspect: Aspect) -> str:
@@ -230,7 +236,7 @@ def trigger_named(site: str, handler: str, aspect: Aspect) -> str:
 
 def run_prefix(site: str, run: RunId) -> str:
     """Return the beginning of the keys of all reactions to a run at a site."""
-    return dumps([site, _run_text(run)])[:-1] + ","
+    return f"[{encode_basestring_ascii(site)}, {encode_basestring_ascii(_run_text(run))},"
 
 
 def site_prefix(site: str) -> str:
