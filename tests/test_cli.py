@@ -1008,7 +1008,7 @@ def test_handlers(caxev: Caxev) -> None:
     assert rows["stops"]["triggers"] == ["tag stop is added", "copy is error"]
     assert rows["stops"]["does"] == "Stops."
     assert "CopyPush" in rows["push"]["aliases"]
-    assert "statuses of copy here is taken away" in rows["purge"]["triggers"]
+    assert "statuses of copy here is removed" in rows["purge"]["triggers"]
 
 
 def test_handlers_need_no_sites(caxev: Caxev) -> None:

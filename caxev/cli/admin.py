@@ -372,7 +372,7 @@ def in_words(trigger: Trigger) -> str:
         case CopyTrigger(status=status, type=type_, host=host):
             return f"{_copy(type_, host)} is {_either(status)}"
         case CopyFieldTrigger(name, type_, host, gone):
-            how = "is taken away" if gone else "is set or changed"
+            how = "is removed" if gone else "is set or changed"
             return f"{_either(name)} of {_copy(type_, host)} {how}"
         case FieldTrigger(path):
             return f"field {_either(path)} is set or changed"

@@ -241,7 +241,7 @@ def copy_field(
     host: str | Iterable[str] | None = None,
     gone: bool = False,
 ) -> CopyFieldTrigger:
-    """Trigger on a field of a copy's entry being set or changed, or with `gone` taken away.
+    """Trigger on a field of a copy's entry being set or changed, or with `gone` removed.
 
     `type` and `host` are as in `copy`. Raises ValueError for a name with dots: it would never fire.
     """
