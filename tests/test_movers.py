@@ -22,7 +22,18 @@ from attrs import define, evolve, frozen
 from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
-from caxev.files import FarPath, Manifest, Meter, Moved, StagedCopy, digest_tree, join, look
+from caxev.files import (
+    Confined,
+    FarPath,
+    Manifest,
+    Meter,
+    Moved,
+    StagedCopy,
+    digest_tree,
+    incoming,
+    join,
+    look,
+)
 from caxev.files.incoming import _place
 from caxev.files.plan import to_the_second
 from caxev.program import ProgramEnd
@@ -778,7 +789,18 @@ def test_rsync_pulls_to_another_file_system(
         assert digested(copy) == good
         flip(copy if single else copy / "data", 9)
         os.utime(copy if single else copy / "data", ns=(0, data.stat().st_mtime_ns))
-        moved = transfer.pull(evolve(world.route(), again=True), report=quiet)
+        steps, copy_file = list[object](), incoming.copy_file
+
+        def copied(*paths: Confined) -> None:
+            copy_file(*paths)
+            steps.append(None)
+
+        monkeypatch.setattr(incoming, "copy_file", copied)
+        again = evolve(world.route(), again=True)
+        moved = transfer.pull(again, report=lambda *at: steps.append(at))
+        # Reports follow the last copied file, and not only the one of the end: without any, a long
+        # copy would be taken for one that hangs, and cut short.
+        assert steps[::-1].index(None) > 1
         assert 0 < moved.bytes_sent < 1 * MIB
         assert digested(copy) == good
         assert [path.name for path in world.target("pull").iterdir()] == ["run"]

@@ -123,7 +123,7 @@ class Rsync:
             # Check before `bring_in`, so that nothing bad ever has the final name.
             check_content(inner.partial, route.expected, where)
             made, name = inner.partial, os.fsdecode(final)
-            bring_in(made, name, route.here.roots, min_free=route.min_free)
+            bring_in(made, name, route.here.roots, min_free=route.min_free, report=report)
         return meter.moved(source)
 
     def push(self, route: Route, *, report: Report) -> Moved:
