@@ -466,7 +466,7 @@ async def test_refused_recipients() -> None:
     with sinks.post() as server:
         server.refused.add("gone@b.org")
         await _mail(server.port, "a@b.org", "gone@b.org").send(FULL, over=False)
-        with pytest.raises(DeliveryFailed, match=r"no mail for gone@b\.org \(550"):
+        with pytest.raises(DeliveryFailed, match=r"refuses mail for gone@b\.org \(550"):
             await _mail(server.port, "gone@b.org").send(FULL, over=False)
     assert len(server.mails) == 1
 
