@@ -29,6 +29,7 @@ from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.core.clock import utcnow
+from caxev.core.errors import Damaged
 from caxev.core.ledger import State
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, Request
@@ -361,7 +362,7 @@ def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
     bench.settle(order, "DISK1", "DISK2")
     bench.server.replicate()
     bench.server.path(order.names.dataset.scope, "XENON1T-0.zip").write_bytes(b"bad")
-    with pytest.raises(Retry, match=r"XENON1T-0\.zip: DISK1: has 3 bytes"):
+    with pytest.raises(Damaged, match=r"XENON1T-0\.zip: DISK1: has 3 bytes"):
         bench.fetch(order, rse="DISK1")
     assert same(Path(order.location), bench.fetch(order))
 
