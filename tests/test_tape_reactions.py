@@ -109,7 +109,11 @@ def test_a_backup_is_planned_as_cax_named_it() -> None:
         ([entry("lngs", checksum=None)], "tape", "no digest yet"),
         ([entry("lngs"), entry("tape")], "tape", "is transferred already"),
         ([entry("lngs"), entry("tape", "verifying", trigger="x")], "tape", "verifying already"),
-        ([entry("lngs"), entry("tape", "requested", source="xenon")], "tape", "come from xenon"),
+        (
+            [entry("lngs"), entry("tape", "requested", source="xenon")],
+            "tape",
+            "requested from xenon",
+        ),
     ],
 )
 def test_what_is_not_backed_up(entries: list[dict[str, Any]], name: str, reason: str) -> None:
