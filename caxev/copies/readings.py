@@ -51,9 +51,9 @@ async def suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
     """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
 
     By the next attempt its own site has found it good, or it is ``error`` and no source: while a
-    bad copy counts as good, others are deleted. One that
-    no listener can read again is only marked the first time, since the damage may have happened on
-    the way; a good transfer removes the mark. The second time the error is final.
+    bad copy counts as good, others are deleted. One that no listener can read again is only marked
+    the first time, since the damage may have happened on the way; a good transfer removes the mark.
+    The second time the error is final.
     """
     is_marked = source.checksumproblem
     try:
