@@ -22,6 +22,7 @@ from blake3 import blake3
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from caxev import files
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
     MOVED_PREFIX,
@@ -715,3 +716,8 @@ def test_new_directories_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("caxev.files.publishing.sync", synced.append)
     make_above(vouched(tmp_path / "a" / "b" / "copy"))
     assert synced == [os.fsencode(tmp_path), os.fsencode(tmp_path / "a")]
+
+
+def test_public_names_are_there() -> None:
+    """`from caxev.files import *` gives what it promises."""
+    assert all(hasattr(files, name) for name in files.__all__)

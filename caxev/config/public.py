@@ -15,3 +15,38 @@ from caxev.config.rucio import Catalogue, Period
 from caxev.config.settings import Settings, secret, without_secrets
 from caxev.config.sites import Site, Sites, archive_between, link_between
 from caxev.core.errors import ConfigError
+
+__all__ = [
+    "BY_METHOD",
+    "DEFAULT_HANDLERS",
+    "ArchiveOptions",
+    "Catalogue",
+    "ConfigError",
+    "Correction",
+    "DataType",
+    "DataTypes",
+    "Deletion",
+    "Email",
+    "Link",
+    "Patrol",
+    "Period",
+    "Permission",
+    "Processing",
+    "Settings",
+    "Sink",
+    "Site",
+    "Sites",
+    "Stalled",
+    "Webhook",
+    "archive_between",
+    "find_sites",
+    "jobs_directory",
+    "link_between",
+    "load_file",
+    "load_handlers",
+    "load_sites",
+    "private_directories",
+    "secret",
+    "state_directory",
+    "without_secrets",
+]

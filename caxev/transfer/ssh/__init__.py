@@ -8,3 +8,17 @@ from caxev.transfer.ssh.landing import in_session, land, only_pusher, publish
 from caxev.transfer.ssh.mover import SshMover, check
 from caxev.transfer.ssh.openssh import host_name, shell
 from caxev.transfer.ssh.remote import Remote
+
+__all__ = [
+    "Endpoint",
+    "Remote",
+    "SshMover",
+    "check",
+    "endpoint_of",
+    "host_name",
+    "in_session",
+    "land",
+    "only_pusher",
+    "publish",
+    "shell",
+]
