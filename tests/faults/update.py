@@ -115,7 +115,9 @@ class Machine:
                         await trio.to_thread.run_sync(left, self.listener.process, STOPS)
                         await _take(self.ground, self.taken)
                     await self.start()
-                    done.write_text("0")
+                    status = done.with_suffix(".new")
+                    status.write_text("0")
+                    status.rename(done)  # which is read as soon as it is there
             await trio.sleep(0.05)
 
     async def install(self, *words: str) -> None:
