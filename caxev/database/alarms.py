@@ -75,7 +75,7 @@ class Alarms(History):
         """Return the alarms of a site, or of all, as they were last kept."""
         query: Document = {"kind": KIND, **({} if site is None else {"site": site})}
         documents = await self._ledger.find(query).to_list(None)
-        return [one for _, one in self._read(self._ledger, documents, alarm_state_from)]
+        return [one for one, _ in self._read(self._ledger, documents, alarm_state_from)]
 
     @operation
     async def keep_alarms(

@@ -172,7 +172,7 @@ class BulkRequests(Runs, History):
 
     def _first(self, found: Document | None) -> BulkRequest | None:
         requests = self._read(self._requests, [found] if found else [], bulk_from)
-        return requests[0][1] if requests else None
+        return requests[0][0] if requests else None
 
     async def bulks(self, limit: int) -> AsyncGenerator[BulkRequest, None]:
         """Return the latest requests, the newest first; one at a time, as each has all its runs."""

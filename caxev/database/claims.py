@@ -17,7 +17,7 @@ from caxev.core.ledger import Reaction, State
 from caxev.core.model import Run, RunId
 from caxev.core.transcript import KEPT_PARTS
 from caxev.core.update import RunUpdate
-from caxev.database.client import Document, InvalidDocument, Unreachable, translated
+from caxev.database.client import Document, Unreachable
 from caxev.database.connection import Session, operation
 from caxev.database.history import NO_ROWS, History, Rows, kept_output
 from caxev.database.reactions import run_keys
@@ -48,7 +48,7 @@ class _ClaimGone(Exception):
 
 
 class _NotTogether(Exception):
-    """Several updates cannot be written at once: nothing was written."""
+    """An update does not fit, or several cannot be written at once: nothing was written."""
 
 
 class Claims(Runs, History):
@@ -232,72 +232,45 @@ class Claims(Runs, History):
     @operation
     async def settle_with(
         self,
-        reaction: Reaction,
-        lease: Lease,
-        update: RunUpdate,
-        now: datetime,
-        rows: Rows = NO_ROWS,
-    ) -> tuple[bool, bool]:
-        """Write a run update and settle the reaction with its row of history, all or nothing.
-
-        Returns whether the update fitted and whether the reaction had been renewed. If the update
-        no longer fits the run, nothing is written. Raises `LeaseLost`.
-        """
-        mine = _claimed(reaction, lease)
-
-        async def write(session: AsyncClientSession) -> tuple[bool, bool]:
-            if await self._apply(update, now, session) is None:
-                # An update that was written, and whose reply was lost, does not fit any more.
-                if await self._ledger.find_one(mine, {"_id": 1}, session=session) is None:
-                    raise _ClaimGone
-                return False, False
-            point("database.update.settle")
-            settled, renewed = await self._settle([reaction], lease, session, rows)
-            # Raising ends the transaction: the update must not stay without the settlement.
-            if not settled + renewed:
-                raise _ClaimGone
-            return True, bool(renewed)
-
-        done = await self._write_for(lease, write)
-        if done is None:
-            return True, True  # it was settled before, and the reply was lost
-        point("database.update.after")
-        return done
-
-    @operation
-    async def settle_together(
-        self,
         reactions: Sequence[Reaction],
         lease: Lease,
         updates: Sequence[RunUpdate],
         now: datetime,
         rows: Rows = NO_ROWS,
     ) -> int | None:
-        """Write an update for each of these reactions and settle them: how many had been renewed.
+        """Write an update for each of these reactions and settle them with their rows of history.
 
-        Returns None, and writes nothing, if one of the updates does not fit or cannot be stored, a
-        claim is gone, or somebody else writes to one of these runs now.
+        All or nothing: returns how many had been renewed, or None if nothing was written. That is
+        if an update no longer fits its run; and, of several reactions, if they must go one by one,
+        as when one was settled before. Raises `LeaseLost`.
         """
         attempts = count()
+        alone = len(reactions) == 1
 
         async def write(session: AsyncClientSession) -> int:
             # A second attempt means a conflict: one reaction at a time is better then.
-            if next(attempts):
+            if next(attempts) and not alone:
                 raise _NotTogether
-            for update in updates:
+            for reaction, update in zip(reactions, updates, strict=True):
                 if await self._apply(update, now, session) is None:
+                    # An update that was written, and whose reply was lost, does not fit any more.
+                    mine = _claimed(reaction, lease)
+                    if alone and not await self._ledger.find_one(mine, {"_id": 1}, session=session):
+                        raise _ClaimGone
                     raise _NotTogether
             point("database.update.settle")
             settled, renewed = await self._settle(reactions, lease, session, rows)
+            # Raising ends the transaction: no update must stay without its settlement.
             if settled + renewed < len(reactions):
-                raise _NotTogether
+                raise _ClaimGone
             return renewed
 
         try:
-            with translated(self.settings):
-                renewed = await self._transaction(write)
-        except (_NotTogether, InvalidDocument):
+            renewed = await self._write_for(lease, write)
+        except _NotTogether:
             return None
+        if renewed is None:
+            return 1 if alone else None  # it was settled before, and the reply was lost
         point("database.update.after")
         return renewed
 

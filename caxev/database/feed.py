@@ -93,7 +93,7 @@ class News:
     """How many wait now, and the oldest; None: as before."""
 
 
-class FeedStream(ChangeCursor):
+class FeedStream(ChangeCursor[Changed]):
     """An open change stream on the runs, the ledger and the requests."""
 
     def __init__(
@@ -102,11 +102,7 @@ class FeedStream(ChangeCursor):
         super().__init__(database, None, _stages(runs, ledger, requests))
         self._names = (runs, ledger, requests)
 
-    async def next(self, wait: float) -> Changed:
-        """Wait for changes; empty after `wait` seconds without one. Raises `HistoryLost`."""
-        return self._changed(*await self.read(wait))
-
-    def _changed(self, changes: Sequence[Document], position: Position) -> Changed:
+    def batch(self, changes: Sequence[Document], position: Position) -> Changed:
         runs, ledger, _ = self._names
         # Dicts as ordered sets: of many changes of a document only its present state is read.
         found: dict[str, dict[Any, None]] = {name: {} for name in self._names}
@@ -151,10 +147,6 @@ class Feeds(Requests):
         await stream.open(position)
         return stream
 
-    async def next_changes(self, stream: FeedStream, wait: float) -> Changed:
-        """Wait for the next changes; empty after `wait` seconds. Cancelling ends the stream."""
-        return await self._call(stream.next, wait, held=wait)
-
     @operation
     async def read_changed(self, changed: Changed) -> News:
         """Read what the changed documents are now; of nothing changed nothing is read."""
@@ -191,15 +183,14 @@ class Feeds(Requests):
 
     def _open(self, rows: Iterable[Document]) -> list[tuple[Reaction, Document]]:
         rows = [row for row in rows if row.get("state") in _OPEN]
-        read = self._read(self._ledger, rows, reaction_from)
-        return [(reaction, document) for document, reaction in read]
+        return self._read(self._ledger, rows, reaction_from)
 
     async def _alarms_of(self, keys: Sequence[tuple[Any, Any]]) -> list[AlarmState]:
         if not keys:
             return []
         ids = [{"alarm": key, "s": site} for site, key in keys]
         rows = await self._ledger.find({"_id": {"$in": ids}, "kind": ALARM}).to_list(None)
-        return [one for _, one in self._read(self._ledger, rows, alarm_state_from)]
+        return [one for one, _ in self._read(self._ledger, rows, alarm_state_from)]
 
     async def _processes_of(self, owners: Sequence[tuple[Any, Any]]) -> tuple[Process, ...]:
         if not owners:
@@ -218,7 +209,7 @@ class Feeds(Requests):
         return News(
             {},
             sites=tuple(await self._site_records({})),
-            alarms=tuple(a for _, a in self._read(self._ledger, alarms, alarm_state_from)),
+            alarms=tuple(a for a, _ in self._read(self._ledger, alarms, alarm_state_from)),
             processes=tuple(processes_from(processes)),
             requests=await self._waiting(None, SHOWN),
         )

@@ -87,17 +87,19 @@ class Helper:
         return self.active and bool(self.epoch)
 
 
-class ReactionStream(ChangeCursor):
-    """An open change stream on the reactions of some handlers of a site that may be claimed."""
+class ReactionStream(ChangeCursor[bool]):
+    """An open change stream on the reactions of some handlers of a site that may be claimed.
+
+    A batch is whether there are any.
+    """
 
     def __init__(
         self, database: AsyncDatabase[Document], ledger: str, site: str, handlers: Sequence[str]
     ) -> None:
         super().__init__(database, ledger, _openings(site, handlers))
 
-    async def next(self, wait: float) -> bool:
-        """Wait for the next batch; False after `wait` seconds without one. Raises `HistoryLost`."""
-        changes, _ = await self.read(wait)
+    def batch(self, changes: Sequence[Document], position: Position) -> bool:
+        del position
         if any(change["operationType"] in ENDS for change in changes):
             raise HistoryLost("the ledger was dropped or renamed")
         return bool(changes)
@@ -215,10 +217,6 @@ class Helpers(Leases, Streams):
         stream = ReactionStream(database, self._ledger.name, site, handlers)
         await stream.open(Position(start=await self._majority_time()))
         return stream
-
-    async def next_reactions(self, stream: ReactionStream, wait: float) -> bool:
-        """Wait for what can be claimed; False after `wait` seconds. Cancelling ends the stream."""
-        return await self._call(stream.next, wait, held=wait)
 
     # -- by the leader --------------------------------------------------------------------------
 

@@ -102,14 +102,9 @@ class History(Quarantine):
             raise OperationFailure("a row of history is there already", _DUPLICATE, again)
 
     @operation
-    async def history(
-        self, search: HistorySearch, *, after: HistoryRow | None = None, limit: int = PAGE
-    ) -> list[HistoryRow]:
-        """Return a page of up to `limit` rows, newest first; `after`: only those behind this one.
-
-        The page behind the last one is empty.
-        """
-        cursor = await self._search(search, after, limit)
+    async def history(self, search: HistorySearch, limit: int = PAGE) -> list[HistoryRow]:
+        """Return up to `limit` rows, newest first."""
+        cursor = await self._search(search, limit)
         return self._history_rows(await cursor.to_list(None))
 
     @operation
@@ -134,19 +129,13 @@ class History(Quarantine):
         self, search: HistorySearch, limit: int = 0
     ) -> AsyncGenerator[list[HistoryRow], None]:
         """Return all rows page by page, newest first; `limit` is the most in all, 0: no limit."""
-        return self._by_pages(partial(self._search, search, None, limit), PAGE, self._history_rows)
+        return self._by_pages(partial(self._search, search, limit), PAGE, self._history_rows)
 
-    async def _search(
-        self, search: HistorySearch, after: HistoryRow | None, limit: int
-    ) -> AsyncCursor[Document]:
+    async def _search(self, search: HistorySearch, limit: int) -> AsyncCursor[Document]:
         query = _query(search)
         if search.site is None and search.runs is None:
             # With each site named, the server reads them in order from one index.
             query["site"] = {"$in": await self._history.distinct("site")}
-        if after is not None:
-            # Implied by the `$or`, but the server bounds its index only by this.
-            query["$and"] = [{"at": {"$lte": after.at}}]
-            query["$or"] = [{"at": {"$lt": after.at}}, {"_id": {"$lt": after.id}}]
         order = [("at", DESCENDING), ("_id", DESCENDING)]
         left_out = None if search.with_output else {"kept": 0}
         found = self._history.find(query, left_out, batch_size=_FEW if search.with_output else PAGE)
@@ -162,7 +151,7 @@ class History(Quarantine):
         return max((one for text in hexes if (one := int(text, 16)) <= most), default=0)
 
     def _history_rows(self, documents: Sequence[Document]) -> list[HistoryRow]:
-        return [row for _, row in self._read(self._history, documents, history_row_from)]
+        return [row for row, _ in self._read(self._history, documents, history_row_from)]
 
 
 def _query(search: HistorySearch) -> Document:

@@ -81,7 +81,7 @@ class Manifests(Quarantine):
 
     def _items(self, digest: str, found: Sequence[Document]) -> list[Document] | None:
         """Return the items in the parts of a manifest; None if these are not all, or damaged."""
-        parts = [part for part, _ in self._read(self._manifests, found, part_from)]
+        parts = [part for _, part in self._read(self._manifests, found, part_from)]
         if len(parts) < len(found) or not any(part["_id"].get("last") for part in parts):
             return None
         parts.sort(key=lambda part: int(part["part"]))

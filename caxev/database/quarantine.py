@@ -59,12 +59,12 @@ class Quarantine(Connection):
 
     def _read(
         self, collection: Collection, documents: Iterable[Document], read: Callable[[Document], T]
-    ) -> list[tuple[Document, T]]:
-        """Read documents, each with what it holds; note and skip the malformed ones."""
-        found: list[tuple[Document, T]] = []
+    ) -> list[tuple[T, Document]]:
+        """Read what documents hold, each with its document; note and skip the malformed ones."""
+        found: list[tuple[T, Document]] = []
         for document in documents:
             try:
-                found.append((document, carefully(read, document)))
+                found.append((carefully(read, document), document))
             except Malformed as error:
                 self._skip(collection, document, str(error), read)
         return found

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from pymongo import ASCENDING, UpdateOne
 from pymongo.asynchronous.cursor import AsyncCursor
@@ -29,16 +29,11 @@ MOVING: Final = 10_000
 class Reactions(Quarantine):
     """Queries for reactions. Malformed ones are left out; see `odd`."""
 
-    async def _reactions(self, query: Document) -> list[Reaction]:
-        found = await self._documented(self._ledger.find(query, {"kept": 0}))
-        return [reaction for reaction, _ in found]
-
-    async def _documented(self, cursor: Any) -> list[tuple[Reaction, Document]]:
+    async def _documented(self, cursor: AsyncCursor[Document]) -> list[tuple[Reaction, Document]]:
         return self._of_documents(await cursor.to_list(None))
 
     def _of_documents(self, documents: Sequence[Document]) -> list[tuple[Reaction, Document]]:
-        rows = self._read(self._ledger, documents, reaction_from)
-        return [(reaction, document) for document, reaction in rows]
+        return self._read(self._ledger, documents, reaction_from)
 
     @operation
     async def standing(self, keys: Sequence[str]) -> dict[str, Reaction]:
@@ -46,8 +41,9 @@ class Reactions(Quarantine):
         found: dict[str, Reaction] = {}
         # In parts: a command has a size limit.
         for start in range(0, len(keys), AT_ONCE):
-            some = await self._reactions({"_id": {"$in": list(keys[start : start + AT_ONCE])}})
-            found |= {reaction.id: reaction for reaction in some}
+            query = {"_id": {"$in": list(keys[start : start + AT_ONCE])}}
+            some = await self._documented(self._ledger.find(query, {"kept": 0}))
+            found |= {reaction.id: reaction for reaction, _ in some}
         return found
 
     @operation

@@ -133,7 +133,7 @@ class Requests(Sites, History):
         waits, back = Parts(), Parts()
         # One after the other: each site has parts of its own, which all name the same runs.
         async for document in self._requests.find({"bulk": bulk}):
-            for _, one in self._read(self._requests, [document], request_from):
+            for one, _ in self._read(self._requests, [document], request_from):
                 parts = waits if "site" in document else back
                 parts.number += 1
                 parts.runs.update(one.runs or ())
@@ -167,7 +167,7 @@ class Requests(Sites, History):
             rows = []
             # One by one: each part has a row of history of its own.
             async for document in self._requests.find(query, session=session):
-                for _, part in self._read(self._requests, [document], request_from):
+                for part, _ in self._read(self._requests, [document], request_from):
                     found = {"_id": part.id, **query}
                     await self._requests.update_one(found, change, session=session)
                     rows.append(row_of(part))
@@ -181,7 +181,7 @@ class Requests(Sites, History):
         """Return the oldest request that waits for a site; None if none does."""
         # Not all of them: people may ask for more than fits in memory.
         async for document in self._requests.find({"site": site}, batch_size=1).sort("_id"):
-            for _, request in self._read(self._requests, [document], request_from):
+            for request, _ in self._read(self._requests, [document], request_from):
                 return request
         return None
 
@@ -204,7 +204,7 @@ class Requests(Sites, History):
         number = await self._requests.count_documents(query)
         cursor = self._requests.find(query, _WITHOUT_RUNS).sort("_id").limit(limit)
         rows = self._read(self._requests, await cursor.to_list(None), waiting_from)
-        return number, [one for _, one in rows]
+        return number, [one for one, _ in rows]
 
     @operation
     async def finish_request(self, lease: Lease, request: Request) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -142,7 +142,8 @@ class Runs(RunPages):
 
         Only the names of runs, and keys and locations of their copies at these hosts.
         """
-        above = {str(one) for name in wanted.names for one in _upwards(name)}
+        paths = [PurePosixPath(name) for name in wanted.names]
+        above = {str(one) for path in paths for one in (path, *path.parents)}
         below = "|".join(map(re.escape, wanted.names))
         ways: list[Document] = [
             {"location": {"$in": [*above, *(f"{one}/" for one in above)]}},
@@ -222,12 +223,6 @@ def _places_at(hosts: Iterable[str]) -> Document:
 
 async def _read(cursor: AsyncCursor[Document]) -> list[Run]:
     return [Run.from_document(document) for document in await cursor.to_list(None)]
-
-
-def _upwards(name: str) -> Iterator[PurePosixPath]:
-    path = PurePosixPath(name)
-    yield path
-    yield from path.parents
 
 
 def _oddly_below(roots: Iterable[str]) -> Document:

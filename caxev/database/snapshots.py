@@ -181,7 +181,7 @@ class Recording(Sites, Quarantine):
             return {}
         rows = await _found(self._ledger, [_key(site, run) for run in runs])
         found = self._read(self._ledger, rows, snapshot_from)
-        return {row["_id"]["r"]: snapshot for row, snapshot in found}
+        return {row["_id"]["r"]: snapshot for snapshot, row in found}
 
     @operation
     async def known_to(self, site: str, runs: Sequence[RunId]) -> dict[RunId, frozenset[str]]:
@@ -263,8 +263,9 @@ class Recording(Sites, Quarantine):
             first = not next(attempts)
             if insert and first:
                 # Snapshots are packed while the server inserts.
-                new = insert_all(self._ledger, _new(ingest.reactions), session)
-                writes = (await asyncio.gather(new, seen()))[1]
+                new = [{"_id": one.id, **reaction_document(one)} for one in ingest.reactions]
+                inserting = insert_all(self._ledger, new, session)
+                writes = (await asyncio.gather(inserting, seen()))[1]
             else:
                 writes = [*_seen(lease, ingest), *map(_renewal, ingest.reactions)]
             place = len(writes) if first else 0
@@ -306,10 +307,6 @@ def _seen(lease: Lease, ingest: Ingest) -> list[Document]:
         for run, seen in ingest.snapshots.items()
         if seen is not None
     ]
-
-
-def _new(reactions: Sequence[Reaction]) -> list[Document]:
-    return [{"_id": one.id, **reaction_document(one)} for one in reactions]
 
 
 def _renewal(one: Reaction) -> Document:

@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import trio
 from attrs import frozen
@@ -31,6 +31,8 @@ from caxev.database.connection import LIMIT, Connection, operation, within
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
 from caxev.database.sites import Position
+
+B = TypeVar("B")
 
 ALL: Final = Interest()
 BATCH: Final = 1000
@@ -122,10 +124,11 @@ class Batch:
     changes: int
 
 
-class ChangeCursor:
+class ChangeCursor(Generic[B]):
     """The cursor of a change stream, of one collection or (None) the whole database.
 
-    All methods are asyncio functions.
+    `batch` makes of changes, and the position behind them, what the stream gives. It raises
+    `HistoryLost` if the stream is of no use after them. All other methods are asyncio functions.
     """
 
     def __init__(
@@ -166,8 +169,11 @@ class ChangeCursor:
             raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
         self._cursor = self._first["id"]
 
-    async def read(self, wait: float) -> tuple[Sequence[Document], Position]:
-        """Wait up to `wait` seconds for changes; return them and the position behind them."""
+    def batch(self, changes: Sequence[Document], position: Position) -> B:
+        raise NotImplementedError
+
+    async def next(self, wait: float) -> B:
+        """Wait for the next batch; empty after `wait` seconds without a change."""
         # Opening has brought a first batch, which may be empty.
         cursor, self._first = self._first, None
         if cursor is None or not cursor["firstBatch"]:
@@ -179,7 +185,7 @@ class ChangeCursor:
             self._following = asyncio.create_task(self._more(wait))
         # The token after the batch: it also passes what the pipeline left out.
         token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
-        return changes, Position(token=token)
+        return self.batch(changes, Position(token=token))
 
     async def _more(self, wait: float) -> Document:
         command = {
@@ -215,10 +221,10 @@ class ChangeCursor:
             self._session = None
 
 
-Cursor = TypeVar("Cursor", bound=ChangeCursor)
+Cursor = TypeVar("Cursor", bound=ChangeCursor[Any])
 
 
-class Stream(ChangeCursor):
+class Stream(ChangeCursor[Batch]):
     """An open change stream on the runs collection."""
 
     def __init__(
@@ -226,12 +232,15 @@ class Stream(ChangeCursor):
     ) -> None:
         super().__init__(database, collection, pipeline(interest))
 
-    async def next(self, wait: float) -> Batch:
-        """Wait for the next batch; empty after `wait` seconds without a change.
-
-        Raises `HistoryLost` if the collection was dropped or renamed.
-        """
-        return _batch(*await self.read(wait))
+    def batch(self, changes: Sequence[Document], position: Position) -> Batch:
+        runs: dict[RunId, datetime] = {}
+        for change in changes:
+            if change["operationType"] in ENDS:
+                raise HistoryLost(f"the runs collection had a {change['operationType']!r}")
+            run = change["run"]
+            if is_usable(run) and run not in runs:
+                runs[run] = datetime.fromtimestamp(change["at"] / 1000, UTC)
+        return Batch(runs, position, len(changes))
 
 
 def is_usable(run: Any) -> bool:
@@ -240,17 +249,6 @@ def is_usable(run: Any) -> bool:
         logger.warning("skipping a run: its _id {!r} is not a plain value", run)
         return False
     return True
-
-
-def _batch(changes: Sequence[Document], position: Position) -> Batch:
-    runs: dict[RunId, datetime] = {}
-    for change in changes:
-        if change["operationType"] in ENDS:
-            raise HistoryLost(f"the runs collection had a {change['operationType']!r}")
-        run = change["run"]
-        if is_usable(run) and run not in runs:
-            runs[run] = datetime.fromtimestamp(change["at"] / 1000, UTC)
-    return Batch(runs, position, len(changes))
 
 
 class Streams(Connection):
@@ -280,15 +278,15 @@ class Streams(Connection):
         return stream
 
     @within(LIMIT, held=AWAIT)
-    async def next_batch(self, stream: Stream) -> Batch:
-        """Wait for the stream's next batch; empty after a while. Cancelling this ends the stream.
+    async def next_batch(self, stream: ChangeCursor[B]) -> B:
+        """Wait for the stream's next batch; empty after `AWAIT`. Cancelling this ends the stream.
 
         Raises `HistoryLost`.
         """
         return await stream.next(AWAIT)
 
     @operation
-    async def close_stream(self, stream: ChangeCursor) -> None:
+    async def close_stream(self, stream: ChangeCursor[Any]) -> None:
         """Close the stream."""
         await stream.close()
 

@@ -38,7 +38,7 @@ class Dispatcher:
 
     Start `take`, `settler.run` and `runner.show_progress` as tasks. The last two must outlive the
     attempts, which run in the nursery `attempts`. `only` are the lanes of a helper; None: all.
-    While it is `paused`, nothing is claimed.
+    While it is `paused`, nothing is claimed: see `pause`.
     """
 
     context: Context
@@ -46,7 +46,7 @@ class Dispatcher:
     attempts: trio.Nursery
     roots: RootWatch
     only: Collection[str] | None = None
-    _paused: bool = field(init=False, default=False)
+    paused: bool = field(init=False, default=False)
     lanes: Lanes = field(init=False)
     settler: Settler = field(init=False)
     runner: Runner = field(init=False)
@@ -68,13 +68,8 @@ class Dispatcher:
             context, self.workers, self.attempts, self.lanes, self.settler, self.roots
         )
 
-    @property
-    def paused(self) -> bool:
-        return self._paused
-
-    @paused.setter
-    def paused(self, paused: bool) -> None:
-        self._paused = paused
+    def pause(self, paused: bool) -> None:
+        self.paused = paused
         self.lanes.notify()  # to claim what came due meanwhile
 
     # -- intake: called by the recorder -------------------------------------------------------

@@ -26,13 +26,11 @@ from loguru import logger
 
 from caxev import metrics
 from caxev.database import (
-    AWAIT,
     Database,
     DatabaseError,
     HistoryLost,
     Lease,
     LeaseLost,
-    ReactionStream,
     is_fatal,
     one_of,
     unless_fatal,
@@ -239,16 +237,12 @@ class HelperSession:
             async with self.database.closing(stream):
                 try:
                     with unless_fatal("reactions cannot be followed"):
-                        await self._follow_to_the_end(stream)
+                        while True:
+                            if await self.database.next_batch(stream):
+                                self.dispatcher.look_again()
                 except HistoryLost as error:
                     logger.debug("following anew: {}", error)
             await trio.sleep(ASK)
-
-    async def _follow_to_the_end(self, stream: ReactionStream) -> None:
-        """Look for what is due after each change, until the stream ends."""
-        while True:
-            if await self.database.next_reactions(stream, AWAIT):
-                self.dispatcher.look_again()
 
     # -- disks ----------------------------------------------------------------------------------
 
@@ -283,7 +277,7 @@ class HelperSession:
         asked, lease_time = monotonic(), self.context.options.lease_time
         record = await self.database.renew_helper(self.lease, lease_time * HELD)
         self.fence.renewed(asked)
-        self.dispatcher.paused = record is None or not record.active
+        self.dispatcher.pause(record is None or not record.active)
         if record is not None:
             self.roots.heard(record)
 

@@ -227,11 +227,8 @@ class LeaderSession:
         await context.trouble.retrying("history", context.database.note, row)
 
     async def _scan_daily(self) -> None:
-        await self._tidy()  # after what killed the process before this one
-        await self.watcher.scan_daily(self._tidy)
-
-    async def _tidy(self) -> None:
-        await tidy(self.context.site)
+        await tidy(self.context.site)  # after what killed the process before this one
+        await self.watcher.scan_daily(lambda: tidy(self.context.site))
 
     # -- alarms and health --------------------------------------------------------------------
 

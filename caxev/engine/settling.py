@@ -176,9 +176,7 @@ class Settler:
         updates = [one.updates[-1] for one in ended]
         database, lease = self.context.database, self.context.lease
         try:
-            renewed = await database.settle_together(
-                reactions, lease, updates, utcnow(), _rows(ended)
-            )
+            renewed = await database.settle_with(reactions, lease, updates, utcnow(), _rows(ended))
         except LeaseLost:
             raise
         except DatabaseError:
@@ -196,20 +194,20 @@ class Settler:
             # All but the last by themselves: if the process dies in between, they are made again.
             for update in first:
                 await database.update(ended.reaction, lease, update, utcnow())
-            fitted, renewed = await database.settle_with(
-                reaction, lease, last, utcnow(), _rows([ended])
+            renewed = await database.settle_with(
+                [reaction], lease, [last], utcnow(), _rows([ended])
             )
         except DatabaseError as error:
             outcome = refusal(error)
             if outcome is None:
                 raise
-            fitted = renewed = False
+            renewed = None
         else:
             # If the run has changed since the handler read it, try again a bounded number of times.
             done = reaction.state is State.DONE
             outcome = Postponed("the run changed meanwhile") if done else ended.outcome
-        if fitted:
-            self._follow_up([ended], [reaction], renewed=renewed)
+        if renewed is not None:
+            self._follow_up([ended], [reaction], renewed=renewed > 0)
         else:
             plain = Ended(ended.reaction, outcome, run=ended.run)
             await by_halves([plain], self._write_plain, self._park)

@@ -395,18 +395,13 @@ def ungrouped() -> Iterator[None]:
     try:
         yield
     except* DatabaseError as group:
-        failed = _worst(group)
+        # False sorts first: an error that ends the session, then lost history, which a scan makes
+        # up for, then errors that pass by themselves.
+        failed = min(
+            _leaves(group), key=lambda one: (is_transient(one), isinstance(one, HistoryLost))
+        )
     if failed is not None:  # raised in the block above, Python before 3.11.4 would group it
         raise failed
-
-
-def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
-    """Return the error of several that decides what to do."""
-    # False sorts first: an error that ends the session, then lost history, which a scan makes up
-    # for, then errors that pass by themselves.
-    return min(
-        _leaves(group), key=lambda error: (is_transient(error), isinstance(error, HistoryLost))
-    )
 
 
 def _leaves(group: BaseExceptionGroup[DatabaseError]) -> Iterator[DatabaseError]:

@@ -32,8 +32,6 @@ from caxev.web.state import LiveState
 
 PAUSE: Final = 0.25
 """Seconds between two batches at least: a viewer sees no more than four states a second."""
-AWAIT: Final = 30.0
-"""Seconds that the server holds an empty answer back."""
 NAMED_AT_ONCE: Final = 1000
 _DELAYS: Final = (1.0, 2.0, 5.0)
 
@@ -100,7 +98,7 @@ class Feeder:
 
     async def _follow(self, stream: FeedStream) -> None:
         while True:
-            changed = await self.database.next_changes(stream, AWAIT)
+            changed = await self.database.next_batch(stream)
             began = trio.current_time()
             if changed:
                 await self._take(changed)
