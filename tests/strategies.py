@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bson import Int64, ObjectId
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from caxev.core.model import (
@@ -20,6 +21,9 @@ from caxev.core.model import (
     Snapshot,
     Tag,
 )
+
+few = settings(max_examples=40)
+"""For what is dear to generate, as whole documents are."""
 
 ODD_TEXTS = (
     "",

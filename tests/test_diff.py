@@ -12,12 +12,14 @@ from caxev.core.model import Aspect, snapshot_of
 from tests import strategies as make
 
 
+@make.few
 @given(make.snapshots())
 def test_nothing_lies_between_a_look_and_itself(snapshot: dict[Aspect, str]) -> None:
     """``diff(run, a, a) == ()``."""
     assert diff("run", snapshot, dict(snapshot)) == ()
 
 
+@make.few
 @given(make.snapshots(), make.snapshots())
 def test_the_events_lead_from_one_look_to_the_other(
     before: dict[Aspect, str], after: dict[Aspect, str]
@@ -26,6 +28,7 @@ def test_the_events_lead_from_one_look_to_the_other(
     assert make.replay(before, diff("run", before, after)) == after
 
 
+@make.few
 @given(make.snapshots(), make.snapshots())
 def test_an_event_is_a_change_of_one_aspect(
     before: dict[Aspect, str], after: dict[Aspect, str]
@@ -41,6 +44,7 @@ def test_an_event_is_a_change_of_one_aspect(
         assert event.run == "run"
 
 
+@make.few
 @given(make.snapshots(), make.snapshots(), make.snapshots())
 def test_a_look_left_out_hides_no_end_state(
     one: dict[Aspect, str], two: dict[Aspect, str], three: dict[Aspect, str]
@@ -50,6 +54,7 @@ def test_a_look_left_out_hides_no_end_state(
     assert by_way == make.replay(one, diff("run", one, three))
 
 
+@make.few
 @given(make.snapshots(), st.randoms())
 def test_the_order_makes_no_event(snapshot: dict[Aspect, str], random: Any) -> None:
     """Aspects in another order are the same look."""
@@ -57,6 +62,7 @@ def test_the_order_makes_no_event(snapshot: dict[Aspect, str], random: Any) -> N
     assert diff("run", snapshot, dict(random.sample(items, len(items)))) == ()
 
 
+@make.few
 @given(make.documents, st.randoms())
 def test_the_order_of_tags_and_copies_makes_no_event(document: dict[str, Any], random: Any) -> None:
     """A `$pull` and a `$push` of the same entry are no event."""

@@ -56,6 +56,7 @@ TYPES: dict[Any, Any] = {
 """What each reader returns; the others return an object, or anything."""
 
 
+@make.few
 @given(hostile)
 def test_whatever_a_field_holds_it_reads_as_its_type(fields: dict[str, Any]) -> None:
     """Nothing raises; what is not of the field's type is absent."""
@@ -70,6 +71,7 @@ def test_whatever_a_field_holds_it_reads_as_its_type(fields: dict[str, Any]) -> 
                 assert value.tzinfo is not None
 
 
+@make.few
 @given(hostile, make.keys, make.statuses)
 def test_an_entry_comes_out_as_it_went_in(
     fields: dict[str, Any], key: CopyKey, status: str
@@ -88,6 +90,7 @@ def test_an_entry_comes_out_as_it_went_in(
     assert repr(there) == before
 
 
+@make.few
 @given(st.dictionaries(st.sampled_from(FREE), make.values), make.keys, make.statuses)
 def test_what_is_written_is_what_is_read(fields: dict[str, Any], key: CopyKey, status: str) -> None:
     """The entry that `add_copy` adds has these fields, and no others but key and status."""
@@ -100,6 +103,7 @@ def test_what_is_written_is_what_is_read(fields: dict[str, Any], key: CopyKey, s
     assert {*copy.fields} - {*fields} <= {"type", "host", "pax_version", "status"}
 
 
+@make.few
 @given(hostile)
 def test_an_expectation_is_of_what_stands_there(fields: dict[str, Any]) -> None:
     """`having` expects the document's own values, whatever the typed fields make of them."""

@@ -137,21 +137,17 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_read_only_what_they_show(
-    command: tuple[str, ...],
-    online: Caxev,  # noqa: F811
-    plans: Any,
-) -> None:
+def test_commands_read_only_what_they_show(online: Caxev, plans: Any) -> None:  # noqa: F811
     """No query scans the collection, and none reads many more runs than it is about."""
     assert online("db", "init").code == 0
     plans()
-    answer = online(*command)
-    assert answer.code in {0, 1}, answer
-    found = plans()
-    assert found
-    assert not [plan for plan, _ in found if "COLLSCAN" in plan]
-    assert all(examined <= COMMANDS[command] + 1 for _, examined in found), found
+    for command, most in COMMANDS.items():
+        answer = online(*command)
+        assert answer.code in {0, 1}, answer
+        found = plans()
+        assert found, command
+        assert not [plan for plan, _ in found if "COLLSCAN" in plan], command
+        assert all(examined <= most + 1 for _, examined in found), (command, found)
 
 
 async def test_pages_are_the_same_without_indexes(
@@ -184,29 +180,31 @@ async def test_pages_are_the_same_without_indexes(
         assert [await read(one) for one in wanted] == before
 
 
-@pytest.mark.parametrize("state", ["failed", "running", "pending"])
-async def test_reactions_are_listed_by_an_index(database: Named, state: str) -> None:
+async def test_reactions_are_listed_by_an_index(database: Named) -> None:
     """A list of reactions reads none of the snapshots beside them, and none of another state."""
     with MongoClient[dict[str, Any]](database.uri) as client:
         there = client[database.name]
         async with engine.opened(database) as db:
-            rows = [*_reactions("lngs", state, 20), *_reactions("chicago", state, 500)]
-            other = "failed" if state != "failed" else "pending"
-            rows += _reactions("lngs", other, 500, first=1000)
-            snapshots = [{"_id": {"s": "lngs", "r": n}, "snapshot": []} for n in range(3000)]
-            there["caxev_ledger"].insert_many([*rows, *snapshots])
-            there.command("profile", 2)
-            found = [
-                one async for page in db.reaction_pages("lngs", state, limit=5) for one in page
+            states = ("failed", "running", "pending")
+            rows = [
+                one
+                for n, state in enumerate(states)
+                for site, number in (("lngs", 20), ("chicago", 200))
+                for one in _reactions(site, state, number, first=1000 * n)
             ]
-            there.command("profile", 0)
-    dues = [reaction.due for reaction, _ in found]
-    assert (len(found), dues) == (5, sorted(dues, reverse=True))
-    with MongoClient[dict[str, Any]](database.uri) as client:
-        (read,) = client[database.name]["system.profile"].find({"command.sort": {"due": -1}})
-    most = 20 if state == "running" else 6
-    assert "COLLSCAN" not in read["planSummary"]
-    assert read["docsExamined"] <= most
+            snapshots = [{"_id": {"s": "lngs", "r": n}, "snapshot": []} for n in range(1000)]
+            there["caxev_ledger"].insert_many([*rows, *snapshots])
+            for state in states:
+                there.command("profile", 2)
+                pages = db.reaction_pages("lngs", state, limit=5)
+                found = [one async for page in pages for one in page]
+                there.command("profile", 0)
+                dues = [reaction.due for reaction, _ in found]
+                assert (len(found), dues) == (5, sorted(dues, reverse=True))
+                (read,) = there["system.profile"].find({"command.sort": {"due": -1}})
+                there["system.profile"].drop()
+                assert "COLLSCAN" not in read["planSummary"]
+                assert read["docsExamined"] <= (20 if state == "running" else 6)
 
 
 def _reactions(site: str, state: str, number: int, first: int = 0) -> list[dict[str, Any]]:

@@ -225,7 +225,7 @@ class Ledger(RuleBasedStateMachine):
 
 
 TestLedger = Ledger.TestCase
-TestLedger.settings = settings(max_examples=150, stateful_step_count=50)
+TestLedger.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 @given(st.lists(make.names, unique=True, max_size=4), st.lists(make.names, max_size=4))

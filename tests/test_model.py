@@ -70,6 +70,7 @@ def tag_seen_as(run: Run, name: str) -> str:
     return max(YES if at is None else f"{YES}@{int(at.timestamp() * 1000)}" for at in dates)
 
 
+@make.few
 @given(make.run_documents)
 def test_any_document_is_a_run(document: dict[str, Any]) -> None:
     """`from_document` and everything that is asked of its run take any document."""
@@ -84,12 +85,14 @@ def test_any_document_is_a_run(document: dict[str, Any]) -> None:
             assert told is None or (isinstance(told, str) and told)
 
 
+@make.few
 @given(make.run_documents)
 def test_a_look_is_what_run_and_copies_say(document: dict[str, Any]) -> None:
     """`look_at(document)` is what `Run` and `Copy` say, without making them."""
     assert snapshot_of(document) == told_by(Run.from_document(document))
 
 
+@make.few
 @given(make.run_documents)
 def test_looking_changes_nothing(document: dict[str, Any]) -> None:
     """The document is kept as it is: the run's and each copy's fields are the very ones."""
@@ -101,6 +104,7 @@ def test_looking_changes_nothing(document: dict[str, Any]) -> None:
     assert repr(document) == before
 
 
+@make.few
 @given(make.documents, st.randoms())
 def test_the_order_of_entries_makes_no_difference(document: dict[str, Any], random: Any) -> None:
     """A copy is known by its key: shuffled entries (each of its own key) look the same."""
@@ -244,6 +248,7 @@ def test_a_change_expects_what_was_seen(status: object) -> None:
 WATCHED = Watched(frozenset({"start", "tags", "x.y"}), frozenset({"status", "owner", "location"}))
 
 
+@make.few
 @given(make.run_documents)
 def test_watched_fields_are_aspects(document: dict[str, Any]) -> None:
     """Whatever they hold; what is absent or null is none; the rest of the look is the same."""

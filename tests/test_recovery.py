@@ -1278,9 +1278,21 @@ class Soon(Retry):
         self.after: Any = "soon"
 
 
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
+async def go_each(db: Database, number: int) -> list[Any]:
+    """Add as many runs for `go`, numbered from 0: a handler acts by the number."""
+    return [await go(db, one) for one in range(number)]
+
+
+async def notes(db: Database, runs: Sequence[Any], *states: str) -> list[str]:
+    """The notes of the reactions to these runs, once they stand in these states."""
+    found = {reaction.run: reaction.note for reaction in await reactions(db, *sorted(states))}
+    return [found[run] for run in runs if run in found]
+
+
+async def test_a_surprise_is_tried_again_a_few_times(database: Named, impatient: None) -> None:
+    """An error that nobody foresaw is bounded on its own, and its text is kept."""
+    tries: Counter[int] = Counter()
+    surprises: list[tuple[BaseException, str]] = [
         (ZeroDivisionError("by nothing"), "ZeroDivisionError: by nothing"),
         (SystemExit(7), "SystemExit: 7"),
         (BaseExceptionGroup("of a nursery", [SystemExit(7), Retry("x")]), "SystemExit: 7"),
@@ -1292,47 +1304,42 @@ class Soon(Retry):
         (UnshowableEnd("x"), "UnshowableEnd (its text cannot be shown)"),
         (Busy(), "Busy: without what Retry sets"),
         (Soon(), "Soon: in words"),
-    ],
-    ids=lambda one: type(one).__name__,
-)
-async def test_a_surprise_is_tried_again_a_few_times(
-    database: Named, impatient: None, error: BaseException, text: str
-) -> None:
-    """An error that nobody foresaw is bounded on its own, and its text is kept."""
-    tries: list[int] = []
+    ]
 
     async def broken(job: Job) -> None:
-        tries.append(1)
-        raise error
+        tries[number_of(job)] += 1
+        raise surprises[number_of(job)][0]
 
     async with listening(database, broken) as db:
-        await go(db)
-        (parked,) = await reactions(db, "failed")
-    assert len(tries) == SURPRISES
-    assert parked.note.startswith(text)
+        runs = await go_each(db, len(surprises))
+        found = await notes(db, runs, *["failed"] * len(surprises))
+    assert set(tries.values()) == {SURPRISES}
+    for note, (_, text) in zip(found, surprises, strict=True):
+        assert note.startswith(text)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
+def number_of(job: Job) -> int:
+    return int(job.run.document["number"])
+
+
+async def test_who_spoils_a_job_fails_alone(database: Named) -> None:
+    """What the engine reads of it after the attempt is the job's own; the listener goes on."""
+    spoiling = [
         ("run", None),
         ("run", Run("another")),
         ("deed", "counted"),
         ("has_noted", None),
         ("if_parked", (None,)),
-    ],
-    ids=str,
-)
-async def test_who_spoils_a_job_fails_alone(database: Named, name: str, value: object) -> None:
-    """What the engine reads of it after the attempt is the job's own; the listener goes on."""
+    ]
 
     async def spoil(job: Job) -> None:
-        setattr(job, name, value)
+        setattr(job, *spoiling[number_of(job)])
 
     async with listening(database, spoil) as db:
-        await go(db)
-        (parked,) = await reactions(db, "failed")
-    assert parked.note.startswith(f"the handler has set job.{name}")
+        runs = await go_each(db, len(spoiling))
+        found = await notes(db, runs, *["failed"] * len(spoiling))
+    for note, (name, _) in zip(found, spoiling, strict=True):
+        assert note.startswith(f"the handler has set job.{name}")
 
 
 async def test_an_update_that_nothing_can_be_made_of_fails_alone(database: Named) -> None:
@@ -1447,13 +1454,12 @@ async def _postponed(db: Database, number: int) -> bool:
     return sum(reaction.note == "RuntimeError: no worker" for reaction in reactions) == number
 
 
-@pytest.mark.parametrize("way", ["returned", "written", "if parked"])
-async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None, way: str) -> None:
+async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None) -> None:
     """Another run is written to by `update_other`, which is named in the error."""
-    other = Run.from_document(engine.run_document(2))
+    other, ways = Run.from_document(engine.run_document(2)), ("returned", "written", "if parked")
 
     async def wrong(job: Job) -> RunUpdate:
-        update = RunUpdate.set_fields(other, x=1)
+        update, way = RunUpdate.set_fields(other, x=1), ways[number_of(job)]
         if way == "written":
             await job.update(update)
         if way == "if parked":
@@ -1461,27 +1467,26 @@ async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None,
         return update
 
     async with listening(database, wrong) as db:
-        await go(db)
-        (parked,) = await reactions(db, "failed")
-    assert "job.update_other" in parked.note
+        found = await notes(db, await go_each(db, 3), *["failed"] * 3)
+    assert len(found) == 3
+    assert all("job.update_other" in note for note in found)
 
 
-@pytest.mark.parametrize("way", ["returned", "written"])
-async def test_an_update_may_change_nothing(database: Named, way: str) -> None:
+async def test_an_update_may_change_nothing(database: Named) -> None:
     """Of what a handler computes there may be no fields left: the update counts as written."""
 
     async def nothing(job: Job) -> RunUpdate:
         update = RunUpdate.set_fields(job.run)
-        if way == "written":
+        if number_of(job) == 2:
             update = RunUpdate.note(await job.update(update), job.run.copies[0])
         return update
 
     async with listening(database, nothing) as db:
-        run = await db.insert_run(
-            {**engine.run_document(1), "tags": [{"name": "go"}], "data": [_copy("transferred")]}
-        )
-        await reactions(db, "done")
-        assert (await db.runs([run]))[run].copies[0].status == "transferred"
+        tagged = {"tags": [{"name": "go"}], "data": [_copy("transferred")]}
+        runs = [await db.insert_run({**engine.run_document(n), **tagged}) for n in (1, 2)]
+        await reactions(db, "done", "done")
+        found = await db.runs(runs)
+        assert [found[run].copies[0].status for run in runs] == ["transferred"] * 2
 
 
 def _copy(status: str) -> dict[str, Any]:
@@ -1494,19 +1499,19 @@ def _endless() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("value", [{1}, 2**70, uuid4(), _endless()], ids=["set", "int", "id", "in"])
 async def test_a_value_that_cannot_be_stored_fails_its_reaction(
-    database: Named, impatient: None, value: object
+    database: Named, impatient: None
 ) -> None:
     """Whatever error the driver has for it: the listener goes on, and a person decides."""
+    values: list[object] = [{1}, 2**70, uuid4(), _endless()]
 
     async def odd(job: Job) -> RunUpdate:
-        return RunUpdate.set_fields(job.run, x=value)
+        return RunUpdate.set_fields(job.run, x=values[number_of(job)])
 
     async with listening(database, odd) as db:
-        await go(db)
-        (parked,) = await reactions(db, "failed")
-    assert parked.note.startswith("the database cannot store it: ")
+        found = await notes(db, await go_each(db, len(values)), *["failed"] * len(values))
+    assert len(found) == len(values)
+    assert all(note.startswith("the database cannot store it: ") for note in found)
 
 
 async def _failed(db: Database) -> list[Reaction]:
@@ -1546,9 +1551,10 @@ async def _is_settled(db: Database) -> bool:
     return all(reaction.state.value != "running" for reaction, _ in await db.reactions(SITE))
 
 
-@pytest.mark.parametrize(
-    ("result", "state", "note"),
-    [
+async def test_outcomes(database: Named) -> None:
+    """What a handler did or raised is recorded, and it is called once; what did nothing is not."""
+    calls: Counter[int] = Counter()
+    outcomes: list[tuple[Any, str, str]] = [
         (None, "done", ""),
         (Skip("not mine"), "", ""),
         (GiveUp("hopeless"), "failed", "hopeless"),
@@ -1556,24 +1562,23 @@ async def _is_settled(db: Database) -> bool:
         (ExceptionGroup("two", [GiveUp("one"), Retry("two")]), "failed", "one"),
         (GiveUp("bad name \udcff\0"), "failed", "bad name \\udcff\0"),
         (GiveUp("x" * 1_000_000), "failed", "x" * LONGEST_NOTE + " ..."),
-    ],
-)
-async def test_outcomes(database: Named, result: Any, state: str, note: str) -> None:
-    """What a handler did or raised is recorded, and it is called once; what did nothing is not."""
-    calls: list[int] = []
+    ]
 
     async def react(job: Job) -> Any:
-        calls.append(1)
+        result = outcomes[number_of(job)][0]
+        calls[number_of(job)] += 1
         if isinstance(result, Exception):
             raise result
         return result
 
     async with listening(database, react) as db:
-        await go(db)
-        await engine.until(lambda: calls)
-        found = await reactions(db, *filter(None, [state]))
-    assert len(calls) == 1
-    assert [(one.note, one.attempts) for one in found] == ([(note, 0)] if state else [])
+        runs = await go_each(db, len(outcomes))
+        await engine.until(lambda: len(calls) == len(outcomes))
+        found = await reactions(db, *sorted(state for _, state, _ in outcomes if state))
+    assert set(calls.values()) == {1}
+    assert {one.run: (one.state.value, one.note, one.attempts) for one in found} == {
+        run: (state, note, 0) for run, (_, state, note) in zip(runs, outcomes, strict=True) if state
+    }
 
 
 async def test_an_update_that_no_longer_fits(database: Named, impatient: None) -> None:
@@ -1596,20 +1601,24 @@ async def test_an_update_that_no_longer_fits(database: Named, impatient: None) -
     assert len(snapshots) == 2
 
 
-@pytest.mark.parametrize(
-    ("limits", "note"),
-    [({"timeout": 0.2}, "timed out after 0 s"), ({"stall": 0.2}, "no progress for 0 s")],
-)
-async def test_timeout_and_stall(database: Named, limits: dict[str, float], note: str) -> None:
+async def test_timeout_and_stall(database: Named) -> None:
     """An attempt that takes too long, or stands still, is broken off and counts as a failure."""
 
     async def hang(job: Job) -> None:
         await trio.sleep_forever()
 
-    async with listening(database, hang, attempts=1, **limits) as db:
+    hanging = [
+        engine.handler(hang, tag("go"), name=name, attempts=1, **{name: 0.2})
+        for name in ("stall", "timeout")
+    ]
+    options = engine.options_for(database, hanging)
+    async with engine.opened(database) as db, engine.listener(db, options):
         await go(db)
-        (reaction,) = await reactions(db, "failed")
-    assert reaction.note == f"{note} (given up after 1 attempts)"
+        failed = await reactions(db, "failed", "failed")
+    assert {one.handler: one.note for one in failed} == {
+        "stall": "no progress for 0 s (given up after 1 attempts)",
+        "timeout": "timed out after 0 s (given up after 1 attempts)",
+    }
 
 
 async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
@@ -1779,7 +1788,7 @@ async def test_different_copies_do_not_wait(database: Named) -> None:
 async def test_a_burst_is_served_within_its_lanes(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1500 runs at once: each reaction once, never more at a time than workers, few in memory."""
+    """600 runs at once: each reaction once, never more at a time than workers, few in memory."""
     window = 200
     monkeypatch.setattr("caxev.engine.lanes.WINDOW", window)
     sizes = {"wide": 40, "narrow": 3}
@@ -1816,7 +1825,7 @@ async def test_a_burst_is_served_within_its_lanes(
     ]
     options = engine.options_for(database, handlers)
     options = evolve(options, site=evolve(options.site, lanes=sizes))
-    number = 1500
+    number = 600
     async with engine.opened(database) as db, engine.listener(db, options):
         await ready(db)
         server["runs_new"].insert_many(

@@ -295,6 +295,7 @@ def everything(here: str) -> Maker:
     return Maker(Registry(ours, sites.here(here)), sites)
 
 
+@make.few
 @given(make.run_documents, make.run_documents, st.sampled_from(["lngs", "chicago", "idle"]))
 def test_a_run_that_does_not_concern_a_handler_is_skipped(before: Any, now: Any, here: str) -> None:
     """Whatever the event: its decision would find nothing to do either."""

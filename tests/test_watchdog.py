@@ -224,7 +224,8 @@ async def deaf(job):
             Path("deaf").touch()
             await trio.sleep_forever()
         except trio.Cancelled:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.1)
 """
 
 

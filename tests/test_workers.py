@@ -38,13 +38,85 @@ async def becomes(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.01)
 
 
-async def test_result_and_reuse() -> None:
-    """A job's result comes back, and the next job runs in the same process."""
+# -- by one worker, one after the other -----------------------------------------------------------
+
+
+async def results(workers: Workers) -> None:
+    """A job's result comes back, also if it is larger than any pipe's buffer."""
+    assert await workers.run(jobs.add, 1, 2) == 3
+    value = os.urandom(5_000_000)
+    assert await workers.run(jobs.echo, value) == value
+
+
+async def progress(workers: Workers) -> None:
+    """Progress comes in order, far less often than it is reported, and the last for certain."""
+    seen: list[tuple[int, int]] = []
+    await workers.run(jobs.count, 100_000, on_progress=lambda *pair: seen.append(pair))
+    assert seen == sorted(seen)
+    assert seen[0] == (0, 100_000)
+    assert seen[-1] == (100_000, 100_000)
+    assert len(seen) < 1000
+
+
+async def typed_exceptions(workers: Workers) -> None:
+    """`Retry`, `GiveUp` and errors of the system come through as themselves, attributes and all."""
+    with pytest.raises(Retry) as retry:
+        await workers.run(jobs.refuse, "retry")
+    with pytest.raises(GiveUp) as give_up:
+        await workers.run(jobs.refuse, "give up")
+    with pytest.raises(FileNotFoundError) as missing:
+        await workers.run(jobs.refuse, "os")
+    assert await workers.run(jobs.refuse, "skip") == Skip("nothing to do")
+    assert (retry.value.why, retry.value.after) == ("the link is down", 7.0)
+    assert give_up.value.why == "the disk is full"
+    assert missing.value.filename == "/data/raw"
+    assert "worker_jobs.py" in missing.value.__notes__[0]
+
+
+async def unpicklable_exceptions(workers: Workers) -> None:
+    """An exception that cannot be pickled becomes a RuntimeError with its class and text."""
+    for kind, message in (
+        ("unpicklable", "Unpicklable: 1 and 2"),
+        ("odd", "Local: made here"),
+        ("panic", "Panic: x"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            await workers.run(jobs.refuse, kind)
+
+
+async def unpicklable_results_and_arguments(workers: Workers) -> None:
+    """What cannot be pickled is an error that says so; the worker lives on."""
+    with pytest.raises(TypeError, match="what the job returned cannot be pickled"):
+        await workers.run(jobs.give_unpicklable)
+    with pytest.raises(Exception, match="pickle"):
+        await workers.run(jobs.echo, lambda: None)
+    with pytest.raises(TypeError, match="a module's own function"):
+        await workers.run(lambda **_: None)
+
+
+async def signals_are_for_the_listener(workers: Workers) -> None:
+    """Ctrl-C and systemd's SIGTERM do not end a job."""
+    assert await workers.run(jobs.interrupt) == "still here"
+
+
+async def test_one_worker_serves_one_job_after_the_other() -> None:
+    """Whatever comes of each, the next one runs in the same process."""
     async with Workers() as workers:
-        assert await workers.run(jobs.add, 1, 2) == 3
         first = await workers.run(jobs.process_id)
-        assert await workers.run(jobs.process_id) == first != os.getpid()
-        assert workers.alive == 1
+        for job in (
+            results,
+            progress,
+            typed_exceptions,
+            unpicklable_exceptions,
+            unpicklable_results_and_arguments,
+            signals_are_for_the_listener,
+        ):
+            await job(workers)
+            assert await workers.run(jobs.process_id) == first != os.getpid(), job
+            assert workers.alive == 1
+
+
+# -- by several -----------------------------------------------------------------------------------
 
 
 async def test_one_job_at_a_time() -> None:
@@ -54,13 +126,6 @@ async def test_one_job_at_a_time() -> None:
             for _ in range(2):
                 nursery.start_soon(workers.run, jobs.process_id)
         assert workers.alive == 2
-
-
-async def test_large_messages() -> None:
-    """Arguments and results larger than any pipe's buffer come through whole."""
-    value = os.urandom(5_000_000)
-    async with Workers() as workers:
-        assert await workers.run(jobs.echo, value) == value
 
 
 async def test_state_of_a_worker() -> None:
@@ -142,17 +207,6 @@ async def test_a_worker_does_not_wait_for_a_reader_of_standard_error(
     assert sum(map(len, lines_of(log))) > 2_000_000
 
 
-async def test_progress() -> None:
-    """Progress comes in order, far less often than it is reported, and the last for certain."""
-    seen: list[tuple[int, int]] = []
-    async with Workers() as workers:
-        await workers.run(jobs.count, 100_000, on_progress=lambda *pair: seen.append(pair))
-    assert seen == sorted(seen)
-    assert seen[0] == (0, 100_000)
-    assert seen[-1] == (100_000, 100_000)
-    assert len(seen) < 1000
-
-
 def test_progress_is_reported_by_what_can_do_so() -> None:
     """Whatever a decorator calls its keywords; a parameter of that name is none."""
 
@@ -182,54 +236,16 @@ async def test_descriptors_that_run_out_end_no_listener(monkeypatch: pytest.Monk
         assert await workers.run(jobs.add, 1, 2) == 3
 
 
-async def test_typed_exceptions() -> None:
-    """`Retry`, `GiveUp` and errors of the system come through as themselves, attributes and all."""
+async def test_killed_worker() -> None:
+    """A worker that dies is a `Retry` that names the signal or exit status; another one follows."""
     async with Workers() as workers:
-        with pytest.raises(Retry) as retry:
-            await workers.run(jobs.refuse, "retry")
-        with pytest.raises(GiveUp) as give_up:
-            await workers.run(jobs.refuse, "give up")
-        with pytest.raises(FileNotFoundError) as missing:
-            await workers.run(jobs.refuse, "os")
-        assert await workers.run(jobs.refuse, "skip") == Skip("nothing to do")
-        assert workers.alive == 1
-    assert (retry.value.why, retry.value.after) == ("the link is down", 7.0)
-    assert give_up.value.why == "the disk is full"
-    assert missing.value.filename == "/data/raw"
-    assert "worker_jobs.py" in missing.value.__notes__[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [("unpicklable", "Unpicklable: 1 and 2"), ("odd", "Local: made here"), ("panic", "Panic: x")],
-)
-async def test_unpicklable_exceptions(kind: str, message: str) -> None:
-    """An exception that cannot be pickled becomes a RuntimeError with its class and text."""
-    async with Workers() as workers:
-        with pytest.raises(RuntimeError, match=message):
-            await workers.run(jobs.refuse, kind)
-        assert await workers.run(jobs.add, 1, 1) == 2
-
-
-async def test_unpicklable_results_and_arguments() -> None:
-    """What cannot be pickled is an error that says so; the worker lives on."""
-    async with Workers() as workers:
-        with pytest.raises(TypeError, match="what the job returned cannot be pickled"):
-            await workers.run(jobs.give_unpicklable)
-        with pytest.raises(Exception, match="pickle"):
-            await workers.run(jobs.echo, lambda: None)
-        with pytest.raises(TypeError, match="a module's own function"):
-            await workers.run(lambda **_: None)
-        assert workers.alive == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-async def test_killed_worker(number: signal.Signals) -> None:
-    """A worker that dies of a signal is a `Retry` that names it, and the next job finds another."""
-    async with Workers() as workers:
-        with pytest.raises(Retry, match=rf"died of signal {number:d} while it ran .*jobs\.die"):
-            await workers.run(jobs.die, int(number))
-        assert workers.alive == 0
+        for number in (signal.SIGKILL, signal.SIGSEGV):
+            why = rf"died of signal {number:d} while it ran .*jobs\.die"
+            with pytest.raises(Retry, match=why):
+                await workers.run(jobs.die, int(number))
+            assert workers.alive == 0
+        with pytest.raises(Retry, match="died with exit status 3"):
+            await workers.run(jobs.leave, 3)
         assert await workers.run(jobs.add, 1, 1) == 2
 
 
@@ -244,19 +260,6 @@ async def test_what_a_dead_worker_has_started_dies(tmp_path: Path) -> None:
         os.kill(await workers.run(jobs.process_id), signal.SIGKILL)
         await becomes(lambda: workers.alive == 0)
         await becomes(lambda: not running(program))
-
-
-async def test_left_worker() -> None:
-    """A worker that exits in the middle of a job is a `Retry` that names the exit status."""
-    async with Workers() as workers:
-        with pytest.raises(Retry, match="died with exit status 3"):
-            await workers.run(jobs.leave, 3)
-
-
-async def test_signals_are_for_the_listener() -> None:
-    """Ctrl-C and systemd's SIGTERM do not end a job."""
-    async with Workers() as workers:
-        assert await workers.run(jobs.interrupt) == "still here"
 
 
 async def test_cancellation_kills() -> None:
@@ -343,17 +346,17 @@ async def test_idle_worker_that_dies() -> None:
 
 
 async def test_nothing_leaks() -> None:
-    """After fifty jobs, some of them cut short, there is no more open and nobody left behind."""
+    """After many jobs, some of them cut short, there is no more open and nobody left behind."""
     async with Workers() as workers:
         await workers.run(jobs.add, 1, 1)
     me = psutil.Process()
     before = me.num_fds(), len(me.children())
     async with Workers() as workers:
-        for _ in range(10):
+        for _ in range(20):
             async with trio.open_nursery() as nursery:
-                for number in range(4):
+                for number in range(2):
                     nursery.start_soon(workers.run, jobs.add, number, 1)
-        for _ in range(5):
+        for _ in range(2):
             with pytest.raises(Retry):
                 await workers.run(jobs.leave, 1)
             with trio.CancelScope() as scope:
