@@ -16,7 +16,7 @@ from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, Session, operation, within
 from caxev.database.history import History
 from caxev.database.quarantine import Odd
-from caxev.database.rows import Row
+from caxev.database.rows import Row, reaction_from
 from caxev.database.sites import Sites
 from caxev.database.writes import Lease, guard
 
@@ -223,7 +223,9 @@ class Requests(Sites, History):
 
         Raises `LeaseLost`.
         """
-        again = Request("replay", None if odd.run is None else (odd.run,), site=lease.site)
+        runs = None if odd.run is None else (odd.run,)
+        # A handler without a decision has seen that state: only by force it reacts to it again.
+        again = Request("replay", runs, force=odd.read is reaction_from, site=lease.site)
 
         # Together: nothing else would show what is to fire again.
         async def move(session: AsyncClientSession) -> None:
