@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -15,14 +15,7 @@ AT_ONCE: Final = 4
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Call `function` for every item, `AT_ONCE` in parallel, and return the results in order.
 
-    The first error ends it: what has not begun is left out.
+    An error ends it once all items before have ended: what has not begun then is left out.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            for future in as_completed(futures):
-                future.result()
-        finally:  # leaving the pool waits for all that is queued, after an error too
-            for future in futures:
-                future.cancel()
-    return [future.result() for future in futures]
+        return list(pool.map(function, items))

@@ -11,18 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import define, frozen
 
+from caxev import aio
 from caxev.config import Site
 from caxev.files import Manifest, Moved, Report
 from caxev.testing.mongod import start_with_us
 from caxev.transfer import Route
 from caxev.transfer.ssh import Endpoint, SshMover
+from caxev.transfer.ssh.mover import _check
 
 _CONFIG = """\
 ListenAddress 127.0.0.1
@@ -157,6 +159,11 @@ def push(transfer: Transfer, *, report: Report) -> Moved:
     return SshMover().push(transfer.route, report=report)
 
 
+def check(endpoint: Endpoint) -> str:
+    """Connect and start SFTP."""
+    return aio.run(_check(endpoint))
+
+
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
     """Read a copy back over SSH."""
     return SshMover().manifest(transfer.route, report=report)
@@ -252,11 +259,28 @@ def _children(parent: int) -> list[int]:
     return [pid for child in map(int, own) for pid in (child, *_children(child))]
 
 
+_shared: list[Server] = []
+
+
 @pytest.fixture
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the test's own."""
+def sshd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A server; the next test has the same, unless this one stops it or changes what it knows."""
     reason = missing()
     if reason:
         pytest.skip(reason)
-    with running(tmp_path_factory.mktemp("sshd")) as server:
-        yield server
+    if not _shared or _shared[-1].process.returncode is not None:
+        held = ExitStack()
+        _shared.append(held.enter_context(running(tmp_path_factory.mktemp("sshd"))))
+        request.config.add_cleanup(held.close)
+    server = _shared[-1]
+    before = _known(server)
+    yield server
+    if _known(server) != before:
+        server.stop()
+
+
+def _known(server: Server) -> dict[str, bytes]:
+    files = (path for path in server.directory.iterdir() if path.is_file() and path.name != "log")
+    return {path.name: path.read_bytes() for path in files}

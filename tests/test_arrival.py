@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +27,13 @@ from caxev.files import (
     join,
     look,
     publish,
+    publishing,
     reading,
     writing,
 )
 from caxev.files.reading import Stretch
-from caxev.transfer.receive import Wire, item_rows, packed, seen_rows
+from caxev.transfer.receive import Wire, item_rows, packed, seen_rows, serve
+from tests.forked import armed, forked
 from tests.places import partial_of, vouched
 from tests.test_files import make_run, quiet
 
@@ -354,19 +357,15 @@ def test_all_files_are_read_together(run: Place, monkeypatch: pytest.MonkeyPatch
 # A rename in two steps
 
 
-PUBLISH: Final = """
-import sys
-from caxev.files import publish, publishing
-publishing.rename_new = publishing._rename_new_portably
-getattr(publishing, sys.argv[1])(*map(str.encode, sys.argv[2:]))
-"""
-
-
 def cut_off(step: str, old: Path, new: Path) -> None:
     """Kill a rename of a single file between its link and its unlink."""
-    command = [sys.executable, "-c", PUBLISH, step, str(old), str(new)]
-    environment = {**os.environ, "CAXEV_CRASH": "engine:files.link:1"}
-    assert subprocess.run(command, env=environment, check=False).returncode == -9
+
+    def rename() -> None:
+        armed("engine:files.link:1")
+        publishing.rename_new = publishing._rename_new_portably
+        getattr(publishing, step)(vouched(old), vouched(new))
+
+    assert forked(rename) == -9
     assert old.samefile(new)
 
 
@@ -412,9 +411,34 @@ def test_a_rename_that_goes_on_is_left_alone(file: Place) -> None:
 # The receiver
 
 
-def receive(*messages: bytes) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "caxev", "receive"]
-    return subprocess.run(command, input=b"".join(messages), capture_output=True, check=False)
+@frozen
+class Ended:
+    """How a receiver ended, and what it wrote."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+def receive(message: bytes) -> Ended:
+    """Send a message to a receiver, and nothing more."""
+    with ExitStack() as held:
+        files = [held.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+        files[0].write(message)
+        files[0].seek(0)
+
+        def serving() -> None:
+            for number, file in enumerate(files):
+                os.dup2(file.fileno(), number)
+            sys.stderr = os.fdopen(2, "w")
+            status = serve([])
+            sys.stderr.flush()
+            os._exit(status)
+
+        status = forked(serving)
+        for file in files:
+            file.seek(0)
+        return Ended(status, files[1].read(), files[2].read())
 
 
 def request_of(place: Place, **changes: Any) -> dict[str, Any]:
@@ -466,7 +490,7 @@ def test_a_request_of_the_wrong_shape_is_given_up(file: Place, change: dict[str,
 def test_what_is_no_message_is_given_up(said: bytes) -> None:
     """Nor is the receiver kept waiting for more than any message can have."""
     ended = receive(said)
-    assert ended.returncode == 1
+    assert ended.status == 1
     assert b"Traceback" not in ended.stderr
 
 
@@ -479,8 +503,8 @@ def test_a_request_that_lacks_something_is_given_up(file: Place) -> None:
         refused(receive(packed(request)))
 
 
-def refused(ended: subprocess.CompletedProcess[bytes]) -> None:
-    assert ended.returncode == 1
+def refused(ended: Ended) -> None:
+    assert ended.status == 1
     (line,) = ended.stderr.decode().splitlines()
     assert json.loads(line)["error"] == "giveup"
 

@@ -10,8 +10,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-import traceback
-import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,10 +24,11 @@ from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import erase, standing
 from caxev.handlers import permissions
 from caxev.transfer import Route
-from caxev.transfer.ssh import Endpoint, check
+from caxev.transfer.ssh import Endpoint
 from caxev.transfer.ssh.endpoint import connected, sftp_session
 from tests import sshd as servers
-from tests.sshd import Transfer, pull, push
+from tests.forked import forked
+from tests.sshd import Transfer, check, pull, push
 from tests.test_files import make_run, quiet
 from tests.test_ssh import AGENT, digested
 
@@ -154,21 +153,14 @@ def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
 def as_account(name: str, do: Callable[[], None]) -> int:
     """Have a process of that account's uid do it; its exit status."""
     account = pwd.getpwnam(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # we may have threads: it needs none
-        child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(account.pw_gid)
-            os.setuid(account.pw_uid)
-            do()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001  # nothing of it may go on in the test's own code
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def done() -> None:
+        os.setgroups([])
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
+        do()
+
+    return forked(done)
 
 
 def test_the_receiving_account_has_the_listeners_uid(tmp_path: Path) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import multiprocessing
 import os
 import pickle
 import random
+import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from itertools import pairwise
@@ -45,11 +43,12 @@ from caxev.files import (
     writing,
 )
 from caxev.files.digest import wrong_below
-from caxev.files.manifest import Kind
+from caxev.files.manifest import Kind, wrong_ranges
 from caxev.files.paths import LONGEST_NAME, link_problem
 from caxev.files.publishing import make_above
 from caxev.files.reading import read_all, stretches
 from caxev.files.tree import check_links, check_paths, look
+from tests.forked import armed, forked
 from tests.places import partial_of, vouched
 
 ODD = [
@@ -79,6 +78,9 @@ def make_run(root: Path) -> Path:
     for name in ODD:
         Path(os.fsdecode(os.path.join(os.fsencode(root), name))).write_bytes(name)
     return root
+
+
+few = settings(max_examples=30)
 
 
 # Paths
@@ -223,6 +225,7 @@ items = st.builds(
 manifests = st.lists(items, max_size=6, unique_by=lambda item: item.path).map(Manifest)
 
 
+@few
 @given(manifests)
 def test_manifest_survives_its_rows(manifest: Manifest) -> None:
     """from_rows(to_rows(m)) == m, whatever the order of the rows."""
@@ -231,6 +234,7 @@ def test_manifest_survives_its_rows(manifest: Manifest) -> None:
     assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
+@few
 @given(manifests, manifests)
 def test_same_digest_means_no_difference(one: Manifest, other: Manifest) -> None:
     """Digests are equal exactly where there is no difference."""
@@ -238,6 +242,7 @@ def test_same_digest_means_no_difference(one: Manifest, other: Manifest) -> None
     assert (one.digest == other.digest) == (one.differences(other) == ())
 
 
+@few
 @given(manifests)
 def test_each_item_counts(manifest: Manifest) -> None:
     """A missing item is missing one way and unexpected the other way."""
@@ -295,7 +300,6 @@ CONTENT = random.Random(4).randbytes(3 * PART + 1234)
 lengths = st.integers(0, len(CONTENT)) | st.builds(
     lambda part, more: part * PART + more, st.integers(1, 2), st.integers(-1, 1)
 )
-few = settings(max_examples=30)
 
 
 def parts_of(content: bytes) -> list[bytes]:
@@ -308,7 +312,7 @@ def file_of(content: bytes, path: bytes = b"f") -> Item:
 
 
 def wrong_in(wanted: bytes, found: bytes) -> list[Range]:
-    return file_of(wanted).wrong_in(file_of(found))
+    return wrong_ranges(len(wanted), parts_of(wanted), parts_of(found))
 
 
 def repaired(wanted: bytes, found: bytes, ranges: Iterable[Range]) -> bytes:
@@ -378,19 +382,6 @@ def test_cut_and_grown_files_become_whole(one: int, other: int) -> None:
         assert numbers_of(ranges) == list(range(min(one, other) // PART, -(-one // PART)))
     else:
         assert ranges == []
-
-
-def test_whole_files_are_brought_where_parts_say_nothing() -> None:
-    """Without digests on either side: all of it."""
-    wanted = file_of(CONTENT)
-    bare = Item(b"f", "file", len(CONTENT))
-    for one, other in (
-        (wanted, bare),
-        (bare, wanted),
-        (bare, bare),
-        (wanted, Item(b"f", "file", len(CONTENT), bytes(32))),
-    ):
-        assert one.wrong_in(other) == [(0, len(CONTENT))]
 
 
 @pytest.mark.parametrize(
@@ -510,8 +501,7 @@ def test_root_that_is_gone_or_a_link_is_refused(tmp_path: Path) -> None:
 def test_digests_are_those_of_the_files(
     tmp_path: Path, threads: int, sha512: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file's BLAKE3, its parts', and SHA-512, with one core or several on a file."""
-    monkeypatch.setattr("caxev.files.reading._WIDE", 1 << 20)
+    """Every file's BLAKE3, its parts', and SHA-512, with one core or several."""
     monkeypatch.setattr("caxev.files.reading._STRETCH", PART)
     run = make_run(tmp_path / "run")
     (run / "big").write_bytes(CONTENT)
@@ -669,28 +659,16 @@ def test_a_partial_of_another_kind_makes_way(tmp_path: Path, directory: bool) ->
     assert (outside / "precious").exists()
 
 
-def _hold(partial: str, ready: multiprocessing.synchronize.Event) -> None:
-    with writing(vouched(partial), directory=True):
-        ready.set()
-        multiprocessing.Event().wait()
-
-
 def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
     """The lock ends with its process."""
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    holder = context.Process(target=_hold, args=(str(tmp_path / "part"), ready))
-    holder.start()
-    assert ready.wait(120)
-    with pytest.raises(Retry), writing(vouched(tmp_path / "part"), directory=True):
-        pass
-    holder.kill()
-    holder.join()
+
+    def killed() -> None:
+        with writing(vouched(tmp_path / "part"), directory=True):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(killed) == -signal.SIGKILL
     with writing(vouched(tmp_path / "part"), directory=True):
         pass
-
-
-_PUBLISH = "import sys; from caxev.files import publish; publish(*map(str.encode, sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("point", ["files.sync", "files.publish.rename"])
@@ -699,10 +677,12 @@ def test_killed_at_any_point_it_can_go_on(tmp_path: Path, point: str, nth: int) 
     """Before the rename nothing stands under the final name; after it, everything."""
     make_run(tmp_path / "part")
     before = scan(vouched(tmp_path / "part"))
-    arguments = [str(tmp_path / "part"), str(tmp_path / "copy")]
-    command = [sys.executable, "-c", _PUBLISH, *arguments]
-    environment = {**os.environ, "CAXEV_CRASH": f"engine:{point}:{nth}"}
-    assert subprocess.run(command, env=environment, check=False).returncode == -9
+
+    def publishes() -> None:
+        armed(f"engine:{point}:{nth}")
+        publish(vouched(tmp_path / "part"), vouched(tmp_path / "copy"))
+
+    assert forked(publishes) == -9
     there = [name for name in ("part", "copy") if (tmp_path / name).exists()]
     assert there == (["copy"] if (point, nth) == ("files.publish.rename", 2) else ["part"])
     publish(vouched(tmp_path / "part"), vouched(tmp_path / "copy"))

@@ -306,7 +306,7 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
         # If the entry has no place, compute it as `set_aside` does.
         with suppress(GiveUp):
             here = (copy.location or "", site.roots, aside.at)
-            yield from places(aside.place or quarantine_of(*here))
+            yield from places(aside.place or os.fsdecode(quarantine_of(*here)))
 
 
 def _must(copy: Copy) -> bool:

@@ -23,7 +23,7 @@ from caxev.files.roots import (
     Marker,
     absent,
     are_same,
-    disk_of,
+    file_system,
     find_markers,
     make_marker,
     marker_path,
@@ -121,7 +121,7 @@ class RootMarking:
         return marker
 
     async def _note(self, held: Holding, marker: str) -> None:
-        disk = await self.call(disk_of, held.root)
+        disk = await self.call(file_system, held.root)
         await self.database.note_marker(self.by, held.root, marker, disk)
 
     async def _check_new(self, held: Holding) -> None:

@@ -146,7 +146,7 @@ def set_aside(
     quarantine already, are skipped. Raises `GiveUp` for a path that leads out of the copy or of the
     roots, `Retry` if the disk fails, `Replaced` if another copy is there, which stays as it is.
     """
-    path, target = confine_entry(location, roots), _quarantine(location, roots, when)
+    path, target = confine_entry(location, roots), quarantine_of(location, roots, when)
     try:
         for one in paths:
             old, new = _within(path, one), _within(target, one or os.path.basename(path))
@@ -158,12 +158,8 @@ def set_aside(
     return os.fsdecode(target)
 
 
-def quarantine_of(location: str, roots: Sequence[str], when: datetime | None) -> str:
+def quarantine_of(location: str, roots: Sequence[str], when: datetime | None) -> Confined:
     """Return where `set_aside` puts the files of a copy. Raises `GiveUp` as it does."""
-    return os.fsdecode(_quarantine(location, roots, when))
-
-
-def _quarantine(location: str, roots: Sequence[str], when: datetime | None) -> Confined:
     # The time is part of the name, so that a late removal of an earlier one's files cannot hit
     # those of a later one.
     path = confine_entry(location, roots)

@@ -67,19 +67,6 @@ class Item:
         """Return the item of `to_row`."""
         return cls(**{name: row[name] for name in _FIELDS if row.get(name) is not None})
 
-    def wrong_in(self, found: Item) -> list[Range]:
-        """Return the byte ranges of this file to fetch again if the copy has `found` in its place.
-
-        If the parts of both are known, only the bad ones; else the whole, unless both have the same
-        digest.
-        """
-        if None not in (self.blake3, found.blake3) and self.same(found):
-            return []
-        wanted, there = self.part_digests(), found.part_digests()
-        if wanted is None or there is None:
-            return [(0, self.size)]
-        return wrong_ranges(self.size, wanted, there)
-
     def same(self, other: Item) -> bool:
         """Return whether both have the same content; without SHA-512, which either may lack."""
         return self._content == other._content

@@ -12,6 +12,7 @@ from typing import Final
 from blake3 import blake3
 
 from caxev.core.errors import GiveUp
+from caxev.core.escapes import escaped
 from caxev.files.confined import Confined, P, beside, join, parent
 from caxev.files.roots import check_root
 
@@ -22,7 +23,6 @@ ORIGIN_PREFIX: Final = f"{RESERVED}from-"
 LOCK_PREFIX: Final = f"{RESERVED}lock-"
 LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
 """The longest name of a copy, in bytes, that leaves room for any prefix of ours."""
-_PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
 
 
 def confine(path: str, roots: Sequence[str]) -> Confined:
@@ -141,23 +141,7 @@ def lock_path(directory: Confined) -> Confined:
 
 def printable(path: bytes) -> str:
     """Return a path on one line, with everything unprintable escaped by a backslash."""
-    try:
-        text = path.decode()
-        if text.isprintable() and "\\" not in text:  # as nearly all are
-            return text
-        return "".join(map(_character, text))
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if byte in _PLAIN else _escaped(byte) for byte in path)
-
-
-def _character(character: str) -> str:
-    if character == "\\" or not character.isprintable():
-        return character.encode("unicode_escape").decode()
-    return character
-
-
-def _escaped(byte: int) -> str:
-    return "\\\\" if byte == ord("\\") else f"\\x{byte:02x}"
+    return escaped(path.replace(b"\\", rb"\\").decode(errors="backslashreplace"))
 
 
 def shown(path: str) -> str:

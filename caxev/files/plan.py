@@ -7,13 +7,10 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.files.manifest import PART
+from caxev.files.manifest import PART, Range
 from caxev.files.tree import Seen
 
 _SECOND: Final = 1_000_000_000
-
-Ranges = Sequence[tuple[int, int]]
-"""Ranges of a file in bytes: the first one, and the first after the range."""
 
 
 @frozen
@@ -52,7 +49,7 @@ def plan(
     present: Iterable[Seen],
     *,
     unsure: int = 0,
-    wrong: Mapping[bytes, Ranges] | None = None,
+    wrong: Mapping[bytes, Sequence[Range]] | None = None,
 ) -> Plan:
     """Plan how a partial that holds `present` becomes `source`.
 
@@ -88,7 +85,9 @@ def _by_path(seen: Iterable[Seen]) -> list[Seen]:
     return sorted(seen, key=lambda s: s.path)
 
 
-def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None) -> list[Piece]:
+def _pieces(
+    wanted: Seen, there: Seen | None, unsure: int, wrong: Sequence[Range] | None
+) -> list[Piece]:
     if there is None or wanted.size == 0:
         return [Piece(wanted, 0, wanted.size)]  # an empty file costs nothing to make again
     if wrong is not None:

@@ -31,7 +31,7 @@ from caxev.files.resolved import (
     sync,
     unlink,
 )
-from caxev.files.tree import Seen, look
+from caxev.files.tree import look
 
 DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
@@ -205,17 +205,10 @@ def sync_tree(root: Confined) -> None:
     seen = look(root)
     if sum(s.kind == "file" for s in seen) > _MANY and _syncfs(root):
         return
-    for path in _inside_out(root, seen):
-        sync(path)
-
-
-def _inside_out(top: Confined, seen: list[Seen]) -> Iterator[Confined]:
-    # Sorted by path, so reversed a directory comes after everything that it holds.
-    for s in reversed(seen):
-        if s.kind != "link":
-            yield join(top, s.path)
-    if not any(s.path == b"" for s in seen):
-        yield top
+    # From the inside out: a directory comes after everything that it holds.
+    paths = {b"", *(s.path for s in seen if s.kind != "link")}
+    for path in sorted(paths, reverse=True):
+        sync(join(root, path))
 
 
 def _syncfs(root: Confined) -> bool:

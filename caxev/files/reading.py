@@ -29,7 +29,6 @@ CHUNK: Final = 2 << 20  # bytes read at once; larger chunks do not stay in a cor
 _STRETCH: Final = 16 * PART
 _TICK: Final = 0.5  # seconds between two reports
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
-_WIDE: Final = 64 << 20  # bytes, above which one file is worth several cores
 
 
 class Hash(Protocol):
@@ -83,15 +82,14 @@ def read_all(
     Raises `Retry` if a file cannot be read or is not as it was listed. However this ends, every
     thread has ended.
     """
-    # Three pools, because a thread of one waits for threads of the others: in a single pool all
+    # Two pools, because a thread of one waits for a thread of the other: in a single pool all
     # could wait for work that nobody is left to do.
     threads = threads or len(os.sched_getaffinity(0))
     with (
         ThreadPoolExecutor(threads) as ahead,
-        ThreadPoolExecutor(threads) as helpers,
         ThreadPoolExecutor(threads) as pool,
     ):
-        readers = _Readers(root, todo, threads, helpers, ahead, RateLimiter(max_rate), cached)
+        readers = _Readers(root, todo, threads, ahead, RateLimiter(max_rate), cached)
         futures = [pool.submit(readers.run, number) for number in range(threads)]
         _wait(futures, readers, report)
 
@@ -119,20 +117,17 @@ class _Readers:
     root: Confined
     todo: Sequence[Stretch]
     threads: int
-    helpers: ThreadPoolExecutor
     ahead: ThreadPoolExecutor
     limiter: RateLimiter
     cached: bool
     total: int = field(init=False)
     counts: list[int] = field(init=False)
     stopped: bool = False
-    _wide: int = field(init=False)
     _left: Iterator[Stretch] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.total = sum(one.size for one in self.todo)
         self.counts = [0] * self.threads
-        self._wide = max(self.total // self.threads - 1, _WIDE)
         # The largest come first, so that all threads end at about the same time. A list's iterator
         # needs no lock: `next` on it is atomic.
         self._left = iter(sorted(self.todo, key=lambda one: one.size, reverse=True))
@@ -163,12 +158,12 @@ class _Readers:
             if one.size > CHUNK:
                 os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)
                 check_unchanged(descriptor, one.seen, path)  # early, or much would be read in vain
-            helpers = self.helpers if one.size > self._wide else None
             with closing(_chunks(descriptor, path, one, buffers, self.ahead)) as chunks:
                 for chunk in chunks:
                     if self.stopped:
                         raise _Stopped
-                    _feed(chunk, hashes, helpers)
+                    for each in hashes:
+                        each.update(chunk)
                     self.limiter.passed(len(chunk))
                     self.counts[number] += len(chunk)
             check_unchanged(descriptor, one.seen, path)
@@ -206,12 +201,3 @@ def _chunks(
             # Also on the way out: the caller then closes the descriptor that `ahead` reads from.
             count = coming.result() if coming else 0
         at, this, other = after, other, this
-
-
-def _feed(chunk: memoryview, hashes: Sequence[Hash], helpers: ThreadPoolExecutor | None) -> None:
-    """Feed all hashes; with `helpers`, each in a thread of its own."""
-    beside = [helpers.submit(each.update, chunk) for each in hashes[1:]] if helpers else []
-    for each in hashes[:1] if helpers else hashes:
-        each.update(chunk)
-    for future in beside:
-        future.result()

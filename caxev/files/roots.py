@@ -91,8 +91,12 @@ def file_system(root: str) -> str | None:
     """Return the UUID of the file system that a directory is on; None if it has none.
 
     It lies in the file system itself, and so stays when that is mounted elsewhere or once more.
+    Raises `RootAway` if the directory cannot be read.
     """
-    directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
     try:
         # ENOTTY before Linux 6.9, and on file systems without a UUID.
         length, *uuid = ioctl(directory, _GETFSUUID, bytes(1 + _UUID))
@@ -133,10 +137,7 @@ def _identity(root: Root) -> tuple[int, int]:
 
 
 def _check_disk(root: Root) -> None:
-    try:
-        disk = file_system(root)
-    except OSError as exc:
-        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
+    disk = file_system(root)
     if disk not in {None, root.disk}:
         raise RootAway(
             f"{root} is on another disk than before, to which its marker was copied (file system "
@@ -209,14 +210,6 @@ def _read(root: str, name: str) -> Marker | None:
 
 def _in_root(root: str, name: str) -> Confined:
     return Confined(os.fsencode(os.path.join(os.path.realpath(root), name)))
-
-
-def disk_of(root: str) -> str | None:
-    """Return `file_system`. Raises `RootAway` if the directory cannot be read."""
-    try:
-        return file_system(root)
-    except OSError as exc:
-        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
 
 
 def are_same(root: str, others: Sequence[str]) -> list[bool]:

@@ -247,19 +247,14 @@ class StagedCopy:
 
     def _on_disk(self) -> list[Seen]:
         """List the partial; files that are too long count by their blocks, as they have holes."""
+        found = []
         with local(self.partial, "look at"):
-            return [
-                evolve(seen, size=min(seen.size, self._blocks(seen)))
-                if self._is_long(seen)
-                else seen
-                for seen in self._had
-            ]
-
-    def _is_long(self, seen: Seen) -> bool:
-        return seen.path in self._wanted and seen.size > self._wanted[seen.path].size
-
-    def _blocks(self, seen: Seen) -> int:
-        return os.lstat(join(self.partial, seen.path)).st_blocks * _BLOCK
+            for seen in self._had:
+                wanted, size = self._wanted.get(seen.path), seen.size
+                if wanted is not None and size > wanted.size:
+                    size = min(size, os.lstat(join(self.partial, seen.path)).st_blocks * _BLOCK)
+                found.append(evolve(seen, size=size))
+        return found
 
     def _prepare(self, todo: Plan) -> None:
         with local(self.partial, "prepare"):

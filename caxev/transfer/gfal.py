@@ -224,21 +224,17 @@ class _GridCopy:
         at(seen.size)  # small files end before gfal-copy prints a line
 
     def _compare(self, seen: Seen, here: Confined) -> None:
-        if not self._is_same(seen, here):
+        if not self.is_same(seen, here):
             where = self.far.shown(join(self.far_root, seen.path))
             raise Retry(f"{where} and its copy differ by their ADLER32: either may have changed")
 
-    def is_same(self, seen: Seen) -> bool:
-        """Return whether a file is the same at both ends; see `_is_same`."""
-        return self._is_same(seen, join(self.here, seen.path))
-
-    def _is_same(self, seen: Seen, here: Confined) -> bool:
-        """Return whether the file `here` is the same at the far end, by its ADLER32.
+    def is_same(self, seen: Seen, here: Confined | None = None) -> bool:
+        """Return whether a file, by default the copy's, is the same at the far end, by its ADLER32.
 
         Raises `Damaged` if it is, but does not match the manifest: then both ends are bad.
         """
         item = self.known.get(seen.path)
-        ours, parts = _read(here)
+        ours, parts = _read(here or join(self.here, seen.path))
         if ours != self.far.adler32(join(self.far_root, seen.path)):
             return False
         if item is not None and parts != item.part_digests():

@@ -55,13 +55,13 @@ class Local:
 
     def pull(self, route: Route, *, report: Report) -> Moved:
         """Copy from the other site's directory to ours."""
-        there = _Side(route.remote_path, route.there.roots)
-        return _copy(route, there, _Side(route.local_path, route.here.roots), report)
+        source = confine(route.remote_path, route.there.roots)
+        return _copy(route, source, route.local_path, route.here.roots, report)
 
     def push(self, route: Route, *, report: Report) -> Moved:
         """Copy from our directory to the other site's."""
-        here = _Side(route.local_path, route.here.roots)
-        return _copy(route, here, _Side(route.remote_path, route.there.roots), report)
+        source = confine(route.local_path, route.here.roots)
+        return _copy(route, source, route.remote_path, route.there.roots, report)
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
         """Read the copy in the other site's directory."""
@@ -78,20 +78,14 @@ class Local:
         return ", ".join(map(shown, there.roots)) or "no directories"
 
 
-@frozen
-class _Side:
-    path: str
-    roots: tuple[str, ...]
-
-
-def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
-    path = confine(source.path, source.roots)
+def _copy(
+    route: Route, path: Confined, target: str, roots: tuple[str, ...], report: Report
+) -> Moved:
     tree = look_source(path)
     check_expected(tree, route.expected, printable(path))
-    final = confine(target.path, target.roots)
     arrival = StagedCopy(
-        final,
-        target.roots,
+        confine(target, roots),
+        roots,
         tree,
         route.expected,
         route.min_free,

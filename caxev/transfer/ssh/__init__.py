@@ -5,7 +5,7 @@ Its functions run in a worker process, and raise `caxev.core.errors.Retry` and `
 
 from caxev.transfer.ssh.endpoint import Endpoint, endpoint_of
 from caxev.transfer.ssh.landing import in_session, land, only_pusher, publish
-from caxev.transfer.ssh.mover import SshMover, check
+from caxev.transfer.ssh.mover import SshMover
 from caxev.transfer.ssh.openssh import host_name, shell
 from caxev.transfer.ssh.remote import Remote
 
@@ -13,7 +13,6 @@ __all__ = [
     "Endpoint",
     "Remote",
     "SshMover",
-    "check",
     "endpoint_of",
     "host_name",
     "in_session",

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import asyncssh
-from attrs import define, field
+from attrs import define
 from loguru import logger
 
 from caxev.core.errors import GiveUp, Retry, RootAway
@@ -23,40 +23,17 @@ _COMPLAINTS: Final = 64 << 10  # bytes of standard error that are read
 _PATIENCE: Final = 20.0  # seconds to wait for the far end's hello, or for its standard error
 
 
-@define
-class Incoming:
-    """Read from a far end that is not trusted: it may never end a line, or end at all."""
+async def _line(stream: asyncssh.SSHReader[bytes], most: int) -> bytes:
+    """Return the next line with its end, or what is left at the end of the stream.
 
-    stream: asyncssh.SSHReader[bytes]
-    _held: bytearray = field(factory=bytearray, init=False)
-
-    async def line(self, most: int) -> bytes:
-        """Return the next line with its end, or what is left at the end of the stream.
-
-        Raises ValueError if it is longer than `most` bytes.
-        """
-        while (end := self._held.find(b"\n")) < 0 and len(self._held) <= most:
-            some = await self.stream.read(_CHUNK)
-            if not some:
-                return self._take(len(self._held))
-            self._held += some
-        if not 0 <= end < most:
+    Raises ValueError if it is longer than `most` bytes: the far end is not trusted.
+    """
+    line = b""
+    while not line.endswith(b"\n") and (some := await stream.read(1)):
+        line += some
+        if len(line) > most:
             raise ValueError(f"a line of more than {most} bytes")
-        return self._take(end + 1)
-
-    async def exactly(self, count: int) -> bytes:
-        """Read exactly `count` bytes. Raises `asyncio.IncompleteReadError`."""
-        held = self._take(count)
-        return held + await self.stream.readexactly(count - len(held))
-
-    async def some(self, most: int) -> bytes:
-        """Read up to `most` bytes; none at the end."""
-        return self._take(most) or await self.stream.read(most)
-
-    def _take(self, most: int) -> bytes:
-        taken = bytes(self._held[:most])
-        del self._held[:most]
-        return taken
+    return line
 
 
 @define
@@ -65,10 +42,6 @@ class Agent:
 
     endpoint: Endpoint
     process: asyncssh.SSHClientProcess[bytes]
-    incoming: Incoming = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.incoming = Incoming(self.process.stdout)
 
     async def ask(self, **message: Any) -> None:
         """Send a message."""
@@ -88,8 +61,8 @@ class Agent:
 
     async def _next(self) -> dict[str, Any]:
         try:
-            length = receive.length(await self.incoming.line(receive.LINE))
-            message = json.loads(await self.incoming.exactly(length))
+            length = receive.length(await _line(self.process.stdout, receive.LINE))
+            message = json.loads(await self.process.stdout.readexactly(length))
         except receive.TooLong as exc:
             raise GiveUp(f"{self.endpoint}: caxev receive announced {exc}") from exc
         except (ValueError, RecursionError, asyncio.IncompleteReadError) as exc:
@@ -109,7 +82,7 @@ class Agent:
 
     async def read(self, most: int) -> bytes:
         """Read at least one byte of files, and up to `most`."""
-        data = await self.incoming.some(most)
+        data = await self.process.stdout.read(most)
         if not data:
             raise await self.why()
         return data
@@ -169,7 +142,7 @@ async def agent_on(
         process.stdin.write(message)
     agent = Agent(endpoint, process)
     try:
-        if await asyncio.wait_for(_greeted(agent.incoming), _PATIENCE):
+        if await asyncio.wait_for(_greeted(process.stdout), _PATIENCE):
             return agent
         why = str(await agent.why())
     except TimeoutError:
@@ -179,12 +152,12 @@ async def agent_on(
     return None
 
 
-async def _greeted(incoming: Incoming) -> bool:
+async def _greeted(stream: asyncssh.SSHReader[bytes]) -> bool:
     """Return whether the hello comes, after any output of a login shell."""
     left = _NOISE
     while left > 0:
         try:
-            line = await incoming.line(left)
+            line = await _line(stream, left)
         except ValueError:
             break
         if line.endswith(receive.HELLO):  # a shell's output may lack its last line end

@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 import asyncssh
 
@@ -23,23 +23,8 @@ _PIPE: Final = 1 << 20  # bytes
 _TAIL: Final = 1 << 10  # bytes of standard error that are kept
 
 
-class SftpChannel(Protocol):
-    """A channel to an SFTP server at the far end; our hello is sent already."""
-
-    sftp: Sftp
-
-    def halt(self) -> None:
-        """End it at once; a thread that waits for it gets `Lost`."""
-
-    def close(self) -> None:
-        """Release it; no thread uses it any more."""
-
-    def why(self) -> str:
-        """Return, on one line, why it has ended."""
-
-
 class SshProgram:
-    """An `ssh` process that carries SFTP on its standard input and output: see `SftpChannel`."""
+    """An `ssh` process that carries SFTP on its standard input and output; our hello is sent."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start it. Raises OSError."""
@@ -63,20 +48,20 @@ class SshProgram:
         self.sftp.hello()
 
     def halt(self) -> None:
-        """End it at once."""
+        """End it at once; a thread that waits for it gets `Lost`."""
         # Only the process: closing a descriptor under a thread that polls it does not wake the
         # thread, and the number could be another file's by then.
         self._process.kill()
 
     def close(self) -> None:
-        """Release it."""
+        """Release it; no thread uses it any more."""
         self._process.kill()
         for pipe in self._pipes:
             pipe.close()
         self._process.wait()
 
     def why(self) -> str:
-        """Return the last line of standard error."""
+        """Return, on one line, why it has ended."""
         said = self._complaints.text().strip()
         return " ".join(said.rpartition("\n")[2].split()) or "without a word"
 
@@ -129,7 +114,7 @@ class _There(asyncssh.SSHClientSession[bytes]):
 
 
 class ConnectionChannel:
-    """A channel of a connection: see `SftpChannel`. Use `channel_on`."""
+    """A channel of a connection, as `SshProgram`. Use `channel_on`."""
 
     def __init__(self, ours: socket.socket, here: _Here) -> None:
         self._ours, self._here = ours, here
@@ -154,7 +139,10 @@ class ConnectionChannel:
         return "its channel was closed"
 
 
-async def channel_on(connection: asyncssh.SSHClientConnection) -> SftpChannel:
+SftpChannel: TypeAlias = SshProgram | ConnectionChannel
+
+
+async def channel_on(connection: asyncssh.SSHClientConnection) -> ConnectionChannel:
     """Start SFTP on a new channel, which ends with the connection. Raises asyncssh's errors."""
     there = _There()
     channel, _ = await connection.create_session(lambda: there, subsystem="sftp", encoding=None)

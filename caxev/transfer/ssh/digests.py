@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from caxev.files import PART, Item, Manifest, Seen, damaged, item_digest, known_items, manifest_of
 
 Digests = dict[bytes, dict[int, list[bytes]]]
 """The BLAKE3 of parts, by the file's path and the piece's first byte."""
-
-
-def merged(found: Iterable[Digests]) -> Digests:
-    """Merge the digests that several channels have taken."""
-    every: Digests = {}
-    for digests in found:
-        for path, parts in digests.items():
-            every.setdefault(path, {}).update(parts)
-    return every
 
 
 def check_digests(digests: Digests, expected: Manifest | None, where: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any, Final
 
 import asyncssh
@@ -44,6 +45,7 @@ _HOST_KEYS: Final = (
     "rsa-sha2-256",
 )
 SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
+_CONNECTING: Final = 15.0  # seconds to connect, to log in, and to start SFTP
 _KEEPALIVE: Final = 15.0  # seconds; after four unanswered ones the connection is lost
 _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
 _PACKET: Final = 224 << 10  # bytes; OpenSSH accepts 256 KiB with all headers
@@ -65,7 +67,7 @@ class Endpoint:
 
     The host's key must be in the file `known_hosts` (None: ``~/.ssh/known_hosts``). If `host_key`
     is set, the key must have that fingerprint (``SHA256:...``) and the file is ignored. `identity`
-    is the file of our private key (None: the usual ones in ``~/.ssh``). `connect_timeout`: seconds.
+    is the file of our private key (None: the usual ones in ``~/.ssh``).
     """
 
     host: str
@@ -74,7 +76,6 @@ class Endpoint:
     known_hosts: str | None = None
     host_key: str | None = None
     identity: str | None = None
-    connect_timeout: float = 15.0
 
     @property
     def known_hosts_file(self) -> str:
@@ -120,7 +121,7 @@ async def started(
         # Not in a task of its own: SFTP must get its channel before the receiver, which starts
         # meanwhile, because an account may allow only one.
         with translated(endpoint, "starting sftp"):
-            async with asyncio.timeout(endpoint.connect_timeout):
+            async with asyncio.timeout(_CONNECTING):
                 return await connection.start_sftp_client(path_encoding=None)
     except Retry as error:
         if said := await _shell_output(connection):
@@ -145,7 +146,9 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConne
 
     Raises `Denied` if the host or our key is refused, `Retry` if the host cannot be reached.
     """
-    connection = await _connection(endpoint)
+    options = _options(endpoint)
+    with translated(endpoint):
+        connection = await asyncssh.connect(endpoint.host, endpoint.port, **options)
     try:
         yield connection
         connection.close()
@@ -155,33 +158,21 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConne
             await asyncio.wait_for(connection.wait_closed(), _FAREWELL)
 
 
-async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
-    options = _options(endpoint)
-    with translated(endpoint):
-        return await asyncssh.connect(endpoint.host, endpoint.port, **options)
+async def _to_first_address(factory: Callable[[], Any], host: str, port: int) -> Any:
+    """Connect to whichever address of a host answers first (RFC 8305).
 
-
-class _FirstAddress:
-    """Connect to whichever address of a host answers first (RFC 8305): a "tunnel" of asyncssh.
-
-    It tries them one after the other by itself: a first one that swallows everything, as a broken
-    route for IPv6 does, would take all the time there is.
+    asyncssh tries them one after the other by itself: a first one that swallows everything, as a
+    broken route for IPv6 does, would take all the time there is.
     """
-
-    @staticmethod
-    async def create_connection(factory: Callable[[], Any], host: str, port: int) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.create_connection(factory, host, port, happy_eyeballs_delay=_DELAY)
-
-
-_FIRST_ADDRESS: Final[Any] = _FirstAddress()
+    loop = asyncio.get_running_loop()
+    return await loop.create_connection(factory, host, port, happy_eyeballs_delay=_DELAY)
 
 
 def _options(endpoint: Endpoint) -> dict[str, Any]:
     """Return every option explicitly: no configuration file, agent or password is used."""
     options: dict[str, Any] = {
         "config": None,
-        "tunnel": _FIRST_ADDRESS,
+        "tunnel": SimpleNamespace(create_connection=_to_first_address),
         "agent_path": None,
         "preferred_auth": "publickey",
         "password_auth": False,
@@ -198,8 +189,8 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "mac_algs": MACS,
         "compression_algs": ["none"],
         "signature_algs": SIGNATURES,
-        "connect_timeout": endpoint.connect_timeout,
-        "login_timeout": endpoint.connect_timeout,
+        "connect_timeout": _CONNECTING,
+        "login_timeout": _CONNECTING,
         "keepalive_interval": _KEEPALIVE,
         # Few large packets cost the least CPU time; a large window hides the round trip.
         "window": _RECEIVE_WINDOW,
@@ -242,28 +233,15 @@ def _known_algorithms(known: asyncssh.SSHKnownHosts, endpoint: Endpoint) -> dict
 
 
 def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
-    """Ask the server of `endpoint` for its key, and return it if it has the pinned fingerprint.
+    """Return the key of a server whose fingerprint is pinned. Raises as `connected` does."""
 
-    Raises as `connected` does, and `Denied` for any other key.
-    """
-    return aio.run(_pinned_key(endpoint))
+    async def found() -> asyncssh.SSHKey:
+        async with connected(endpoint) as connection:
+            key = connection.get_server_host_key()
+            assert key is not None
+            return key
 
-
-async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
-    with translated(endpoint):
-        asking = asyncssh.get_server_host_key(
-            endpoint.host,
-            endpoint.port,
-            tunnel=_FIRST_ADDRESS,
-            kex_algs=KEX,
-            server_host_key_algs=_HOST_KEYS,
-            config=None,
-        )
-        key = await asyncio.wait_for(asking, endpoint.connect_timeout)
-    pin = (endpoint.host_key or "").strip()
-    if key is None or key.get_fingerprint("sha256") != pin:
-        raise Denied(_distrust(endpoint))
-    return key
+    return aio.run(found())
 
 
 def _readable(path: str, what: str) -> str:

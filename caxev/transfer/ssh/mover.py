@@ -38,12 +38,7 @@ class SshMover:
 
     def check(self, here: Site, there: Site) -> str:
         """Connect, start SFTP; return the server's version and home directory."""
-        return check(endpoint_of(here, there))
-
-
-def check(endpoint: Endpoint) -> str:
-    """Connect, start SFTP; return the server's version and home directory."""
-    return aio.run(_check(endpoint))
+        return aio.run(_check(endpoint_of(here, there)))
 
 
 async def _check(endpoint: Endpoint) -> str:

@@ -73,8 +73,8 @@ class PieceMove:
     meter: Meter
     finishing: bool
     known: Mapping[bytes, Item]
-    untimed: set[bytes] = field(factory=set, repr=False)
-    digests: Digests = field(factory=dict, init=False, repr=False)
+    digests: Digests = field(repr=False)
+    untimed: set[bytes] = field(repr=False)
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def moved(self, span: Piece, digest: bytes) -> bool:

@@ -28,7 +28,6 @@ from loguru import logger
 from caxev.core.errors import Denied, Retry
 from caxev.files import FarPath, parent
 from caxev.transfer.ssh.channels import SftpChannel, SshProgram, channel_on
-from caxev.transfer.ssh.digests import Digests
 from caxev.transfer.ssh.endpoint import Endpoint, one_line, started
 from caxev.transfer.ssh.openssh import host_name, shell
 from caxev.transfer.ssh.pipeline import PieceMove, Pipeline, Refused
@@ -72,7 +71,7 @@ class Pool:
     round_trip: float
     _held: ExitStack
     remote: Remote = field(init=False)
-    _first: asyncio.Task[FarPath] = field(init=False)
+    _first: asyncio.Task[FarPath] | None = field(init=False, default=None)
     _programs: list[asyncio.Task[SftpChannel]] = field(init=False, factory=list)
     _channels: list[asyncio.Task[SftpChannel]] = field(init=False, factory=list)
     _used: list[asyncio.Task[SftpChannel]] = field(init=False, factory=list)
@@ -87,10 +86,9 @@ class Pool:
             self._channels.append(asyncio.create_task(channel_on(self.connection)))
         self._used = [*self._programs[:programs], *self._channels[:channels]]
 
-    def ask(self, first: Callable[[Remote], Awaitable[FarPath]]) -> asyncio.Task[FarPath]:
-        """Start a request that takes one round trip, and measure its time."""
+    def ask(self, first: Callable[[Remote], Awaitable[FarPath]]) -> None:
+        """Start a request that takes one round trip, and measure its time; see `answer`."""
         self._first = asyncio.create_task(self._measured(first))
-        return self._first
 
     async def _measured(self, first: Callable[[Remote], Awaitable[FarPath]]) -> FarPath:
         began = time.monotonic()
@@ -101,10 +99,11 @@ class Pool:
 
     async def answer(self) -> FarPath:
         """Return the answer to the first request. Raises what it raised."""
+        assert self._first is not None
         # Shielded: others may want the answer when this caller is cancelled.
         return await asyncio.shield(self._first)
 
-    async def _program(self) -> SftpChannel:
+    async def _program(self) -> SshProgram:
         key = self.connection.get_server_host_key()
         there = self.endpoint
         if key is not None:
@@ -113,7 +112,7 @@ class Pool:
         command = self._held.enter_context(shell(there, key))
         return SshProgram([*command, "-s", host_name(there), "sftp"])
 
-    async def move(self, move: PieceMove) -> Digests:
+    async def move(self, move: PieceMove) -> None:
         """Move all of it. The first error ends it; a channel that cannot be opened is left out."""
         try:
             excuses = await self._over(self._used, move)
@@ -126,7 +125,6 @@ class Pool:
             raise await self._meaning(refused) from refused
         if not move.chunks.finished:
             raise Retry(f"{self.endpoint} gives us no SFTP: {'; '.join(excuses)}")
-        return move.digests
 
     async def _over(
         self, channels: Sequence[asyncio.Task[SftpChannel]], move: PieceMove
@@ -176,7 +174,7 @@ class Pool:
     async def close(self) -> None:
         """Close every channel."""
         channels = [*self._programs, *self._channels]
-        await cancelled(channels)
+        await cancelled(channels if self._first is None else [*channels, self._first])
         for channel in channels:
             if not channel.cancelled() and channel.exception() is None:
                 channel.result().close()
@@ -202,11 +200,8 @@ async def pool_on(
             if weight:
                 pool.call(weight)
             pool.remote = Remote(endpoint, await started(endpoint, connection))
-            asked = pool.ask(first)
-            try:
-                yield pool
-            finally:
-                await cancelled([asked])
+            pool.ask(first)
+            yield pool
         finally:
             await pool.close()
 

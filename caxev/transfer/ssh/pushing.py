@@ -35,6 +35,7 @@ from caxev.files import (
     printable,
     safe_name,
 )
+from caxev.files.manifest import wrong_ranges
 from caxev.transfer.base import Route
 from caxev.transfer.receive import item_rows, pieces_from, seen_rows
 from caxev.transfer.ssh.agent import shaped
@@ -183,7 +184,8 @@ def _wrong(route: Route, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Rang
     }
     good, found = known_items(route.expected), known_items(route.found)
     for path in wrong.keys() & good.keys() & found.keys():
-        wrong[path] = good[path].wrong_in(found[path])
+        digests = (one[path].part_digests() or () for one in (good, found))
+        wrong[path] = wrong_ranges(good[path].size, *digests)
     return wrong
 
 

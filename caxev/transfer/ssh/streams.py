@@ -6,7 +6,7 @@ Over SFTP each of them would cost several requests.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -21,28 +21,37 @@ T = TypeVar("T")
 
 
 async def send_stream(
-    agent: Agent, root: Confined, pieces: Sequence[Piece], limiter: RateLimiter, meter: Meter
-) -> Digests:
+    agent: Agent,
+    root: Confined,
+    pieces: Sequence[Piece],
+    limiter: RateLimiter,
+    meter: Meter,
+    *,
+    digests: Digests,
+) -> None:
     """Send these pieces of the files below `root`; the next are read while these are sent."""
-    digests: Digests = {}
-    packer = Packer(root, iter(pieces), digests)
-    coming = asyncio.create_task(_in_thread(packer.take))
+    blocks = _packed(root, pieces, digests)
+    coming = asyncio.create_task(_in_thread(next, blocks, b""))
     try:
         while data := await coming:
-            coming = asyncio.create_task(_in_thread(packer.take))
+            coming = asyncio.create_task(_in_thread(next, blocks, b""))
             await _paced(limiter, len(data))
             await agent.write(data)
             meter.add(len(data))
     finally:  # a thread that still reads must not outlive us
         await asyncio.wait([coming])
-    return digests
 
 
 async def receive_stream(
-    agent: Agent, root: Confined, pieces: Sequence[Piece], limiter: RateLimiter, meter: Meter
-) -> Digests:
+    agent: Agent,
+    root: Confined,
+    pieces: Sequence[Piece],
+    limiter: RateLimiter,
+    meter: Meter,
+    *,
+    digests: Digests,
+) -> None:
     """Write what comes to these pieces of the files below `root`."""
-    digests: Digests = {}
     unpacker = Unpacker(root, list(pieces), digests)
     left = sum(piece.left for piece in pieces)
     writing = asyncio.create_task(_in_thread(unpacker.put, b""))
@@ -57,7 +66,6 @@ async def receive_stream(
         await writing
     finally:
         await asyncio.wait([writing])
-    return digests
 
 
 async def _paced(limiter: RateLimiter, count: int) -> None:
@@ -75,26 +83,21 @@ async def _in_thread(function: Callable[..., T], *args: Any) -> T:
         raise
 
 
-@define
-class Packer:
-    """Read pieces of files, and compute their digests."""
-
-    root: Confined
-    pieces: Iterator[Piece]
-    digests: Digests
-
-    def take(self) -> bytes:
-        """Return about `CHUNK` more bytes; none at the end."""
-        blocks: list[bytes] = []
-        size = 0
-        while size < CHUNK and (piece := next(self.pieces, None)) is not None:
-            digest = PartDigest()
-            for block in read_piece(join(self.root, piece.file.path), piece):
-                digest.update(block)
-                blocks.append(block)
-                size += len(block)
-            self.digests.setdefault(piece.file.path, {})[piece.start] = digest.parts()
-        return b"".join(blocks)
+def _packed(root: Confined, pieces: Iterable[Piece], digests: Digests) -> Iterator[bytes]:
+    """Yield the bytes of these pieces, about `CHUNK` at once, and compute their digests."""
+    blocks: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        digest = PartDigest()
+        for block in read_piece(join(root, piece.file.path), piece):
+            digest.update(block)
+            blocks.append(block)
+            size += len(block)
+        digests.setdefault(piece.file.path, {})[piece.start] = digest.parts()
+        if size >= CHUNK:
+            yield b"".join(blocks)
+            blocks, size = [], 0
+    yield b"".join(blocks)
 
 
 @define

@@ -34,7 +34,7 @@ from caxev.transfer.base import Route
 from caxev.transfer.receive import STREAMED
 from caxev.transfer.ssh.agent import Agent, agent_on
 from caxev.transfer.ssh.chunks import Chunks
-from caxev.transfer.ssh.digests import Digests, merged
+from caxev.transfer.ssh.digests import Digests
 from caxev.transfer.ssh.endpoint import Endpoint, connected, endpoint_of, translated
 from caxev.transfer.ssh.pipeline import PieceMove
 from caxev.transfer.ssh.pool import ON_ONE, Pool, pool_on, weight_of
@@ -112,10 +112,11 @@ class Work:
         here, there = ends
         small, large = self.split(pieces)
         limiter = RateLimiter(self.route.max_rate)
-        moving: list[Awaitable[Digests]] = []
+        digests: Digests = {}
+        moving: list[Awaitable[None]] = []
         if self.agent is not None and here is not None:
             stream = receive_stream if do == "pull" else send_stream
-            moving.append(stream(self.agent, here, small, limiter, meter))
+            moving.append(stream(self.agent, here, small, limiter, meter, digests=digests))
         if large:
             assert there is not None
             in_order = not self.is_known if ordered is None else ordered
@@ -123,14 +124,17 @@ class Work:
             known = {} if do == "read" else known_items(self.route.expected)
             # A file that was moved out of order may get its final time, which marks it as whole,
             # only when all are whole: hence `finishing` is `in_order`.
-            move = PieceMove(do, here, there, chunks, limiter, meter, in_order, known, self.untimed)
+            move = PieceMove(
+                do, here, there, chunks, limiter, meter, in_order, known, digests, self.untimed
+            )
             self.pool.call(weight_of(piece.left for piece in large))
             moving.append(self.pool.move(move))
         tasks = [asyncio.ensure_future(one) for one in moving]
         try:
-            return merged(await asyncio.gather(*tasks))
+            await asyncio.gather(*tasks)
         finally:
             await cancelled(tasks)
+        return digests
 
 
 def streams(route: Route) -> int:
