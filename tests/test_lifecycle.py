@@ -203,7 +203,7 @@ def _is_requested(entry: Copy | None) -> bool:
 
 
 TestLifecycle = Lifecycle.TestCase
-TestLifecycle.settings = settings(max_examples=100, stateful_step_count=40)
+TestLifecycle.settings = settings(max_examples=50, stateful_step_count=40)
 
 
 # -- several targets -----------------------------------------------------------------------------

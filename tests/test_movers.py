@@ -241,8 +241,7 @@ def big_file(path: Path, mib: int) -> Path:
 def test_a_run_arrives_whole(world: World, way: Way) -> None:
     """Every file, empty or oddly named, every directory, and links where the method can."""
     run = world.run(way)
-    for number in range(6, 9):
-        (run / "sub" / str(number)).write_bytes(os.urandom(100 * number))
+    (run / "sub" / "7").write_bytes(os.urandom(700))
     os.utime(run / "sub" / "7", (OLD, OLD))
     (run / "sub" / "7").chmod(0o4777)
     moved = world.move(way)
@@ -284,7 +283,7 @@ def test_a_name_is_taken_for_no_pattern(world: World, way: Way) -> None:
 
 def test_it_is_read_back_as_it_is(world: World) -> None:
     """The manifest of the far copy is that of its bytes, and a flipped byte shows."""
-    world.run("push")
+    world.run("push") if world.carries_all else world.plain_run("push")
     world.move("push")
     far = world.root(world.there) / "run"
     assert transfer.manifest(world.route(), report=quiet) == digested(far)
@@ -393,8 +392,7 @@ def test_killed_midway_it_goes_on(world: World, way: Way, monkeypatch: pytest.Mo
     monkeypatch.setattr("caxev.transfer.grid._TAKING", 10.0)
     monkeypatch.setattr("caxev.transfer.grid._ANSWER", 5.0)
     run = world.plain_run(way, 4)
-    for number in range(2):
-        big_file(run / f"big{number}", 4)
+    big_file(run / "big", 4)
     kill_midway(world, way, evolve(world.route(), max_rate=20e6))
     assert not (world.target(way) / "run").exists()
     try:
@@ -448,9 +446,7 @@ def flip(path: Path, at: int) -> None:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-@pytest.mark.parametrize(
-    ("way", "at"), [("pull", 0), ("push", 5 * MIB), ("pull", 9 * MIB - 1), ("push", 0)]
-)
+@pytest.mark.parametrize(("way", "at"), [("pull", 9 * MIB - 1), ("push", 0)])
 def test_a_damaged_source_is_never_accepted(world: World, way: Way, at: int) -> None:
     """However often it is tried, and whatever has come of it; once it is repaired, the copy is."""
     run = world.plain_run(way, 9)
@@ -840,12 +836,17 @@ def grid(space: Path, servers: Servers) -> World:
 
 
 @pytest.mark.gfal
-@pytest.mark.parametrize("name", [b"a b", b"q?x=1", b"100%", b"\xff", b"new\nline", b"back\\"])
-@both
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [
+        *(("pull", name) for name in (b"a b", b"\xff", b"new\nline")),
+        *(("push", name) for name in (b"a b", b"q?x=1", b"100%", b"\xff", b"new\nline", b"back\\")),
+    ],
+)
 def test_a_name_that_no_url_carries_is_refused(grid: World, way: Way, name: bytes) -> None:
     """It is named, and nothing is moved. XRootD itself cannot list a name of two lines."""
     grid.run(way)
-    Path(os.fsdecode(os.fsencode(grid.source(way) / "run" / "sub") + b"/" + name)).touch()
+    Path(os.fsdecode(os.fsencode(grid.source(way) / "run") + b"/" + name)).touch()
     unlisted = way == "pull" and b"\n" in name
     with pytest.raises((GiveUp, Retry) if unlisted else GiveUp, match=r"URL can|gfal-ls"):
         grid.move(way)
