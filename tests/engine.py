@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from caxev import aio
 from caxev.config import Settings, Site, Sites
 from caxev.core.history import HistoryRow
-from caxev.core.ledger import Reaction, State, new_reaction
+from caxev.core.ledger import Reaction, State
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.core.update import RunUpdate
 from caxev.database import (
@@ -209,7 +209,5 @@ def _settled(row: HistoryRow) -> Reaction | None:
         return None
     generation = int(row.id.rpartition(":")[2], 16)
     lane = "unknown"
-    made = new_reaction(
-        row.site, row.event, row.handler, lane=lane, generation=generation, at=row.at
-    )
+    made = Reaction(row.site, row.event, row.handler, lane=lane, generation=generation, at=row.at)
     return evolve(made, state=State.DONE, note=row.deed.reason, attempts=row.attempt - 1)

@@ -38,7 +38,7 @@ from caxev import copy as on_copy
 from caxev.asking.copies import GONE, CopyPath, new_request, why_not
 from caxev.cli.copy_progress import CopyState, copy_state
 from caxev.cli.reaction_rows import running_cells
-from caxev.core.ledger import Failed, Outcome, claim, new_reaction, settle
+from caxev.core.ledger import Failed, Outcome, Reaction, claim, settle
 from caxev.core.model import Event
 from caxev.core.selection import Selection
 from caxev.database import Database, Ingest
@@ -335,7 +335,7 @@ def pair(run: Run, outcome: Outcome | None, *, site: str = "chicago", after: str
     copy = run.copy(WANTED)
     assert copy is not None
     event = Event(run.id, WANTED, None, after or copy.seen_as)
-    reaction = claim(new_reaction(site, event, "pull", lane="transfer", generation=1, at=NOW), 1)
+    reaction = claim(Reaction(site, event, "pull", lane="transfer", generation=1, at=NOW), 1)
     progress = {"progress": {"done": 3, "total": 9}} if outcome is None else {}
     return (settle(reaction, outcome, NOW, allowed=3, jitter=0) if outcome else reaction), progress
 
@@ -383,7 +383,7 @@ def test_only_what_makes_the_copy_is_shown() -> None:
 
     def waiting(handler: str, note: str, after: str) -> Any:
         event = Event(run.id, WANTED, None, after)
-        made = new_reaction("chicago", event, handler, lane="x", generation=1, at=NOW)
+        made = Reaction("chicago", event, handler, lane="x", generation=1, at=NOW)
         return evolve(made, note=note), {}
 
     pull = waiting("pull", "the disk is away", "requested@1")
@@ -402,7 +402,7 @@ def test_a_running_reaction_shows_from_where_to_where() -> None:
     document["data"][1] |= {"trigger": "chicago: pull: raw at lngs", "source": "lngs"}
     run = Run.from_document(document)
     event = Event(run.id, THERE, None, "transferred")
-    made = new_reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW)
+    made = Reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW)
     running = evolve(made, started=NOW)
     assert running_cells(running, run) == {"from": "lngs", "to": "chicago", "started": NOW}
     assert running_cells(evolve(running, handler="checksum"), run)["to"] is None
@@ -451,7 +451,7 @@ async def at_work(db: Database, run: Run) -> Callable[[Mapping[str, Any]], Any]:
     assert copy is not None
     event = Event(run.id, WANTED, None, copy.seen_as)
     reaction = claim(
-        new_reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW),
+        Reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW),
         taken[0].epoch,
     )
     await db.ingest(taken[0], Ingest({}, [reaction]), NOW)

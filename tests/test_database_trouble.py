@@ -30,7 +30,7 @@ from caxev.asking.listeners import RetryReactions
 from caxev.cli.reactions import _line, _retry, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Failed, Postponed, Reaction, State, claim, new_reaction
+from caxev.core.ledger import Failed, Postponed, Reaction, State, claim
 from caxev.core.model import CopyKey, Event, Run
 from caxev.database import (
     Database,
@@ -494,9 +494,7 @@ async def test_an_end_that_was_refused_stands_in_the_way_of_no_later_change(
 
 def open_reaction(run: Any, **fields: Any) -> Reaction:
     event = Event(run, RAW, None, "transferred")
-    return evolve(
-        new_reaction(SITE, event, "see", lane="default", generation=1, at=utcnow()), **fields
-    )
+    return evolve(Reaction(SITE, event, "see", lane="default", generation=1, at=utcnow()), **fields)
 
 
 async def taken(db: Database) -> Lease:

@@ -30,7 +30,7 @@ from caxev import (
     new_run,
     tag,
 )
-from caxev.core.ledger import Reaction, new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.registry import Handler
 from caxev.core.selection import NumberRange, Selection
 from caxev.database import (
@@ -521,7 +521,7 @@ async def test_due_reactions_come_in_the_order_of_their_lane(database: Named) ->
     def reaction(generation: int, lane: str) -> Reaction:
         event = Event(generation, Tag("go"), None, "yes")
         at = now + timedelta(seconds=chance.randrange(-300, 100))
-        return new_reaction(
+        return Reaction(
             "lngs",
             event,
             "move",

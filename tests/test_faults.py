@@ -20,7 +20,7 @@ from trio.lowlevel import current_statistics
 from caxev import metrics
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import (
     YES,
     CopyKey,
@@ -294,7 +294,7 @@ def test_a_time_out_shows_entries_and_reactions() -> None:
         taken = await ground.database.acquire(BIRTH, "me", 60.0, utcnow())
         assert taken is not None
         event = Event(born.id, Tag("go"), None, YES)
-        slow = new_reaction(BIRTH, event, "slow", lane="a", generation=1, at=utcnow())
+        slow = Reaction(BIRTH, event, "slow", lane="a", generation=1, at=utcnow())
         await ground.database.ingest(taken[0], Ingest({}, [slow]), utcnow())
 
         async def never() -> bool:

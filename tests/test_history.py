@@ -19,7 +19,7 @@ from caxev.config import ConfigError, Settings
 from caxev.core.alarms import Alarm, AlarmState
 from caxev.core.clock import utcnow
 from caxev.core.history import MOST_FILES, Deed, HistoryRow, What, joined, of_attempt
-from caxev.core.ledger import Done, Postponed, Reaction, State, new_reaction, settle
+from caxev.core.ledger import Done, Postponed, Reaction, State, settle
 from caxev.core.ledger import claim as claimed
 from caxev.core.model import CopyKey, Event, Run, Tag
 from caxev.core.update import RunUpdate as Update
@@ -142,7 +142,7 @@ async def at_work(db: Database, lease: Lease, number: int = 1) -> list[Reaction]
         run = await db.insert_run(engine.run_document(n + 1, ("raw", SITE, "verifying")))
         event = Event(run, CopyKey("raw", SITE), None, "verifying")
         generation = (lease.epoch << 40) + n
-        one = new_reaction(SITE, event, "go", lane="default", generation=generation, at=NOW)
+        one = Reaction(SITE, event, "go", lane="default", generation=generation, at=NOW)
         made.append(claimed(one, lease.epoch))
     await db.ingest(lease, Ingest({}, made), utcnow())
     return made
@@ -351,7 +351,7 @@ async def _has(db: Database, number: int) -> bool:
 def test_an_end_that_is_no_end() -> None:
     """A reaction that is to be tried again has no row of its generation yet."""
     event = Event("run", Tag("go"), None, "yes")
-    one = new_reaction(SITE, event, "go", lane="default", generation=255, at=NOW)
+    one = Reaction(SITE, event, "go", lane="default", generation=255, at=NOW)
     late = NOW + timedelta(seconds=90)
     row = of_attempt(one, Deed(), Run("run"), now=late, seconds=30.0, over=False)
     assert (row.id, row.waited, row.seconds) == ("", 60.0, 30.0)
@@ -553,7 +553,7 @@ def test_what_campaigns_miss_in_a_history() -> None:
     entry["trigger"] = "chicago: pull: raw at lngs"
     run = Run.from_document({"_id": 1, "data": [entry], "deleted_data": [stone]})
     event = Event(1, CopyKey("raw", "lngs"), None, "transferred@5")
-    pull = new_reaction("chicago", event, "pull", lane="transfer", generation=7, at=NOW)
+    pull = Reaction("chicago", event, "pull", lane="transfer", generation=7, at=NOW)
     brought = Deed(what=What.TRANSFERRED, source="lngs", target=key.host)
     row = of_attempt(pull, brought, run, now=NOW, seconds=1.0, over=True)
     gone = evolve(row, id="x", site="lngs", handler="erase", deed=Deed(what=What.DELETED))

@@ -11,7 +11,7 @@ from attrs import evolve
 from pymongo import MongoClient
 
 from caxev.core.clock import utcnow
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event
 from caxev.core.selection import CopyPattern, NumberRange, Selection, at_host
 from caxev.database import indexes
@@ -214,7 +214,7 @@ def _reactions(site: str, state: str, number: int, first: int = 0) -> list[dict[
     for n in range(first, first + number):
         event = Event(n, CopyKey("raw", site), None, "transferred@1")
         at, lane = now + timedelta(seconds=n), f"lane{n % 2}"
-        one = new_reaction(site, event, "pull", lane=lane, generation=n, at=at)
+        one = Reaction(site, event, "pull", lane=lane, generation=n, at=at)
         row = {"_id": one.id, **reaction_document(one), "state": state}
         made.append({**row, "epoch": 1} if state == "running" else row)
     return made

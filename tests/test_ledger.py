@@ -37,7 +37,6 @@ from caxev.core.ledger import (
     claim,
     delay,
     interrupt,
-    new_reaction,
     priority_of,
     reaction_key,
     run_prefix,
@@ -68,9 +67,7 @@ outcomes = st.one_of(
 
 def reaction_of(aspect: Aspect = Tag("go"), generation: int = 1) -> Reaction:  # noqa: B008  # immutable
     event = Event("run", aspect, None, "yes")
-    return new_reaction(
-        "lngs", event, "react", lane="default", generation=generation, at=make.EPOCH
-    )
+    return Reaction("lngs", event, "react", lane="default", generation=generation, at=make.EPOCH)
 
 
 class Store:

@@ -24,7 +24,7 @@ from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan
 from caxev.copies.storage import same_bytes
 from caxev.core.clock import utcnow
-from caxev.core.ledger import new_reaction, trigger_named
+from caxev.core.ledger import Reaction, trigger_named
 from caxev.core.model import Event
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, open_database
@@ -624,7 +624,7 @@ async def test_a_live_transfer_is_never_given_up(
         run = await stalled_run(three, utcnow() - OLD, owner=owner, trigger=trigger)
         if owed:
             event = Event(run, aspect, None, TRANSFERRED)
-            waits = new_reaction(
+            waits = Reaction(
                 "stockholm", event, "push", lane="transfer", generation=1, at=utcnow() + OLD
             )
             row = {"_id": waits.id, **reaction_document(waits)}

@@ -30,7 +30,7 @@ from caxev.cli.alarms import alarm_rows
 from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
 from caxev.core.alarms import Alarm, AlarmState, Delivery
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event, Tag
 from caxev.core.packing import pack
 from caxev.core.selection import EVERY
@@ -52,7 +52,7 @@ from tests.conftest import Database as Named
 SITE = "lngs"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = ObjectId()
-DEBT = new_reaction(
+DEBT = Reaction(
     SITE,
     Event(RUN, CopyKey("raw", SITE), None, "transferred"),
     "see",
@@ -109,7 +109,7 @@ def document_of(kind: str, run: ObjectId = RUN) -> dict[str, Any]:
     made: dict[str, Any]
     match kind:
         case "reaction":
-            debt = evolve(DEBT, run=run)
+            debt = evolve(DEBT, event=evolve(DEBT.event, run=run))
             made = {
                 "_id": debt.id,
                 **reaction_document(debt),

@@ -39,7 +39,7 @@ from caxev.core.clock import utcnow
 from caxev.core.entry import NOTED
 from caxev.core.errors import NothingToDo
 from caxev.core.history import What
-from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
+from caxev.core.ledger import Done, Reaction, State, claim, settle
 from caxev.core.model import (
     DELETING,
     YES,
@@ -662,7 +662,7 @@ async def taken(db: Database, owner: str = "one", lease_time: float = 0.0) -> Le
 def reaction_of(run: Run, lease: Lease, number: int = 0, aspect: Aspect = RAW) -> Reaction:
     event = Event(run.id, aspect, None, "verifying")
     generation = (lease.epoch << 40) + number
-    return new_reaction(
+    return Reaction(
         SITE, event, f"handler{number}", lane="default", generation=generation, at=utcnow()
     )
 
@@ -828,7 +828,7 @@ async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named
         lease = found[0]
         aspects = [CopyKey("raw", f"site{number}") for number in range(2500)]
         reactions = [
-            new_reaction(
+            Reaction(
                 SITE,
                 Event("run", one, None, YES),
                 "go",

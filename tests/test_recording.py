@@ -25,7 +25,7 @@ from caxev import (
 )
 from caxev.config import Site
 from caxev.core.ledger import Failed as FailedOutcome
-from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
+from caxev.core.ledger import Reaction, State, claim, settle
 from caxev.core.model import Aspect, Event, Run
 from caxev.core.packing import pack, unpack
 from caxev.core.recording import Maker, Recording, WholeRuns, again, compare, outlook
@@ -184,7 +184,7 @@ def test_a_decision_can_do_nothing() -> None:
 
 
 def standing(state: State) -> dict[str, Reaction]:
-    made = new_reaction(
+    made = Reaction(
         "lngs", Event(1, RAW, None, TRANSFERRED), "react", lane="default", generation=0, at=NOW
     )
     if state is State.PENDING:

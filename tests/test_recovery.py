@@ -1226,7 +1226,7 @@ async def test_a_reaction_renewed_while_it_runs_runs_again(database: Named, serv
 
 
 async def _renewed(db: Database, reaction: Reaction) -> bool:
-    return (await db.standing([reaction.id]))[reaction.id].after == "error"
+    return (await db.standing([reaction.id]))[reaction.id].event.after == "error"
 
 
 async def test_spent_attempts_park(database: Named, impatient: None) -> None:

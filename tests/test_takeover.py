@@ -15,7 +15,7 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Reaction, new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import (
     YES,
     CopyKey,
@@ -248,7 +248,7 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
         assert taken is not None
         lease = taken[0]
         reactions = [
-            new_reaction(
+            Reaction(
                 "lngs",
                 Event(1, Tag(name), None, YES),
                 name,

@@ -32,7 +32,7 @@ from bson import ObjectId
 from pymongo import MongoClient
 
 from caxev.core.alarms import Alarm, AlarmState
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event
 from caxev.core.transcript import packed
 from caxev.database.alarms import alarm_id, alarm_row
@@ -78,7 +78,7 @@ def failed(run: Any, note: str, site: str = "chicago", **fields: Any) -> dict[st
     """A failed reaction as the ledger keeps it."""
     at = datetime.now(UTC)
     event = Event(run, CopyKey("raw", "lngs"), None, "transferred")
-    made = new_reaction(site, event, "pull", lane="transfer", generation=1, at=at)
+    made = Reaction(site, event, "pull", lane="transfer", generation=1, at=at)
     row = {**reaction_document(made), "_id": made.id, "state": "failed", "note": note}
     return {**row, **fields}
 

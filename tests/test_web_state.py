@@ -20,7 +20,7 @@ from starlette.requests import Request
 from caxev.config import Site, Sites
 from caxev.core.alarms import Alarm, AlarmState, Severity
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import CopyKey
+from caxev.core.model import CopyKey, Event
 from caxev.database import Gap, SiteRecord
 from caxev.web import app
 from caxev.web.documents import label_of
@@ -156,10 +156,8 @@ def test_a_transfer_is_counted_in_its_hour() -> None:
 
 
 def reaction(number: int, state: State = State.FAILED, **fields: Any) -> Reaction:
-    made = Reaction(
-        "chicago", number, CopyKey("raw", "lngs"), "pull", "transfer", None, "transferred", 1,
-        NOW, NOW, state,
-    )  # fmt: skip
+    event = Event(number, CopyKey("raw", "lngs"), None, "transferred")
+    made = Reaction("chicago", event, "pull", "transfer", 1, NOW, state=state)
     return evolve(made, **fields)
 
 

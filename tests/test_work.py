@@ -31,7 +31,7 @@ from caxev.cli.work import check_lanes
 from caxev.config import ConfigError
 from caxev.core.alarms import Alarm, AlarmState, helper_gone
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Done, Reaction, claim, new_reaction, settle
+from caxev.core.ledger import Done, Reaction, claim, settle
 from caxev.core.model import YES, Event, Run, Tag
 from caxev.core.registry import Registry
 from caxev.database import (
@@ -553,7 +553,7 @@ async def owed(db: Database, leader: Lease, number: int) -> tuple[Run, list[Reac
     id_ = await db.insert_run(engine.run_document(1, tags=[{"name": "x"}]))
     now = utcnow()
     made = [
-        new_reaction(
+        Reaction(
             SITE,
             Event(id_, Tag(f"{n}"), None, YES),
             "nap",

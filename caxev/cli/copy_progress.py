@@ -57,7 +57,7 @@ def copy_state(
         return CopyState(copy.status, copy.error or "", over=True)
     about = [pair for pair in reactions if pair[0].aspect == key]
     # Only these react to the present status: the others belong to an earlier entry of that copy.
-    current = [reaction for reaction, _ in about if reaction.after == copy.seen_as]
+    current = [reaction for reaction, _ in about if reaction.event.after == copy.seen_as]
     # A site that has seen a request, and has nothing left to do about it, has declined it.
     if copy.status == REQUESTED and copy.seen_as == seen_as and not current:
         return CopyState(copy.status, declined or "no handler makes this copy", over=True)
@@ -74,7 +74,7 @@ def _makes(copy: Copy, reaction: Reaction, document: Mapping[str, Any]) -> bool:
     """Return whether a reaction works on the copy itself, and does not only look after it."""
     if copy.trigger == trigger_named(reaction.site, reaction.handler, reaction.aspect):
         return copy.status == TRANSFERRING
-    if reaction.after != copy.seen_as:
+    if reaction.event.after != copy.seen_as:
         return False
     moves = document.get("progress") is not None or reaction.state is State.FAILED
     return copy.status == REQUESTED or moves

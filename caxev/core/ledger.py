@@ -46,7 +46,7 @@ from json import dumps
 from json.encoder import encode_basestring_ascii
 from typing import Final, TypeAlias
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from caxev.core.errors import seconds
 from caxev.core.model import Aspect, CopyField, CopyKey, Event, Existence, Field, RunId, Tag
@@ -177,26 +177,23 @@ _ASPECTS: Final[dict[int, Callable[..., Aspect]]] = {
 
 @frozen
 class Reaction:
-    """One key of the ledger.
+    """One key of the ledger: a handler's reaction to an event at a site.
 
-    `before` and `after` are the aspect's values around the event; `at` is the event's cluster
-    time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
-    `interrupted` deaths of the process. `note` is why it waits or failed, or its result. `started`
-    is when the first attempt since the renewal began, UTC. In lanes that go by `priority`, the
+    `generation` must never have been used. `at` is the event's cluster time and `due` when to act,
+    both UTC; by default at once. `attempts` counts failures since the last renewal, `interrupted`
+    deaths of the process. `note` is why it waits or failed, or its result. `started` is when the
+    first attempt since the renewal began, UTC. In lanes that go by `priority`, the
     higher is due first. `hindered` is since when it has waited for something outside, UTC, and
     `root` the directory of ours that it waits for, if any.
     """
 
     site: str
-    run: RunId
-    aspect: Aspect
+    event: Event
     handler: str
     lane: str
-    before: str | None
-    after: str | None
     generation: int
     at: datetime
-    due: datetime
+    due: datetime = Factory(lambda self: self.at, takes_self=True)
     state: State = State.PENDING
     epoch: int | None = None
     attempts: int = 0
@@ -213,9 +210,12 @@ class Reaction:
         return reaction_key(self.site, self.run, self.aspect, self.handler)
 
     @property
-    def event(self) -> Event:
-        """The event that is reacted to."""
-        return Event(self.run, self.aspect, self.before, self.after)
+    def run(self) -> RunId:
+        return self.event.run
+
+    @property
+    def aspect(self) -> Aspect:
+        return self.event.aspect
 
 
 def reaction_key(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
@@ -247,24 +247,6 @@ def site_prefix(site: str) -> str:
 def _run_text(run: RunId) -> str:
     # An ObjectId's own text is short and unique. For other ids, `repr` separates 1 from "1".
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)
-
-
-def new_reaction(
-    site: str,
-    event: Event,
-    handler: str,
-    *,
-    lane: str,
-    generation: int,
-    at: datetime,
-    priority: int = 0,
-) -> Reaction:
-    """Return a new reaction to an event, due at once.
-
-    `generation` must never have been used; `at` is when the event happened, UTC.
-    """
-    key = (site, event.run, event.aspect, handler)
-    return Reaction(*key, lane, event.before, event.after, generation, at, at, priority=priority)
 
 
 def priority_of(snapshot: Container[Aspect], tags: Sequence[str]) -> int:

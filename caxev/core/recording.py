@@ -22,7 +22,7 @@ from attrs import Factory, define, evolve, frozen
 
 from caxev.core.diff import diff
 from caxev.core.job import Decision, Job, Skip, Wait
-from caxev.core.ledger import Reaction, State, new_reaction, priority_of, reaction_key
+from caxev.core.ledger import Reaction, State, priority_of, reaction_key
 from caxev.core.model import Event, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 
@@ -101,15 +101,8 @@ class Maker:
 
     def reaction(self, event: Event, handler: Handler, at: datetime, priority: int) -> Reaction:
         """Return one handler's reaction to an event, which happened at that time (UTC)."""
-        return new_reaction(
-            self.registry.here.name,
-            event,
-            handler.name,
-            lane=handler.lane,
-            generation=next(self.generations),
-            at=at,
-            priority=priority,
-        )
+        site, generation = self.registry.here.name, next(self.generations)
+        return Reaction(site, event, handler.name, handler.lane, generation, at, priority=priority)
 
     def decisions(
         self, event: Event, run: Run | None, at: datetime, idle: dict[str, bool] | None = None

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from caxev.core.alarms import Alarm, AlarmState, Delivery, Severity
 from caxev.core.ledger import Reaction, State, aspect_from
-from caxev.core.model import Aspect, RunId
+from caxev.core.model import Aspect, Event, RunId
 from caxev.core.packing import unpack
 
 T = TypeVar("T")
@@ -149,14 +149,12 @@ def texts(values: object) -> list[str]:
 def reaction_from(document: Mapping[str, Any]) -> Reaction:
     """Return the reaction that a ledger document holds."""
     row = Row.of(document)
+    run, aspect = row.run("run"), aspect_from(document.get("aspect"))
     reaction = Reaction(
         site=row.text("site"),
-        run=row.run("run"),
-        aspect=aspect_from(document.get("aspect")),
+        event=Event(run, aspect, row.text("before", None), row.text("after", None)),
         handler=row.text("handler"),
         lane=row.text("lane"),
-        before=row.text("before", None),
-        after=row.text("after", None),
         generation=row.whole("generation"),
         at=row.moment("at"),
         due=row.moment("due"),

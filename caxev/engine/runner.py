@@ -146,7 +146,7 @@ class Runner:
             self.context.alarms.raise_(missing(reaction.site, reaction.handler))
             why = f"no handler named {reaction.handler!r} is installed here: waiting for one"
             return Postponed(why, WITHOUT_HANDLER)
-        if run is None and reaction.after is not None:
+        if run is None and reaction.event.after is not None:
             return Done("the run is no longer in the database", idle=True)
         if run is not None and not self.context.site.wants_run(run.name):
             return Done("nothing to do: the run is not in dataset_list", idle=True)

@@ -13,7 +13,7 @@ from loguru import logger
 
 from caxev.core.alarms import PARKED, parked
 from caxev.core.clock import utcnow
-from caxev.core.ledger import UNREADABLE, Reaction, State, new_reaction, reaction_key
+from caxev.core.ledger import UNREADABLE, Reaction, State, reaction_key
 from caxev.core.model import YES, Event, Existence, RunId
 from caxev.core.recording import MOST_COPIES
 from caxev.database import DatabaseError, Ingest, InvalidDocument, Position, concerns_one
@@ -70,15 +70,9 @@ class UnreadableRuns:
 
     def _shown(self, run: RunId, why: str) -> Reaction:
         """Return that reaction."""
-        reaction = new_reaction(
-            self.context.lease.site,
-            Event(run, Existence(), None, YES),
-            UNREADABLE,
-            lane="default",
-            generation=next(self.generations),
-            at=utcnow(),
-        )
-        return evolve(reaction, state=State.FAILED, note=why)
+        site, event = self.context.lease.site, Event(run, Existence(), None, YES)
+        made = Reaction(site, event, UNREADABLE, "default", next(self.generations), utcnow())
+        return evolve(made, state=State.FAILED, note=why)
 
     def forget(self, runs: Iterable[RunId]) -> None:
         """Forget runs whose reactions were removed, and end their alarms."""

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from caxev import HERE, Job, copy
 from caxev.core.clock import utcnow
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database.reactions import reaction_document
 from caxev.engine.process import tune_collector
@@ -49,9 +49,7 @@ def owed(runs: Sequence[ObjectId], number: int) -> Iterator[dict[str, Any]]:
         aspect = CopyKey("processed", SITE, f"v{generation}")
         event = Event(runs[generation % len(runs)], aspect, None, "verifying@1478822400000")
         at = now + timedelta(days=generation % 2)
-        reaction = new_reaction(
-            SITE, event, "nothing", lane="default", generation=generation, at=at
-        )
+        reaction = Reaction(SITE, event, "nothing", lane="default", generation=generation, at=at)
         yield {"_id": reaction.id, **reaction_document(reaction)}
 
 

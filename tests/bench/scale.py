@@ -40,7 +40,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import new_reaction
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database import Request, open_database
 from caxev.database import run as run_trio
@@ -406,7 +406,7 @@ def _open(runs: Sequence[ObjectId], number: int) -> Iterator[dict[str, Any]]:
         aspect = CopyKey("processed", IDLE, f"v{n}")
         event = Event(runs[n % len(runs)], aspect, None, "verifying@1478822400000")
         at = now + timedelta(days=n % 2)
-        one = new_reaction(IDLE, event, "counted", lane="default", generation=n, at=at)
+        one = Reaction(IDLE, event, "counted", lane="default", generation=n, at=at)
         yield {"_id": one.id, **reaction_document(one)}
 
 
