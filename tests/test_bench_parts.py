@@ -252,7 +252,7 @@ def test_backlog_reports() -> None:
 
 @pytest.mark.replicaset
 @pytest.mark.parametrize(
-    "rows", ["ledger", "first_look,scan", "changes,listeners", "tags,copies,owed", "run,status,rm"]
+    "rows", ["ledger,first_look,scan,changes,listeners", "tags,copies,owed,run,status,rm"]
 )
 def test_scale_reports(rows: str) -> None:
     """Each row has figures, beside those of a bare loop in the same unit if it has a peer."""

@@ -38,6 +38,7 @@ from tests.faults.campaign import (
     BIRTH,
     MUST_BE_0,
     ROOT,
+    TWO,
     Born,
     End,
     Ground,
@@ -282,7 +283,7 @@ def test_broken_databases() -> None:
     """Whatever the database does, each change is reacted to once, and no listener ends."""
     faults = ("primary_killed", "aborted")
     campaign = partial(database, rounds=2, seed=1, only=faults, long=False)
-    assert_nothing_happened(short(campaign, server=Fronted), 2)
+    assert_nothing_happened(short(campaign, TWO, server=Fronted), 2)
 
 
 @pytest.mark.replicaset
@@ -314,8 +315,26 @@ def test_a_time_out_shows_entries_and_reactions() -> None:
 @pytest.mark.campaign
 def test_broken_documents() -> None:
     """Whatever stands in the collection, the good runs are copied, and no listener ends."""
-    figures = short(partial(documents_campaign, rounds=1, seed=1, long=False))
+    figures = short(partial(documents_campaign, rounds=1, seed=1, long=False), TWO)
     assert_nothing_happened(figures, 40)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+def test_killed_during_large_transfers_and_races() -> None:
+    """Killed while it moves bytes, or wanted by several ways and people: there is one of each copy.
+
+    It is verified, and nothing partial is named.
+    """
+
+    async def one_after_the_other(ground: Ground) -> dict[str, Mapping[str, Any]]:
+        return {
+            "kill": await kill(ground, rounds=2, size=30_000_000, seed=1),
+            "races": await races(ground, rounds=2, seed=1, runs=2, requests=5),
+        }
+
+    for figures in short(one_after_the_other).values():
+        assert_nothing_happened(figures, 1)
 
 
 def test_only_what_has_come_is_flipped(tmp_path: Path) -> None:
@@ -343,15 +362,8 @@ def test_only_what_has_come_is_flipped(tmp_path: Path) -> None:
 def test_broken_ways() -> None:
     """A bit that flips on the disk before it has been verified: each copy ends verified."""
     only = ("target_flipped",)
-    figures = short(partial(transfers, rounds=1, seed=1, only=only, long=False))
+    figures = short(partial(transfers, rounds=1, seed=1, only=only, long=False), TWO)
     assert_nothing_happened(figures, 1)
-
-
-@pytest.mark.replicaset
-@pytest.mark.campaign
-def test_races() -> None:
-    """Wanted by several ways and by several people at once, there is one of each copy."""
-    assert_nothing_happened(short(partial(races, rounds=2, seed=1, runs=2, requests=5)), 1)
 
 
 @pytest.mark.rucio
@@ -368,7 +380,7 @@ def test_a_catalogue_that_is_killed() -> None:
 @pytest.mark.campaign
 def test_soak() -> None:
     """Under mixed load with faults nothing is lost."""
-    figures = {**short(partial(soak, seconds=0, seed=18, rounds=2))}
+    figures = {**short(partial(soak, seconds=0, seed=18, rounds=2), TWO)}
     del figures["grown"]  # two rounds are no base line: pools may still grow to their size
     assert_nothing_happened(figures, 1)
 
@@ -396,13 +408,6 @@ def test_killed_where_copies_age() -> None:
     assert_nothing_happened(figures, 1)
     ran = {"correct", "merge", "patrol", "purge_processed", "repair", "set_permission", "stalled"}
     assert not ran & {*figures["handlers_missed"]}
-
-
-@pytest.mark.replicaset
-@pytest.mark.campaign
-def test_killed_during_a_large_transfer() -> None:
-    """Killed in the midst of moving bytes, the copy ends verified and nothing partial is named."""
-    assert_nothing_happened(short(partial(kill, rounds=2, size=30_000_000, seed=1)), 1)
 
 
 @pytest.mark.sshd
@@ -436,7 +441,7 @@ def test_deleted_in_a_race_and_beside_a_bad_master() -> None:
 @pytest.mark.campaign
 def test_moved_to_another_version_and_back() -> None:
     """Leader and stand-by, one after the other, beside sites of the old version: all is done."""
-    assert_nothing_happened(short(partial(update, rounds=1, pause=20.0, control=False)), 4)
+    assert_nothing_happened(short(partial(update, rounds=1, pause=20.0, control=False), TWO), 4)
 
 
 @pytest.mark.replicaset

@@ -76,6 +76,8 @@ PATIENCE: Final = 300.0
 HELPED: Final = 3.0
 """Seconds of a helper's lease."""
 LOOK_EVERY: Final = 0.2
+TWO: Final[dict[str, dict[str, Any]]] = {"stockholm": {"listener": False}}
+"""Two of the three sites listen: the third one is only pushed to."""
 UNSETTLED: Final = ("pending", "running")
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
@@ -278,6 +280,12 @@ class Ground:
         listener = self.listeners[site] = Listener(site, process, log)
         self._started.append(listener)
         return listener
+
+    async def gather(self) -> None:
+        """Have a listener at each site that has none."""
+        await self.ready(
+            *[self.listeners.get(site) or self.listen(site) for site in self.world.listening]
+        )
 
     @property
     def everyone(self) -> list[str]:

@@ -249,7 +249,7 @@ async def _quiet(stage: Stage) -> None:
 @fault
 async def rolled_over(stage: Stage) -> float | None:
     """A listener is killed, and the oplog no longer reaches back when it is started again."""
-    site = stage.random.choice(list(stage.ground.world.sites))
+    site = stage.random.choice(stage.ground.world.listening)
     since = utcnow()
     listener = stage.ground.listeners[site]
     listener.signal(signal.SIGKILL)
@@ -302,7 +302,7 @@ async def database(
     random, tally = Random(seed), Tally(ground.compared)
     delays: list[float] = []
     settings = ground.world.settings
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+    await ground.gather()
     plain: MongoClient[Document] = MongoClient(
         mongod.uri, serverSelectionTimeoutMS=1000, socketTimeoutMS=2000, w="majority"
     )
@@ -358,14 +358,14 @@ async def _reacted(stage: Stage, back: float) -> float:
     times: dict[str, datetime] = {}
 
     def look() -> bool:
-        for site in stage.ground.world.sites:
+        for site in stage.ground.world.listening:
             tag = {"name": f"ticked-{site}", "date": {"$gte": at}}
             query = {"tags.name": tag["name"], "tags": {"$elemMatch": tag}}
             for one in stage.runs.find(query, {"tags": 1}, sort=[("_id", -1)]):
                 dates = [tag["date"] for tag in one["tags"] if tag["name"] == f"ticked-{site}"]
                 first = min(dates).replace(tzinfo=UTC)
                 times[site] = min(times.get(site, first), first)
-        return len(times) == len(stage.ground.world.sites)
+        return len(times) == len(stage.ground.world.listening)
 
     async def reacted() -> bool:
         with suppress(PyMongoError):

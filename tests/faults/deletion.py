@@ -71,7 +71,7 @@ async def deletion(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
     """Play so many rounds; each is a race, and a corrupt master."""
     random = Random(seed)
     tally = Tally(ground.compared)
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+    await ground.gather()
     points = cycle(POINTS)
     for number in range(rounds):
         began = trio.current_time()

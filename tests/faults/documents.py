@@ -126,7 +126,7 @@ async def documents_campaign(
     """Add broken runs in each round; `late`: rounds in which a good one waited too long."""
     random, tally = Random(seed), Tally(ground.compared)
     late, longest, broken = 0, 0.0, 0
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+    await ground.gather()
     world = ground.world
     with MongoClient[Document](world.mongod.uri) as client:
         runs = client[world.settings.database][world.settings.collection]
@@ -197,7 +197,7 @@ def _replace(
 
 def _longest_wait(world: World, runs: Collection[Document], load: Load) -> float:
     """How long the slowest reaction to a good run took, in seconds."""
-    names = {f"ticked-{site}" for site in world.sites}
+    names = {f"ticked-{site}" for site in world.listening}
     waits: list[float] = [
         (tag["date"].replace(tzinfo=UTC) - one["_id"].generation_time).total_seconds()
         for one in runs.find({"_id": {"$in": list(load.added)}}, {"tags": 1})

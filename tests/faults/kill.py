@@ -33,7 +33,7 @@ async def kill(ground: Ground, *, rounds: int, size: int, seed: int) -> dict[str
     """Kill the puller and the pusher in turn, each time during the transfer of a new run."""
     random = Random(seed)
     tally = Tally(ground.compared)
-    await ground.ready(*[ground.listen(site) for site in ground.world.listening])
+    await ground.gather()
     for number in range(rounds):
         began = trio.current_time()
         to = list(MOVERS)[number % len(MOVERS)]

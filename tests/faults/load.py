@@ -109,7 +109,7 @@ class Load:
     async def missing(self, ground: Ground) -> list[Problem]:
         """Say which of the added runs have not been reacted to once at each site."""
         ground.compared.update((one, set()) for one in self.added)
-        sites = list(ground.world.sites)
+        sites = ground.world.listening
         return await trio.to_thread.run_sync(lambda: list(self._missing(sites)))
 
     def _missing(self, sites: list[str]) -> Iterator[Problem]:

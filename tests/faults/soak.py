@@ -91,7 +91,7 @@ async def soak(ground: Ground, *, seconds: float, seed: int, rounds: int = 0) ->
     random, tally = Random(seed), Tally(ground.compared)
     world = ground.world
     proxies = front_ssh(world)
-    ports = {site: free_port() for site in world.sites}
+    ports = {site: free_port() for site in world.listening}
     listeners = [ground.listen(site, "--metrics-port", str(ports[site])) for site in ports]
     await ground.ready(*listeners)
     began = trio.current_time()
@@ -203,7 +203,7 @@ async def _frozen(ground: Ground, proxies: dict[str, Proxy], random: Random) -> 
 
 async def _requests(ground: Ground, proxies: dict[str, Proxy], random: Random) -> None:
     del proxies, random
-    for site in ground.world.sites:
+    for site in ground.world.listening:
         for request in (Request("scan"), Request("replay"), Request("retry")):
             await ground.database.add_request(site, request, "tests", utcnow())
 

@@ -55,7 +55,7 @@ async def new_epoch(ground: Ground, former: int, site: str = SITE) -> float:
 async def takeover(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
     """Kill the leader while it copies, and measure how long the site was without one."""
     random, tally = Random(seed), Tally(ground.compared)
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
+    await ground.ready(*[ground.listen(site) for site in ground.world.listening if site != SITE])
     leader, heir = await pair(ground)
     took: list[float] = []
     for _ in range(rounds):

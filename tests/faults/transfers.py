@@ -349,7 +349,7 @@ async def transfers(
         sites = ground.world.sites
         await init_roots(ground.database, sites.get("chicago"), sites, force=True)
         may = tuple(name for name in only or FAULTS if disk is not None or name not in ON_DISK)
-        await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+        await ground.gather()
         for name in in_turn(may, rounds, random, shuffled=not only):
             for _ in range(TRIES):
                 began = trio.current_time()
@@ -404,7 +404,7 @@ async def _round(
         problems = await trio.to_thread.run_sync(_accepted, ground, one, born, name)
     finally:
         (lift or nothing)()
-    for site in ground.world.sites:
+    for site in ground.world.listening:
         await ground.database.add_request(site, Request("retry"), "tests", utcnow())
     problems += await ground.finish([born], None)
     problems += ground.ended()

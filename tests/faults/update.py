@@ -157,7 +157,7 @@ async def update(
     old, new = await trio.to_thread.run_sync(_versions, ground.world.directory / "versions")
     taken, waits, calm = list[Born](), Waits(), Waits()
     machines = [Machine(ground, old.parent / name, taken) for name in ("one", "two")]
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
+    await ground.ready(*[ground.listen(site) for site in ground.world.listening if site != SITE])
     async with trio.open_nursery() as nursery:
         for machine in machines:
             machine.home.mkdir()
