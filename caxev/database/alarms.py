@@ -73,8 +73,10 @@ class Alarms(History):
     @operation
     async def alarms(self, site: str | None = None) -> list[AlarmState]:
         """Return the alarms of a site, or of all, as they were last kept."""
-        query: Document = {"kind": KIND, **({} if site is None else {"site": site})}
-        documents = await self._ledger.find(query).to_list(None)
+        return await self._alarm_states({} if site is None else {"site": site})
+
+    async def _alarm_states(self, query: Document) -> list[AlarmState]:
+        documents = await self._ledger.find({"kind": KIND, **query}).to_list(None)
         return [one for one, _ in self._read(self._ledger, documents, alarm_state_from)]
 
     @operation

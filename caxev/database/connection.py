@@ -11,10 +11,9 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial, wraps
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from attrs import define, field
-from bson import decode_all
 from loguru import logger
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
@@ -78,24 +77,6 @@ def within(limit: float, held: float = 0.0) -> Callable[[Method[C, P, T]], Metho
 def operation(function: Method[C, P, T]) -> Method[C, P, T]:
     """Make a trio method of an asyncio one, which may take `LIMIT` seconds."""
     return within(LIMIT)(function)
-
-
-async def limited_rows(
-    collection: Collection, query: Document, most: int, **options: Any
-) -> list[Document] | None:
-    """Read the documents that a query finds; None if they are more than `most` bytes, about.
-
-    `options` are those of a find. For use inside an operation.
-    """
-    rows: list[Document] = []
-    size = 0
-    async for one in collection.find_raw_batches(query, **options):
-        batch = cast("bytes", one)  # whatever its type says
-        size += len(batch)
-        if size > most:
-            return None
-        rows += decode_all(batch, collection.codec_options)
-    return rows
 
 
 @define(eq=False, slots=False)

@@ -24,12 +24,13 @@ from caxev.core.model import RunId
 from caxev.core.processes import Process
 from caxev.core.selection import Selection
 from caxev.database.alarms import KIND as ALARM
+from caxev.database.alarms import Alarms
 from caxev.database.client import Document, HistoryLost
 from caxev.database.connection import PAGE, operation
 from caxev.database.processes import KIND as PROCESS
 from caxev.database.processes import processes_from
 from caxev.database.requests import SHOWN, Request, Requests
-from caxev.database.rows import alarm_state_from, reaction_from
+from caxev.database.rows import reaction_from
 from caxev.database.selections import query_of
 from caxev.database.sites import SITE, Position, SiteRecord
 from caxev.database.stream import ALL, ENDS, ChangeCursor, is_usable, pipeline
@@ -136,7 +137,7 @@ def _stages(runs: str, ledger: str, requests: str) -> list[Document]:
     return [{"$match": {"$or": wanted}}, {"$project": shown}]
 
 
-class Feeds(Requests):
+class Feeds(Requests, Alarms):
     """Reading all that the page shows, and following it."""
 
     @operation
@@ -160,7 +161,8 @@ class Feeds(Requests):
         reactions = self._open(rows)
         shown = {reaction.id for reaction, _ in reactions}
         sites = [row["_id"] for row in rows if row.get("kind") == SITE]
-        states = await self._alarms_of(alarms)
+        ids = [{"alarm": key, "s": site} for site, key in alarms]
+        states = await self._alarm_states({"_id": {"$in": ids}}) if alarms else []
         kept = {(one.alarm.site, one.alarm.key) for one in states}
         processes = await self._processes_of(owners)
         return News(
@@ -185,13 +187,6 @@ class Feeds(Requests):
         rows = [row for row in rows if row.get("state") in _OPEN]
         return self._read(self._ledger, rows, reaction_from)
 
-    async def _alarms_of(self, keys: Sequence[tuple[Any, Any]]) -> list[AlarmState]:
-        if not keys:
-            return []
-        ids = [{"alarm": key, "s": site} for site, key in keys]
-        rows = await self._ledger.find({"_id": {"$in": ids}, "kind": ALARM}).to_list(None)
-        return [one for one, _ in self._read(self._ledger, rows, alarm_state_from)]
-
     async def _processes_of(self, owners: Sequence[tuple[Any, Any]]) -> tuple[Process, ...]:
         if not owners:
             return ()
@@ -204,12 +199,11 @@ class Feeds(Requests):
     @operation
     async def feed_ledger(self) -> News:
         """Read the sites, alarms, processes and requests, each by its index."""
-        alarms = await self._ledger.find({"kind": ALARM}).to_list(None)
         processes = await self._ledger.find({"kind": PROCESS}, _OF_PROCESSES).to_list(None)
         return News(
             {},
             sites=tuple(await self._site_records({})),
-            alarms=tuple(a for a, _ in self._read(self._ledger, alarms, alarm_state_from)),
+            alarms=tuple(await self._alarm_states({})),
             processes=tuple(processes_from(processes)),
             requests=await self._waiting(None, SHOWN),
         )

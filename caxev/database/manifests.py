@@ -10,7 +10,7 @@ from bson import decode_all
 from loguru import logger
 
 from caxev.database.client import Document
-from caxev.database.connection import limited_rows, operation
+from caxev.database.connection import operation
 from caxev.database.quarantine import Quarantine
 from caxev.database.rows import Malformed, Row, carefully, items_from
 from caxev.failpoints import point
@@ -43,15 +43,15 @@ class Manifests(Quarantine):
     @operation
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None if they are not there completely."""
-        found = await limited_rows(self._manifests, {"m": digest}, MANIFEST)
+        parts, behind = await self._parts([digest], MANIFEST)
         # A damaged manifest counts as missing: it is made again.
-        if found is None:
+        if behind is not None:
             logger.warning(
                 "the manifest {} has more than {:,} bytes: it is not read", digest, MANIFEST
             )
             return None
         # In a thread: the digests of a large run's files would hold up all other calls.
-        return await to_thread(self._items, digest, found)
+        return await to_thread(self._items, digest, parts.get(digest, []))
 
     @operation
     async def load_manifests(self, digests: Iterable[str]) -> dict[str, list[Document] | None]:
@@ -60,12 +60,17 @@ class Manifests(Quarantine):
         Those that would make them more than `TOGETHER` bytes, about, are left out.
         """
         wanted = sorted({*digests})
-        parts, behind = await self._parts(wanted)
+        parts, behind = await self._parts(wanted, TOGETHER)
         read = [one for one in wanted if behind is None or one < behind]
         return await to_thread(lambda: {one: self._items(one, parts.get(one, [])) for one in read})
 
-    async def _parts(self, digests: Sequence[str]) -> tuple[dict[str, list[Document]], str | None]:
-        """Read the parts of manifests; also return the first that was not read whole, if any."""
+    async def _parts(
+        self, digests: Sequence[str], most: int
+    ) -> tuple[dict[str, list[Document]], str | None]:
+        """Read the parts of manifests; also return the first that was not read whole, if any.
+
+        That is if they are more than `most` bytes, about.
+        """
         parts: dict[str, list[Document]] = {}
         size = 0
         query, options = {"m": {"$in": digests}}, self._manifests.codec_options
@@ -75,7 +80,7 @@ class Manifests(Quarantine):
                 if isinstance(part["m"], str):  # a list that holds the digest is found, too
                     parts.setdefault(part["m"], []).append(part)
             size += len(batch)
-            if size > TOGETHER:
+            if size > most:
                 return parts, max(parts)
         return parts, None
 

@@ -1,6 +1,5 @@
 """The names that `caxev.database` offers, each from the module that has it."""
 
-from caxev.database.blocking import amend
 from caxev.database.bulk_requests import BulkRequest, RequestPart
 from caxev.database.client import (
     DatabaseError,
@@ -18,7 +17,7 @@ from caxev.database.client import (
 )
 from caxev.database.database import Database
 from caxev.database.feed import Changed, FeedStream, News
-from caxev.database.helpers import Helper, ReactionStream
+from caxev.database.helpers import Helper
 from caxev.database.history import HistorySearch
 from caxev.database.ids import id_from, id_text
 from caxev.database.lease_keeper import LeaseKeeper
@@ -52,7 +51,6 @@ __all__ = [
     "NotAuthorized",
     "Odd",
     "Position",
-    "ReactionStream",
     "Request",
     "RequestPart",
     "Scanning",
@@ -61,7 +59,6 @@ __all__ = [
     "Stream",
     "Unreachable",
     "WrongSchema",
-    "amend",
     "concerns_one",
     "id_from",
     "id_text",

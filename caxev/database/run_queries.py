@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from bson import decode_all
 from bson.regex import Regex
@@ -18,7 +18,7 @@ from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument
-from caxev.database.connection import LONG_LIMIT, PAGE, Session, limited_rows, operation, within
+from caxev.database.connection import LONG_LIMIT, PAGE, Session, operation, within
 from caxev.database.run_pages import RunPages
 from caxev.database.runs import write_of
 from caxev.database.selections import totals_pipeline
@@ -163,9 +163,14 @@ class Runs(RunPages):
 
         Raises `GiveUp` if they are more than `TABLE` bytes.
         """
-        rows = await limited_rows(self._client[self.settings.database][name], {}, TABLE)
-        if rows is None:
-            raise GiveUp(f"the table {name} has more than {TABLE:,} bytes: remove old rows")
+        collection = self._client[self.settings.database][name]
+        rows: list[Document] = []
+        size = 0
+        async for batch in collection.find_raw_batches({}):
+            size += len(batch)
+            if size > TABLE:
+                raise GiveUp(f"the table {name} has more than {TABLE:,} bytes: remove old rows")
+            rows += decode_all(cast("bytes", batch), collection.codec_options)
         return rows
 
     # -- writing ----------------------------------------------------------------------------
