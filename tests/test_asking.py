@@ -29,8 +29,7 @@ from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.base import DONE, FAILED, Act, ActContext, DataChoice, RequestedAct
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
-from caxev.asking.deletions import DeleteCopies, Terms, WithdrawDeletions
-from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.deletions import DeleteCopies, ForgetCopies, Terms, WithdrawDeletions
 from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.asking.listeners import ListenerAct, Replay, RetryReactions
 from caxev.asking.readings import ReadCopies
@@ -147,7 +146,7 @@ def test_a_request_is_kept_whole() -> None:
     assert {act.kind for act in KEPT} == {*requests.KINDS}
     whole = BulkRequest(id=REQUEST, kind="", runs=(), terms={}, by="me", at=utcnow())
     for act in KEPT:
-        one = evolve(whole, kind=act.kind, terms=requests.terms_of(act))
+        one = evolve(whole, kind=act.kind, terms=requests._converter.unstructure(act))
         assert requests.act_of(one) == act
     for odd in (evolve(whole, kind="dance"), evolve(whole, kind="rm", terms={"site": 5})):
         with pytest.raises(NothingToDo, match=f"{REQUEST} .* another version"):

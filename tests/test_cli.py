@@ -30,8 +30,6 @@ from caxev.cli.command import RUNS, rules_of
 from caxev.cli.errors import report_errors
 from caxev.cli.options import GlobalOptions
 from caxev.cli.output import (
-    Column,
-    Table,
     _JsonPrinter,
     cell,
     columns,
@@ -618,15 +616,15 @@ def test_interrupt() -> None:
 
 # -- output ---------------------------------------------------------------------------------------
 
-TABLE = Table(
-    (Column("what", "WHAT"), Column("when", "WHEN")),
-    [{"what": "x" * 300, "when": datetime(2016, 11, 11, tzinfo=UTC), "more": 1}, {"what": None}],
-)
+ROWS: list[dict[str, Any]] = [
+    {"what": "x" * 300, "when": datetime(2016, 11, 11, tzinfo=UTC), "more": 1},
+    {"what": None},
+]
 
 
 def test_plain_output_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """In a pipe: a line for each row, nothing cut, no boxes, no colours."""
-    show(TABLE)
+    show(columns("what", "when"), ROWS)
     out = capsys.readouterr().out
     assert out.isascii()
     assert "\x1b" not in out
@@ -639,7 +637,7 @@ def test_plain_output_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_output_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     """With --json: all there is, as one list of objects; also where there is nothing."""
-    show_json(TABLE.rows)
+    show_json(ROWS)
     rows = json.loads(capsys.readouterr().out)
     assert rows[0] == {"what": "x" * 300, "when": "2016-11-11T00:00:00Z", "more": 1}
     show_json([])
@@ -800,7 +798,7 @@ def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> No
         (Existence(), None, YES),
     )
     rows = [{"run": run_parts(5, 7, "x"), "event": event_parts(Event(5, *one))} for one in events]
-    show(Table((Column("run", "RUN"), Column("event", "EVENT")), rows))
+    show(columns("run", "event"), rows)
     words = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
     assert words[0] == ["7", "raw at lngs: transferred"]
     assert words[3] == ["7", "field end: gone"]
@@ -838,10 +836,10 @@ TROUBLED = {
     "away": ["/data/xenon/raw: it is not mounted", "/data/xenon/processed: it is not mounted"],
 }
 STATUS_OF_SITES = """
-from caxev.cli.output import Table, _show_rich
+from caxev.cli.output import _show_rich
 from caxev.cli.status import _SITES
 rows = [%r, {"site": "stockholm", "listening": "never did", "failed": 0}]
-_show_rich(Table(_SITES, rows), wide=%r)
+_show_rich(_SITES, rows, wide=%r)
 """
 
 

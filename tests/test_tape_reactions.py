@@ -22,7 +22,7 @@ from pymongo.collection import Collection
 from caxev import CopyKey, GiveUp, Job, Retry, Run, RunUpdate, Skip, aio
 from caxev.asking import base
 from caxev.asking.archives import BringRaw, ReadArchived
-from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.deletions import ForgetCopies
 from caxev.cli import cli
 from caxev.cli.tape.archive import answer
 from caxev.cli.tape.look import (

@@ -18,11 +18,6 @@ from caxev.core.errors import NothingToDo
 from caxev.core.model import REQUESTED, TRANSFERRED, Copy, CopyKey, Run
 
 
-def raw_at(site: str) -> CopyKey:
-    """Return the key of raw data at a site."""
-    return CopyKey("raw", site)
-
-
 @frozen
 class BringRaw(CopyRequests):
     """Bring raw data to a site, from the first of these that has it: to tape, or back from there.
@@ -44,7 +39,7 @@ class BringRaw(CopyRequests):
         # The first one is the site that usually brings data there.
         reasons = []
         for name in self.sources:
-            path = CopyPath(raw_at(name), raw_at(self.target))
+            path = CopyPath(CopyKey("raw", name), CopyKey("raw", self.target))
             if (why := why_not(run, path)) is None:
                 return self._from(run, path, context)
             reasons.append(why)
@@ -73,7 +68,7 @@ class ReadArchived(Readings):
 
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is not on tape."""
-        copy = run.copy(raw_at(self.archive))
+        copy = run.copy(CopyKey("raw", self.archive))
         if copy is None or copy.status != TRANSFERRED:
             raise NothingToDo(unusable(copy))
         return reading(run, copy, context)

@@ -68,7 +68,7 @@ class Asker:
         context = await self.context(act)
         async with aclosing(self.database.pages(selection, utcnow())) as pages:
             async for page in pages:
-                async for run in self.whole([run.id for run in page]):
+                async for run in whole(self.database, [run.id for run in page]):
                     yield run, act.tried(run, context)
 
     async def carry_out(
@@ -92,19 +92,20 @@ class Asker:
         Raises `NothingToDo` or `ConfigError` with the rule that is against it.
         """
         context = await self.context(act)
-        found = [one async for one in self.whole([run])]
+        found = [one async for one in whole(self.database, [run])]
         if not found:
             raise NoSuchRun("the run was deleted")
         steps = await _Writing(self, lambda one: act.steps(one, context)).write_runs(found)
         return steps[0]
 
-    async def whole(self, ids: Iterable[RunId]) -> AsyncGenerator[Run, None]:
-        """Read runs with all their fields: handlers decide by some that a selection leaves out."""
-        for some in pages(ids, _PAGE):
-            found = await self.database.runs(some)
-            for one in some:
-                if one in found:
-                    yield found[one]
+
+async def whole(database: Database, ids: Iterable[RunId]) -> AsyncGenerator[Run, None]:
+    """Read runs with all their fields: handlers decide by some that a selection leaves out."""
+    for some in pages(ids, _PAGE):
+        found = await database.runs(some)
+        for one in some:
+            if one in found:
+                yield found[one]
 
 
 @frozen
@@ -118,7 +119,7 @@ class _Writing:
 
     async def write(self, ids: Sequence[RunId]) -> list[Step]:
         """Decide about runs and write to them, all together; return the steps."""
-        found = [run async for run in self.asker.whole(ids)]
+        found = [run async for run in whole(self.asker.database, ids)]
         gone = {*ids} - {run.id for run in found}
         return await self.write_runs(found, gone)
 
@@ -134,7 +135,8 @@ class _Writing:
             done += [one for one in steps if one.run.id not in missed]
             if not missed:
                 return done
-            runs, gone = [run async for run in self.asker.whole(list(missed))], frozenset()
+            runs = [run async for run in whole(self.asker.database, list(missed))]
+            gone = frozenset()
         return [*done, *(step.failed(CHANGED) for run in runs for step in self.decide(run))]
 
     async def _write_steps(self, steps: Sequence[Step], part: RequestPart | None) -> set[RunId]:

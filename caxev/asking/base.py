@@ -15,7 +15,7 @@ from caxev.config import Sites
 from caxev.core.amounts import size
 from caxev.core.clock import utcnow
 from caxev.core.errors import Ambiguous, ConfigError, NothingToDo
-from caxev.core.history import Deed, HistoryRow, What, of_run
+from caxev.core.history import Deed, HistoryRow, of_run
 from caxev.core.model import Aspect, Copy, CopyKey, Run, RunId
 from caxev.core.registry import Registry
 from caxev.core.update import RunUpdate
@@ -45,6 +45,13 @@ class DataChoice:
     def copies(self, run: Run, host: str) -> list[Copy]:
         """Return the run's copies of this data at a host, in the order of its entries."""
         return [one for one in run.copies if one.host == host and self.means(one.type, one.version)]
+
+    def entries(self, run: Run, host: str) -> list[Copy]:
+        """Return the run's entries of this data at a host: of derived data one for each version."""
+        # Old programs left double entries, of which the first counts: reversed, so that it is the
+        # last to be put into the dict.
+        found = {one.key: one for one in reversed(self.copies(run, host))}
+        return [*reversed(found.values())]
 
     def copy(self, run: Run, host: str) -> Copy | None:
         """Return the run's copy of this data at a host, if there is one.
@@ -94,10 +101,6 @@ class ActContext:
         target = site if source else ""
         deed = Deed(what=what, source=source, target=target, reason=reason, by=self.by)
         return HistoryRow(at=utcnow(), site=site, deed=deed, aspect=aspect, **of_run(run))
-
-    def requested(self, run: Run, key: CopyKey, reason: str, *, source: str = "") -> HistoryRow:
-        """Return the row of history about a request to a listener concerning a copy."""
-        return self.row(run, key, What.REQUESTED, reason, source=source)
 
 
 @frozen

@@ -26,14 +26,6 @@ AGAIN: Final = ("RSEreupload", "RSEquota", "error")
 """States of an entry whose upload can be tried again."""
 
 
-def entries_at(run: Run, data: DataChoice, catalogue: str) -> list[Copy]:
-    """Return the run's entries at a catalogue: of derived data one for each version."""
-    # Old programs left double entries, of which the first counts: reversed, so that it is the last
-    # to be put into the dict.
-    found = {one.key: one for one in reversed(data.copies(run, catalogue))}
-    return [*reversed(found.values())]
-
-
 @frozen
 class CopyCatalogued(CopyRequests):
     """Upload data to a catalogue, or fetch it to a site; `extra` goes into the new entries."""

@@ -332,4 +332,4 @@ def request_row(run: Run, path: CopyPath, context: ActContext, hold: Hold | None
     """Return the row of history about a request for a copy."""
     key = path.target
     kept = "" if hold is None else f"held {terms(Copy(key, REQUESTED), hold)}"
-    return context.requested(run, key, kept, source=path.source.host)
+    return context.row(run, key, What.REQUESTED, kept, source=path.source.host)

@@ -1,5 +1,7 @@
 """Deletions that people request, as intents like those of the sites' own rules. Pure.
 
+`ForgetCopies` removes entries, but no data.
+
 The listener of the copy's site proves that enough others are good, and deletes it.
 `caxev.copies.retention` decides, `caxev.copies.deletion` has the steps.
 """
@@ -22,6 +24,7 @@ from caxev.core.errors import ConfigError, NothingToDo
 from caxev.core.history import What
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, YES, Copy, CopyField, Event, Run
+from caxev.core.update import RunUpdate
 
 _GOES = "be deleted, once the others were read"
 
@@ -127,7 +130,7 @@ def deletion(run: Run, wanted: DeletionPlan, context: ActContext) -> Step:
         intent(run, wanted, context.sites, utcnow(), bulk=context.request),
         f"would {_GOES}",
         size=run.size_of(copy),
-        row=context.requested(run, copy.key, f"its deletion: {wanted.why}"),
+        row=context.row(run, copy.key, What.REQUESTED, f"its deletion: {wanted.why}"),
     )
 
 
@@ -165,6 +168,33 @@ class WithdrawDeletions(AtSite):
     def step(self, run: Run, context: ActContext) -> Step:
         """Decide about a run. Raises `NothingToDo` if it is too late, or there is none."""
         return withdrawal(run, copy_at(run, self.data, self.site), context)
+
+
+@frozen
+class ForgetCopies(AtSite):
+    """Remove the entries of data at a site, of any status or one; `why` is kept."""
+
+    kind: ClassVar[str] = "forget"
+    why: str
+    status: str | None = None
+
+    def steps(self, run: Run, context: ActContext) -> Iterable[Step]:
+        """Decide about a run: each of its entries goes."""
+        found = self.data.entries(run, self.site)
+        found = [one for one in found if self.status in (None, one.status)]
+        if not found:
+            return [Step(run, self.what, "there is no such entry")]
+        return [self._step(run, copy, context) for copy in found]
+
+    def _step(self, run: Run, copy: Copy, context: ActContext) -> Step:
+        planned = f"would be forgotten: it is {copy.status}"
+        row = context.row(run, copy.key, What.FORGOTTEN, self.why)
+        # Unlike the tombstone of a deletion it records that nothing was deleted.
+        proof = f"status {copy.status}; nothing at {copy.host} was deleted"
+        tombstone = {"by": context.by, "at": utcnow(), "why": self.why, "proof": proof}
+        update = RunUpdate.remove_copy(run, copy, tombstone=tombstone)
+        size = run.size_of(copy)
+        return Step(run, str(copy.key), "forgotten", update, planned, size=size, row=row)
 
 
 def copy_at(run: Run, data: DataChoice, site: str) -> Copy:

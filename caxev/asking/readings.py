@@ -57,7 +57,7 @@ def _asked(run: Run, request: str) -> Iterator[Copy]:
 def reading(run: Run, copy: Copy, context: ActContext) -> Step:
     """Return the step that has a copy read again."""
     update = RunUpdate.ask(run, copy, context.request or new_id(), utcnow())
-    row = context.requested(run, copy.key, "a reading of it")
+    row = context.row(run, copy.key, What.REQUESTED, "a reading of it")
     state = "be read again"
     size = run.size_of(copy)
     return Step(run, str(copy.key), f"will {state}", update, f"would {state}", size=size, row=row)

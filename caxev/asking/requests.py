@@ -24,19 +24,17 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
 from attrs import define, field, frozen
 from cattrs import Converter
 from cattrs.errors import BaseValidationError
 
 from caxev.asking.annotations import CommentRuns, TagRuns
 from caxev.asking.archives import BringRaw, ReadArchived
-from caxev.asking.asker import Asker
+from caxev.asking.asker import Asker, whole
 from caxev.asking.base import DONE, FAILED, Act, ActContext, RequestedAct, Step
 from caxev.asking.catalogues import CopyCatalogued, FreeDisk, GiveUpDatasets
 from caxev.asking.copies import CopyData
-from caxev.asking.deletions import DeleteCopies, WithdrawDeletions
-from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.deletions import DeleteCopies, ForgetCopies, WithdrawDeletions
 from caxev.asking.holding import HoldCopies, ReleaseCopies
 from caxev.asking.listeners import ListenerAct, Replay, RetryReactions, asked, leave, row_of
 from caxev.asking.readings import ReadCopies
@@ -133,7 +131,7 @@ async def keep(asker: Asker, act: Act | ListenerAct, runs: Sequence[RunId] | Non
         id=new_id()[:8],
         kind=act.kind,
         runs=None if runs is None else tuple(runs),
-        terms=terms_of(act),
+        terms=_converter.unstructure(act),
         by=asker.by,
         at=utcnow(),
     )
@@ -141,12 +139,6 @@ async def keep(asker: Asker, act: Act | ListenerAct, runs: Sequence[RunId] | Non
     rows = [row_of(one, What.REQUESTED, asker.by) for one in parts]
     await asker.database.add_bulk(request, list(zip(parts, rows, strict=True)))
     return request
-
-
-def terms_of(act: Act | ListenerAct) -> Mapping[str, Any]:
-    """Return an act as plain values; `act_of` is the inverse."""
-    terms: Mapping[str, Any] = _converter.unstructure(act)
-    return terms
 
 
 def act_of(request: BulkRequest) -> Act | ListenerAct:
@@ -216,6 +208,8 @@ async def carry_out(asker: Asker, request: BulkRequest) -> AsyncGenerator[Step, 
 @asynccontextmanager
 async def writing(asker: Asker, request: BulkRequest) -> AsyncIterator[BulkRequest]:
     """Be the one process that writes for a request; give what it is now."""
+    import trio
+
     writer = new_id()
     now = await asker.database.begin_bulk(request.id, writer)
     if now is None:
@@ -231,7 +225,7 @@ async def writing(asker: Asker, request: BulkRequest) -> AsyncIterator[BulkReque
 async def _unasked(asker: Asker, act: RequestedAct, request: BulkRequest) -> list[RunId]:
     return [
         run.id
-        async for run in asker.whole(request.runs or ())
+        async for run in whole(asker.database, request.runs or ())
         if act.state_of(run, request.id) in (None, FAILED)
     ]
 
@@ -291,7 +285,7 @@ async def _progress_of_entries(
     """Return the states in the entries of copies."""
     states: Counter[str] = Counter()
     total = done = 0
-    async for run in asker.whole(request.runs or ()):
+    async for run in whole(asker.database, request.runs or ()):
         state = act.state_of(run, request.id)
         if state is not None:
             states[state] += 1

@@ -12,7 +12,7 @@ import click
 from caxev.cli.command import command, needs
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.options import CommandGroup, GlobalOptions, as_text, example, options
-from caxev.cli.output import Column, Table, columns, print_line, show, show_json
+from caxev.cli.output import Column, columns, print_line, show, show_json
 from caxev.cli.values import PLACE, SITE
 from caxev.config import (
     BY_METHOD,
@@ -74,7 +74,7 @@ def check(*, site: str | None, connect: bool) -> None:
         columns += (Column("state", "STATE"),)
     for warning in (*known.warnings, *_unknown_tasks(options(), known), *shared):
         print_line(f"warning: {warning}", err=True)
-    show(Table(columns, rows), failed=any(row.get("ok") is False for row in rows))
+    show(columns, rows, failed=any(row.get("ok") is False for row in rows))
 
 
 @command("caxev sites merge cax.json cax_tsm.json > sites.json", group=sites, output=as_text)
@@ -105,7 +105,7 @@ def diff() -> None:
     given = options()
     rows = given.with_database(process_rows, given.sites())
     differ = any(row["differs"] for row in rows)
-    show(Table(_PROCESSES, rows), empty="no listener is running", failed=differ)
+    show(_PROCESSES, rows, empty="no listener is running", failed=differ)
 
 
 _PROCESSES = (
@@ -171,7 +171,7 @@ def init(*, site: str, force: bool) -> None:
     known = options().sites()
     rows = options().with_database(init_roots, known.get(site), known, force=force)
     failed = not all(row["ok"] for row in rows)
-    show(Table(_ROOTS, rows), empty=f"{site} has no directories", failed=failed)
+    show(_ROOTS, rows, empty=f"{site} has no directories", failed=failed)
 
 
 _ROOTS = columns("directory", "marker", "state")
@@ -321,7 +321,7 @@ def handlers(*, site: str | None) -> None:
     else:
         rows = [_handler_row(one, None) for one in _all_handlers(options().handlers)]
     columns = _HANDLERS if site is None else (*_HANDLERS, Column("enabled", "ENABLED"))
-    show(Table(columns, rows), empty="there are no handlers")
+    show(columns, rows, empty="there are no handlers")
 
 
 def handlers_by_site(files: Iterable[str], known: Sites) -> list[dict[str, Any]]:

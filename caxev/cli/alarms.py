@@ -10,7 +10,7 @@ import click
 from caxev.asking.listeners import clear_alarm
 from caxev.cli.command import command, listing
 from caxev.cli.options import as_text, options
-from caxev.cli.output import Column, Parts, Table, columns, print_line, show
+from caxev.cli.output import Column, Parts, columns, print_line, show
 from caxev.cli.plans import with_hint
 from caxev.cli.runs import shown_by_name
 from caxev.cli.values import SITE
@@ -35,7 +35,7 @@ def alarms(site: str | None, everything: bool) -> None:
         names = {one.alarm.run for one in found} - {""}
         return alarm_rows(found, {name: await shown_by_name(database, name) for name in names})
 
-    show(Table(_ALARMS, options().with_database(find)), empty="no alarm is active")
+    show(_ALARMS, options().with_database(find), empty="no alarm is active")
 
 
 _ALARMS = columns(
@@ -89,7 +89,7 @@ def test(site: str) -> None:
     rows = trio.run(_tried, options().sites().get(site))
     # A site without sinks fails, too: nobody would hear of an alarm.
     failed = not rows or not all(row["ok"] for row in rows)
-    show(Table(_TESTED, rows), empty=f"{site} has no `alarms` in sites.json", failed=failed)
+    show(_TESTED, rows, empty=f"{site} has no `alarms` in sites.json", failed=failed)
 
 
 _TESTED = columns("sink", "kind", "ok", "why")

@@ -15,7 +15,7 @@ import click
 from caxev import __version__
 from caxev.cli.command import command
 from caxev.cli.options import options
-from caxev.cli.output import Table, columns, show
+from caxev.cli.output import columns, show
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.files import process_lock
@@ -41,7 +41,7 @@ def backup(*, file: Path) -> None:
         _sure_regular(place)  # the new file would take the place of /dev/null
     with process_lock(b"backup " + os.fsencode(place), f"another backup is writing {file}"):
         counts = _written(place)
-    show(Table(_COLUMNS, _rows(counts)))
+    show(_COLUMNS, _rows(counts))
 
 
 def _sure_regular(file: Path) -> None:
@@ -111,7 +111,7 @@ def restore(*, file: Path, force: bool) -> None:
     _sure_regular(file)  # it is read twice
     head = _checked(file)  # all of it, before anything is written
     counts = options().with_database(_restore, file, head, force=force)
-    show(Table(_COLUMNS, _rows(counts)))
+    show(_COLUMNS, _rows(counts))
 
 
 def _checked(file: Path) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class CopyCommand:
 
     async def _request(self, asker: Asker) -> tuple[CopyPath, str]:
         """Write the request; return what it is, and the site whose listener serves it."""
-        run = await self._find(asker.database)
+        self.found = run = await self.choice.find_one(asker.database)
         step = await asker.carry_out_one(self.act, run.id)
         plan = self.act.plan(step.run, await asker.context(self.act))
         self.source = plan.path.source.host
@@ -169,10 +169,6 @@ class CopyCommand:
             kept = words(Copy(plan.path.target, REQUESTED), plan.hold)
             self.display.print_line(f"{plan.path.target} will be {kept}")
         self._note(CopyState(REQUESTED))
-
-    async def _find(self, database: Database) -> Run:
-        self.found = await self.choice.find_one(database)
-        return self.found
 
     async def _watch(self, database: Database, path: CopyPath, doer: str) -> None:
         """Show the state of the copy at each change, until it is final."""
@@ -210,7 +206,10 @@ class CopyCommand:
                     pair for site in sites for pair in await database.reactions(site, run=run)
                 ]
                 found = (await database.runs([run])).get(run)
-                self._weigh(found, path)
+                copy = None if found is None else found.copy(path.target)
+                if found is not None and copy is not None:
+                    # For the summary only: an entry has its size once the copy is made.
+                    self.size = found.size_of(copy) or self.size
                 state = copy_state(
                     found,
                     path.target,
@@ -222,15 +221,6 @@ class CopyCommand:
                 if self.last is None or self.last.over:
                     return
                 await changed()
-
-    def _weigh(self, run: Run | None, path: CopyPath) -> None:
-        """Set the copy's size from its entry, or from the run's document."""
-        copy = None if run is None else run.copy(path.target)
-        if run is None or copy is None:
-            return
-        # For the summary only: an entry has its size once the copy is made.
-        size = run.size_of(copy)
-        self.size = self.size if size is None else size
 
     def _note(self, now: CopyState) -> None:
         if now.progress is not None and now.progress.total is not None:

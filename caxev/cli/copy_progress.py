@@ -119,7 +119,9 @@ class Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), _words(TextColumn))
+        # Other programs wrote these texts: brackets in them are no mark-up.
+        words = TextColumn("{task.fields[words]}", markup=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), words)
         with Progress(*columns, console=Console(stderr=self.as_json), transient=True) as bar:
             bar.add_task("requested", total=None, words="")
             self._bar = bar
@@ -127,8 +129,3 @@ class Display:
                 yield
             finally:
                 self._bar = None
-
-
-def _words(column: type[rich.progress.TextColumn]) -> rich.progress.TextColumn:
-    # Other programs wrote these texts: brackets in them are no mark-up.
-    return column("{task.fields[words]}", markup=False)

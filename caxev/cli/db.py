@@ -11,13 +11,12 @@ from attrs import frozen
 
 from caxev.cli.command import command, together
 from caxev.cli.options import CommandGroup, as_json, example, options
-from caxev.cli.output import Column, Table, columns, show, show_json, show_lines
+from caxev.cli.output import Column, columns, show, show_json, show_lines
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Settings, secret
 
 if TYPE_CHECKING:
-    from caxev.database import Database
-    from caxev.database.setup import Role, Standing
+    from caxev.database.setup import Role
 
 
 @click.group(cls=CommandGroup, epilog=example("caxev db init", "caxev db grants --site lngs"))
@@ -39,11 +38,7 @@ def db_init(*, dry_run: bool) -> None:
     the runs are made by this command only: commands on one run, a host or a tag are slow
     without them. It can be repeated.
     """
-
-    async def make(database: Database) -> list[Standing]:
-        return await database.init(dry_run=dry_run)
-
-    made = options().with_database(make)
+    made = options().with_database(lambda database: database.init(dry_run=dry_run))
     rows = [
         {
             "collection": one.collection,
@@ -54,7 +49,7 @@ def db_init(*, dry_run: bool) -> None:
         }
         for one in made
     ]
-    show(Table(_INDEXES, rows), failed=any(one.refused for one in made))
+    show(_INDEXES, rows, failed=any(one.refused for one in made))
 
 
 _INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Column("for", minor=2))
@@ -141,11 +136,9 @@ def db_grants(*, grantee: Grantee, x509: str | None, apply_: bool) -> None:
         raise ConfigError(
             f"there is no password for {user}: set NEW_PASSWORD_FILE to a file that holds it"
         )
-
-    async def grant(database: Database) -> None:
-        await database.grant(user, password, role, x509=x509 is not None)
-
-    options().with_database(grant)
+    options().with_database(
+        lambda database: database.grant(user, password, role, x509=x509 is not None)
+    )
     rights = _RIGHTS[grantee.kind].format(grantee.name)
     row = {"user": user, "rights": rights, "database": settings.safe_uri}
     show_lines([row], "{user} has the rights of {rights} at {database}".format_map)

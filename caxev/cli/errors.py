@@ -16,7 +16,6 @@ import click
 from caxev.core.errors import Ambiguous, ConfigError, GiveUp, NoSuchRun, NothingToDo, Retry
 from caxev.core.escapes import escaped
 
-OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2  # click's own
 CONFIGURATION: Final = 3
@@ -56,7 +55,9 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise error from None  # click ends quietly if the reader of a pipe has gone
         if debug():
-            _show_traceback(raised)
+            from loguru import logger
+
+            logger.opt(exception=raised).debug("where it happened")
         line, code = meaning(error)
         if line:
             with suppress(OSError):  # stderr may be closed; the exit code remains
@@ -106,9 +107,3 @@ def _is_database_error(error: BaseException) -> bool:
 
 def _line(text: str) -> str:
     return escaped(" ".join(text.split()))
-
-
-def _show_traceback(error: BaseException) -> None:
-    from loguru import logger
-
-    logger.opt(exception=error).debug("where it happened")

@@ -14,7 +14,7 @@ from caxev.cli.admin import in_words
 from caxev.cli.command import command, excludes
 from caxev.cli.history_rows import facts
 from caxev.cli.options import options
-from caxev.cli.output import Table, columns, event_parts, print_line, show, time
+from caxev.cli.output import columns, event_parts, print_line, show, time
 from caxev.cli.selection import RunChoice, selects_run
 from caxev.cli.values import SITE
 from caxev.copies.holds import standing, words
@@ -82,16 +82,16 @@ def explain(*, run: RunChoice, site: str | None, everything: bool, as_timeline: 
         print_line(f"{found}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
         rows = timeline.rows(found, history, reactions, site)
-        show(Table(timeline.COLUMNS, rows), empty="nothing")
+        show(timeline.COLUMNS, rows, empty="nothing")
         return
     if not options().as_json:
         _print_preface(registry, found)
     explanation = Explanation(registry, found, reactions, listening, known, history)
     if everything:
-        show(Table(_COLUMNS, list(explanation.rows())), empty="no handlers")
+        show(_COLUMNS, list(explanation.rows()), empty="no handlers")
         return
     nothing = "it waits for nothing, and no condition is unmet; --all shows each handler"
-    show(Table(_COLUMNS, list(explanation.blocking())), empty=nothing)
+    show(_COLUMNS, list(explanation.blocking()), empty=nothing)
 
 
 async def _read(

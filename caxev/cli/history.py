@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -59,15 +58,8 @@ def history(*, runs: RunChoice, search: HistorySearch, limit: int) -> None:
             found = [run.id for run in await runs.find(database, limit=MOST_RUNS + 1)]
             if len(found) > MOST_RUNS:
                 raise click.UsageError(f"more than {MOST_RUNS} runs: select fewer")
-        rows = _rows(database, evolve(search, runs=found), limit)
+        pages = database.history_pages(evolve(search, runs=found), limit)
+        rows = (history_row(row) async for page in pages for row in page)
         await show_rows(COLUMNS, rows, empty="nothing happened")
 
     options().with_database(find)
-
-
-async def _rows(
-    database: Database, search: HistorySearch, limit: int
-) -> AsyncIterator[dict[str, Any]]:
-    async for page in database.history_pages(search, limit):
-        for row in page:
-            yield history_row(row)

@@ -39,7 +39,7 @@ from caxev.copies.lifecycle import manifest_of
 from caxev.copies.remaining import unread
 from caxev.copies.sharing import sharing_here
 from caxev.core.clock import utcnow
-from caxev.core.errors import GiveUp, NothingToDo, Retry
+from caxev.core.errors import GiveUp, NothingToDo
 from caxev.core.escapes import escaped
 from caxev.core.model import MOVING, TRANSFERRED, Copy, CopyKey, Run
 from caxev.core.update import RunUpdate
@@ -371,7 +371,5 @@ def _synced(old: Confined, new: Confined) -> None:
 
 
 def _remove(path: Confined) -> None:
-    try:
+    with local(path, "remove"):
         remove(path)
-    except OSError as error:
-        raise Retry(f"cannot remove {printable(path)}: {error.strerror}") from error

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from shutil import get_terminal_size
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self
 
 import click
 from attrs import Factory, define, field, frozen
@@ -100,25 +100,17 @@ def columns(*keys: str | Column) -> tuple[Column, ...]:
     return tuple(Column(one) if isinstance(one, str) else one for one in keys)
 
 
-@frozen
-class Table:
-    """Rows, and the columns that a table shows. JSON has every key of every row."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Row]
-
-    def fitting(self, width: int) -> Table:
-        """Return the table without empty columns, and with those that fit the width."""
-        columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
-        columns = _narrowed(columns, self.rows, width)
-        return Table(columns or self.columns[:1], self.rows)
-
-
 _WHOLE: Final = 20
 """The width, that of a time, up to which a column is not folded."""
 _FOLDED: Final = 12
 """The smallest width at which a folded column is legible."""
 _GAP: Final = 2
+
+
+def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> Sequence[Column]:
+    """Return the columns that have anything to show, and fit the width."""
+    filled = [one for one in columns if any(map(_says, map(one.value, rows)))]
+    return _narrowed(filled, rows, width) or columns[:1]
 
 
 def _says(value: object) -> bool:
@@ -143,21 +135,24 @@ def _least(columns: Iterable[Column], rows: Sequence[Row]) -> int:
     return sum(least) + _GAP * (len(widths) - 1)
 
 
-def show(table: Table, *, empty: str = "", failed: bool = False) -> None:
+def show(
+    columns: Sequence[Column], rows: Sequence[Row], *, empty: str = "", failed: bool = False
+) -> None:
     """Print a table, or JSON, to stdout, and exit with a failure if `failed`.
 
     `empty` is for people, if there are no rows. Columns without anything to show are left out, and
-    on a terminal the rest fits its width. ``--wide`` keeps every column, and folds none.
+    on a terminal the rest fits its width. ``--wide`` keeps every column, and folds none. JSON has
+    every key of every row.
     """
     if options().as_json:
-        show_json(table.rows)
-    elif not table.rows:
+        show_json(rows)
+    elif not rows:
         print_line(empty)
     elif sys.stdout.isatty():
-        _show_rich(table, wide=options().wide)
+        _show_rich(columns, rows, wide=options().wide)
     else:  # a pipe has no width: leave out empty columns only
-        shown = table if options().wide else table.fitting(sys.maxsize)
-        _LinePrinter.of(shown.columns, shown.rows).add(shown.rows)
+        shown = columns if options().wide else _fitting(columns, rows, sys.maxsize)
+        _LinePrinter.of(shown, rows).add(rows)
     fail_if(failed)
 
 
@@ -202,7 +197,7 @@ async def show_rows(
     The JSON is the same, however many rows there are. Returns whether there was any.
     """
     first: list[Row] = []
-    printer: _Printer | None = None
+    printer: _JsonPrinter | _LinePrinter | None = None
     try:
         async for row in rows:
             first.append(row)
@@ -215,10 +210,10 @@ async def show_rows(
         if printer is not None:
             printer.end()
         elif first:
-            show(Table(columns, first))
+            show(columns, first)
         raise
     if printer is None:
-        show(Table(columns, first), empty=empty)
+        show(columns, first, empty=empty)
     else:
         printer.end()
     return printer is not None or bool(first)
@@ -226,12 +221,6 @@ async def show_rows(
 
 _FEW: Final = 100
 """Maximum number of rows for which a table's columns are as wide as all of them need."""
-
-
-class _Printer(Protocol):
-    def add(self, rows: Sequence[Row]) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @define
@@ -242,7 +231,7 @@ class _JsonPrinter:
 
     def add(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            text = indent(json_text(row, indent=2), "  ")
+            text = indent(_json(row), "  ")
             click.echo(f"{self._before}{text}", nl=False)
             self._before = ",\n"
 
@@ -281,18 +270,11 @@ class _LinePrinter:
 
 def show_json(document: Sequence[Row] | Row) -> None:
     """Print rows, or one, as one JSON document."""
-    click.echo(json_text(document, indent=2))
+    click.echo(_json(document))
 
 
-def confirm(question: str) -> None:
-    """Ask a person before something is done; anything but yes ends the command."""
-    # On stderr beside JSON, which has stdout to itself.
-    click.confirm(escaped(question), abort=True, err=options().as_json)
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON, with all types that rows may contain."""
-    return json.dumps(value, default=_json, indent=indent)
+def _json(value: Any) -> str:
+    return json.dumps(value, default=_plain, indent=2)
 
 
 def print_line(line: str, *, err: bool = False) -> None:
@@ -327,36 +309,36 @@ def cell(value: Any) -> str:
 SIZE: Final = Column("bytes", "SIZE", size)
 
 
-def _json(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Parts):
         return dict(value.parts)
     return time(value) if isinstance(value, datetime) else str(value)
 
 
-def _show_rich(table: Table, *, wide: bool) -> None:
+def _show_rich(columns: Sequence[Column], rows: Sequence[Row], *, wide: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.table import Table
     from rich.text import Text
 
     console = Console()
-    fitting = table if wide else table.fitting(console.width)
-    shown = RichTable(
+    fitting = columns if wide else _fitting(columns, rows, console.width)
+    shown = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         padding=(0, _GAP - 1, 0, 0),  # the box adds one column
     )
-    for column in fitting.columns:
-        heading, cells = column.widths(table.rows)
+    for column in fitting:
+        heading, cells = column.widths(rows)
         whole = wide or cells <= _WHOLE
         shown.add_column(column.heading, overflow="fold", min_width=heading, no_wrap=whole)
     # Texts and not strings: rich would take brackets in what others wrote for mark-up.
-    for row in fitting.rows:
-        texts = (cell(column.value(row)) for column in fitting.columns)
+    for row in rows:
+        texts = (cell(column.value(row)) for column in fitting)
         shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
     if wide:  # let lines be longer than the terminal, which then wraps them, rather than fold cells
-        widths = [max(column.widths(table.rows)) + _GAP for column in fitting.columns]
+        widths = [max(column.widths(rows)) + _GAP for column in fitting]
         console.width = max(console.width, sum(widths))
     console.print(shown)
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 import click
 from attrs import define, field, frozen
 
+from caxev.asking import requests as asking
 from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
 from caxev.asking.listeners import ListenerAct
 from caxev.cli.command import Function, together
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import options
-from caxev.cli.output import SIZE, Row, columns, confirm, fail_if, print_line, show_rows
+from caxev.cli.output import SIZE, Row, columns, fail_if, print_line, show_rows
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.core.amounts import lasting
@@ -40,9 +41,8 @@ _OFTEN: Final = 1.0
 Rows = list[dict[str, Any]]
 
 
-def asks(function: Function) -> Function:
-    """Add the option of a command that asks before it acts on many runs, as the argument `yes`."""
-    return click.option("--yes", is_flag=True, help="Do not ask for a confirmation.")(function)
+asks: Final = click.option("--yes", is_flag=True, help="Do not ask for a confirmation.")
+"""Adds the option of a command that asks before it acts on many runs, as the argument `yes`."""
 
 
 def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
@@ -56,7 +56,9 @@ def confirm_plan(plan: ActPlan, *, yes: bool, few: int = FEW) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(f"{counted(plan.number)} are more than {few}: add --yes to continue")
-    confirm(f"Continue with {counted(plan.number)}?")
+    # On stderr beside JSON, which has stdout to itself.
+    question = f"Continue with {counted(plan.number)}?"
+    click.confirm(question, abort=True, err=options().as_json)
 
 
 @frozen
@@ -192,10 +194,8 @@ class _Doing:
                 async for step in planned:
                     if step.update is None:
                         yield step
-        from caxev.asking.requests import begin
-
         keeps = not self.runs.names_one
-        self.request, steps = await begin(asker, self.act, self.plan.runs, keeps=keeps)
+        self.request, steps = await asking.begin(asker, self.act, self.plan.runs, keeps=keeps)
         if self.request is not None:  # at once: another terminal can cancel it
             print_line(f"request {self.request.id}: {title(self.request)}", err=True)
         async with aclosing(steps):
@@ -231,9 +231,7 @@ async def ask_listeners(
     asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, *, is_request: bool
 ) -> Rows:
     """Leave what an act asks of listeners, of runs or (None) of all; return a row for each site."""
-    from caxev.asking.requests import ask_listeners as ask
-
-    request, rows = await ask(asker, act, runs, keeps=is_request)
+    request, rows = await asking.ask_listeners(asker, act, runs, keeps=is_request)
     if request is not None:
         print_line(f"request {request.id}: {title(request)}", err=True)
         print_line(f"to follow it: caxev requests watch {request.id}", err=True)
@@ -242,10 +240,8 @@ async def ask_listeners(
 
 def title(request: BulkRequest) -> str:
     """Return what a request is about: how many runs, and what is done."""
-    from caxev.asking.requests import described
-
     runs = "all runs" if request.runs is None else counted(len(request.runs))
-    return f"{runs}, {described(request)}"
+    return f"{runs}, {asking.described(request)}"
 
 
 def with_hint(line: str, row: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
     async def find(database: Database) -> None:
-        rows = _find(database, await _known(database, site), wanted, handler, limit)
+        rows = _find(database, await known_sites(database, site), wanted, handler, limit)
         columns = RUNNING if wanted == (State.RUNNING,) else COLUMNS
         await show_rows(columns, rows, empty=f"no {' or '.join(wanted)} reactions")
 
@@ -60,7 +60,7 @@ def _site_names(site: str | None) -> tuple[str, ...]:
     return tuple(options().sites()) if site is None else (site,)
 
 
-async def _known(database: Database, site: str | None) -> list[str]:
+async def known_sites(database: Database, site: str | None) -> list[str]:
     """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
     records = () if site is not None else await database.site_records()
     return list(dict.fromkeys([*_site_names(site), *(record.site for record in records)]))

@@ -58,7 +58,9 @@ def replay(
     ids = options().with_database(runs.ids)
     confirm_plan(act.plan(ids), yes=yes)
     rows = options().with_asker(ask_listeners, act, ids, is_request=not runs.names_one)
-    show_lines([{**row, "runs": len(ids)} for row in rows], queued)
+    queued = f"queued {counted(len(ids))}"
+    rows = [{**row, "runs": len(ids)} for row in rows]
+    show_lines(rows, lambda row: with_hint(f"{row['site']}: {queued}", row))
 
 
 _COLUMNS = columns("run", "site", "event", "handler", "why")
@@ -69,11 +71,6 @@ def _places(site: str | None, handler: str | None) -> tuple[dict[str, Registry],
     given = options()
     names, known = addressed(given.sites(), given.registry, site, handler)
     return {one: given.registry(one) for one in enabling(names, given.registry, known)}, known
-
-
-def queued(row: Mapping[str, Any]) -> str:
-    """Return the line about what was requested from a site."""
-    return with_hint(f"{row['site']}: queued {counted(row['runs'])}", row)
 
 
 # -- the dry run --------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from caxev.asking import requests as asking
 from caxev.asking.base import DONE, counted
 from caxev.cli.command import command, limits, listing
 from caxev.cli.errors import INTERRUPTED
 from caxev.cli.options import as_json, options
-from caxev.cli.output import Column, Table, columns, fail_if, print_progress, show, show_json
+from caxev.cli.output import Column, columns, fail_if, print_progress, show, show_json
 from caxev.cli.plans import confirm_plan, plan_of, title
 from caxev.cli.selection import RunChoice
 from caxev.core.amounts import lasting
@@ -26,7 +27,6 @@ from caxev.core.errors import NothingToDo
 if TYPE_CHECKING:
     from caxev.asking.asker import Asker
     from caxev.asking.base import RequestedAct
-    from caxev.asking.requests import RequestProgress
     from caxev.database import BulkRequest
 
 _PERIOD: Final = 1.0
@@ -37,8 +37,6 @@ _STILL: Final = 30.0
 
 def copy_many(runs: RunChoice, act: RequestedAct, *, yes: bool, patience: float) -> None:
     """Request the copies of the selected runs, after showing the plan; follow them if asked to."""
-    from caxev.asking import requests as asking
-
     plan = options().with_asker(plan_of, runs, act)
     if not plan.runs:
         raise NothingToDo(plan.words)
@@ -61,8 +59,6 @@ def _carry_out(request: BulkRequest, patience: float) -> None:
 
 
 async def _write(asker: Asker, request: BulkRequest) -> None:
-    from caxev.asking import requests as asking
-
     meter, shown = asking.ProgressMeter(), monotonic()
     async with aclosing(asking.carry_out(asker, request)) as steps:
         async for _ in steps:
@@ -72,14 +68,12 @@ async def _write(asker: Asker, request: BulkRequest) -> None:
                 shown = monotonic() + _pause(now)
 
 
-def _pause(now: RequestProgress) -> float:
+def _pause(now: asking.RequestProgress) -> float:
     """Return the seconds until the next look: reading many runs costs the database time."""
     return _PERIOD * max(1.0, now.total / 1000)
 
 
 def _withdraw(request: BulkRequest) -> None:
-    from caxev.asking import requests as asking
-
     number = options().with_asker(asking.cancel, request)
     print_progress(f"withdrawn: {counted(number)} that nobody has begun; others continue")
     print_progress(f"to do the rest: caxev requests resume {request.id}")
@@ -88,8 +82,6 @@ def _withdraw(request: BulkRequest) -> None:
 async def _follow(asker: Asker, request: BulkRequest, patience: float) -> None:
     """Show how far the request is whenever that changes, until nothing is pending."""
     import trio
-
-    from caxev.asking import requests as asking
 
     meter, last, changed = asking.ProgressMeter(), None, monotonic()
     with trio.move_on_after(patience) as scope:
@@ -114,22 +106,18 @@ async def _follow(asker: Asker, request: BulkRequest, patience: float) -> None:
 
 def _sum_up(request: BulkRequest, *, is_followed: bool = False) -> None:
     """Print how far it is as JSON, if wanted; exit with a failure unless all of it is done."""
-    from caxev.asking import requests as asking
-
     now = options().with_asker(asking.progress, request)
     if options().as_json:
         show_json(_cells(request, now))
     fail_if(is_followed and now.done < now.total)
 
 
-def _cells(request: BulkRequest, now: RequestProgress) -> dict[str, Any]:
-    from caxev.asking.requests import described
-
+def _cells(request: BulkRequest, now: asking.RequestProgress) -> dict[str, Any]:
     return {
         "request": request.id,
         "at": request.at,
         "by": request.by,
-        "what": described(request),
+        "what": asking.described(request),
         "runs": None if request.runs is None else len(request.runs),
         DONE: now.done,
         "pending": now.waiting,
@@ -155,8 +143,6 @@ def requests(limit: int) -> None:
     """
 
     async def find(asker: Asker) -> list[dict[str, Any]]:
-        from caxev.asking import requests as asking
-
         rows = []
         async for one in asker.database.bulks(limit):
             try:
@@ -167,7 +153,7 @@ def requests(limit: int) -> None:
         return rows
 
     rows = options().with_asker(find)
-    show(Table(_COLUMNS, rows), empty="nothing was requested of several runs together")
+    show(_COLUMNS, rows, empty="nothing was requested of several runs together")
 
 
 _COLUMNS: Final = columns(
@@ -184,12 +170,6 @@ _COLUMNS: Final = columns(
 )
 
 
-def _called(name: str) -> BulkRequest:
-    from caxev.asking.requests import request_called
-
-    return options().with_asker(request_called, name)
-
-
 _id = click.argument("name", metavar="ID")
 
 
@@ -197,7 +177,7 @@ _id = click.argument("name", metavar="ID")
 @_id
 def watch(*, name: str) -> None:
     """Follow a request until nothing of it is pending. Exit code 1 unless all of it is done."""
-    request = _called(name)
+    request = options().with_asker(asking.request_called, name)
     try:
         options().with_asker(_follow, request, inf)
     except KeyboardInterrupt:
@@ -215,7 +195,7 @@ def cancel(*, name: str) -> None:
 
     What a listener has begun is finished. Tags, comments and holds that are written stay.
     """
-    request = _called(name)
+    request = options().with_asker(asking.request_called, name)
     _withdraw(request)
     _sum_up(request)
 
@@ -228,4 +208,5 @@ def resume(*, name: str, wait: bool) -> None:
 
     That is what was withdrawn, what has failed, and what a command that was killed has not written.
     """
-    _carry_out(_called(name), inf if wait else 0.0)
+    request = options().with_asker(asking.request_called, name)
+    _carry_out(request, inf if wait else 0.0)

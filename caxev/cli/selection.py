@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import evolve, frozen
 
-from caxev.asking.base import DataChoice, pages
+from caxev.asking.asker import whole
+from caxev.asking.base import DataChoice
 from caxev.cli.command import CHOOSES, Function, together
 from caxev.cli.options import options
 from caxev.cli.values import (
@@ -46,10 +47,6 @@ from caxev.core.selection import (
 
 if TYPE_CHECKING:
     from caxev.database import Database
-
-
-_WHOLE: Final = 200
-"""Whole runs that are read at a time."""
 
 
 @frozen
@@ -163,11 +160,8 @@ class RunChoice:
         await self.check(database)
         async with aclosing(self.pages(database)) as found:
             async for page in found:
-                for few in pages(page, _WHOLE):
-                    whole = await database.runs([run.id for run in few])
-                    for one in few:
-                        if one.id in whole:  # it may have been deleted in between
-                            yield whole[one.id]
+                async for run in whole(database, [run.id for run in page]):
+                    yield run
 
     async def find_one(self, database: Database) -> Run:
         """Read the selected run. Raises `NoSuchRun`, also if several match."""

@@ -10,8 +10,9 @@ import click
 
 from caxev.cli.command import command, excludes
 from caxev.cli.options import options
-from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_rows, stream, time
+from caxev.cli.output import SIZE, Column, columns, print_line, show, show_rows, stream, time
 from caxev.cli.reaction_rows import COLUMNS, progress_cells, reaction_row
+from caxev.cli.reactions import known_sites
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import SITE
@@ -50,15 +51,15 @@ def status(*, runs: RunChoice, site: str | None, totals: bool) -> None:
     """
     of_copies = totals or not runs.selection.wanted.is_empty
     if totals:
-        rows = options().with_database(_totals, runs)
-        show(Table(_TOTALS, rows), empty="there are no such copies")
+        rows = options().with_database(lambda one: one.totals(runs.selection, utcnow()))
+        show(_TOTALS, rows, empty="there are no such copies")
     elif of_copies:
         stream(_PLACES, "there are no such copies", _copies, runs)
     elif runs.selects:
-        options().with_database(_show_runs, runs, _names(site), site)
+        options().with_database(_show_runs, runs, site)
     else:
         rows = options().with_database(site_rows, _names(site), only=site)
-        show(Table(_SITES, rows), empty="no site is known")
+        show(_SITES, rows, empty="no site is known")
 
 
 def _names(site: str | None) -> dict[str, bool]:
@@ -220,11 +221,6 @@ async def _copies(database: Database, choice: RunChoice) -> AsyncGenerator[dict[
                     yield {"run": shown(run), **_copy_row(run, copy)}
 
 
-async def _totals(database: Database, choice: RunChoice) -> list[dict[str, Any]]:
-    """Return a row for each host, type and status."""
-    return await database.totals(choice.selection, utcnow())
-
-
 _TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "WITH SIZE"))
 _COPY = ("type", "version", "host", "status", Column("since", minor=1), SIZE)
 _PLACES = columns("run", Column("run.name", "NAME", minor=1), *_COPY, "location")
@@ -233,10 +229,8 @@ _PLACES = columns("run", Column("run.name", "NAME", minor=1), *_COPY, "location"
 # -- a run --------------------------------------------------------------------------------------
 
 
-async def _show_runs(
-    database: Database, choice: RunChoice, names: Iterable[str], site: str | None
-) -> None:
-    async with aclosing(_runs(database, choice, names, site)) as rows:
+async def _show_runs(database: Database, choice: RunChoice, site: str | None) -> None:
+    async with aclosing(_runs(database, choice, site)) as rows:
         if options().as_json:
             await show_rows((), rows)
             return
@@ -245,10 +239,9 @@ async def _show_runs(
 
 
 async def _runs(
-    database: Database, choice: RunChoice, names: Iterable[str], site: str | None
+    database: Database, choice: RunChoice, site: str | None
 ) -> AsyncGenerator[dict[str, Any], None]:
-    records = () if site is not None else await database.site_records()
-    sites = dict.fromkeys([*names, *(record.site for record in records)])
+    sites = await known_sites(database, site)
     async with aclosing(choice.whole(database)) as runs:
         async for run in runs:
             yield {**_run_row(run), "reactions": await _reactions(database, run, sites)}
@@ -287,9 +280,9 @@ def _show_run(row: Mapping[str, Any]) -> None:
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
     print_line(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
     copies = [{**one, "checksum": one["checksum"] or one["manifest"]} for one in row["copies"]]
-    show(Table(_COPIES, copies), empty="no copies")
+    show(_COPIES, copies, empty="no copies")
     click.echo()
-    show(Table(COLUMNS, row["reactions"]), empty="all reactions are done")
+    show(COLUMNS, row["reactions"], empty="all reactions are done")
 
 
 _CHECKSUM = Column("checksum", show=lambda digest: digest[:12], minor=2)

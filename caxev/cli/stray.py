@@ -251,16 +251,14 @@ class Search:
         if self.dry_run:
             return {"state": "would be deleted"}
         try:
-            await trio.to_thread.run_sync(self._erase, os.fsdecode(find.path), mark)
+            path = os.fsdecode(find.path)
+            await trio.to_thread.run_sync(erase, path, self.site.roots, mark)
         except (Retry, GiveUp) as error:
             return {"state": f"not deleted: {error}", "ok": False}
         return {"state": "deleted"}
 
     def _mark(self, path: bytes) -> str | None:
         return identity(confine_entry(os.fsdecode(path), self.site.roots))
-
-    def _erase(self, path: str, mark: str | None) -> None:
-        erase(path, self.site.roots, mark)
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
         if find.kind != "stray":  # what is left of a transfer or a deletion is not complete
@@ -286,7 +284,9 @@ def claims_of(run: Run, site: Site) -> Iterator[ClaimedPlace]:
         # The first place is the location itself; the second, if it is a link, what it leads to.
         # Only the first must exist: a dangling link is for `caxev verify`.
         for number, path in enumerate(places(copy.location)):
-            must = _must(copy) and copy.host == site.name and number == 0
+            # In any other state files may be missing for good reasons.
+            is_whole = copy.status == TRANSFERRED
+            must = is_whole and copy.host == site.name and number == 0
             about = (str(run.id), run.number, run.name, copy.type, copy.version)
             yield ClaimedPlace(path, must, *about, copy.location or "")
         for moved in (copy.moving_to, copy.moved_from):
@@ -307,11 +307,6 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
         with suppress(GiveUp):
             here = (copy.location or "", site.roots, aside.at)
             yield from places(aside.place or os.fsdecode(quarantine_of(*here)))
-
-
-def _must(copy: Copy) -> bool:
-    # In any other state files may be missing for good reasons.
-    return copy.status == TRANSFERRED
 
 
 def _when(seconds: float) -> str | None:

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from caxev.cli.history_rows import facts, happened
 from caxev.cli.output import Column, Parts, columns, event_parts
+from caxev.core import entry
 from caxev.core.history import HistoryRow, What
 from caxev.core.ledger import Reaction
 from caxev.core.model import TRANSFERRED, CopyKey, Event, Run
@@ -94,14 +95,12 @@ def _of_reactions(
 
 
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.core.entry import as_utc, mapping, rows
-
     # Old programs wrote this field, too: check every type.
-    for row in filter(None, map(mapping, rows(run.document.get("deleted_data")))):
+    for row in filter(None, map(entry.mapping, entry.rows(run.document.get("deleted_data")))):
         kind, host, version = (row.get(name) for name in ("type", "host", "pax_version"))
         proof = [str(one.get("host")) for one in row.get("proof") or () if isinstance(one, Mapping)]
         yield {
-            "time": as_utc(row.get("date")),
+            "time": entry.as_utc(row.get("date")),
             "site": host,
             "handler": row.get("by"),
             "event": _copy(run, CopyKey(str(kind), str(host), version)),

@@ -17,7 +17,7 @@ from click.shell_completion import CompletionItem
 from caxev.cli.options import GlobalOptions
 from caxev.config import BY_METHOD, ConfigError, load_handlers
 from caxev.config.data_types import CAX, DataTypes
-from caxev.config.errors import hint, known_names
+from caxev.config.errors import known_names
 from caxev.core import model
 from caxev.core.clock import utcnow
 from caxev.core.history import What
@@ -64,7 +64,7 @@ class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
     def __init__(
         self,
         name: str,
-        values: Callable[[GlobalOptions], Iterable[str]],
+        values: Callable[[GlobalOptions], Iterable[str]] = lambda _options: (),
         check: Callable[[GlobalOptions, str], object] | None = None,
     ) -> None:
         self.name = name
@@ -83,15 +83,7 @@ class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
 
 
 class ConditionType(Known):
-    """A value of a condition of `caxev.core.selection`, as text: refused unless it can be read."""
-
-    def __init__(
-        self,
-        condition: str,
-        values: Callable[[GlobalOptions], Iterable[str]] = lambda _options: (),
-        check: Callable[[GlobalOptions, str], object] | None = None,
-    ) -> None:
-        super().__init__(condition, values, check)
+    """A value of the condition `name` of `caxev.core.selection`: refused unless it can be read."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text. Raises click's error."""
@@ -100,18 +92,6 @@ class ConditionType(Known):
         except SelectionError as error:
             self.fail(str(error), param, ctx)
         return str(value)
-
-
-class OneOf(Known):
-    """A text that must be one of the values."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the text if it is one of the values; else fail and name the nearest."""
-        known = [*self.values(GlobalOptions())]
-        if value not in known:
-            guess = f"{hint(value, known)} known: {', '.join(known)}".lstrip()
-            self.fail(f"there is no {self.name} {value!r} ({guess})", param, ctx)
-        return value
 
 
 def check_known(context: click.Context) -> None:
@@ -142,18 +122,11 @@ def known_values(options: GlobalOptions, path: str, patience: float = _PATIENCE)
     return known(options.settings(), path, patience)
 
 
-def _statuses(options: GlobalOptions) -> Iterable[str]:
-    del options
-    names = ("REQUESTED", "TRANSFERRING", "VERIFYING", "TRANSFERRED", "ERROR", "DELETING", "MOVING")
-    return [getattr(model, name) for name in names]
-
-
 def _check_status(options: GlobalOptions, status: str) -> None:
     # cax and Rucio have statuses of their own: ask the database before refusing one.
-    known = [*_statuses(options)]
-    if status not in known:
-        known = list(dict.fromkeys([*known, *known_values(options, "data.status")]))
-        _require(status, known, "no copy has the status")
+    if status not in _STATUSES:
+        known = dict.fromkeys([*_STATUSES, *known_values(options, "data.status")])
+        _require(status, [*known], "no copy has the status")
 
 
 def _check_host(options: GlobalOptions, host: str) -> None:
@@ -204,6 +177,16 @@ def _patterns(options: GlobalOptions) -> Iterable[str]:
     return [f"{kind}@{site}" for kind in types_of(options).by_name for site in options.sites()]
 
 
+_STATUSES: Final = (
+    model.REQUESTED,
+    model.TRANSFERRING,
+    model.VERIFYING,
+    model.TRANSFERRED,
+    model.ERROR,
+    model.DELETING,
+    model.MOVING,
+)
+_EVENTS: Final = [one.value for one in What]
 _PATHS: Final = {"detector": "detector", "source": "source.type"}
 """The fields whose values the shell completes from the runs."""
 
@@ -223,7 +206,11 @@ TIME: Final = Read("time", _time)
 """A time, UTC, and not how long ago it was."""
 LENGTH: Final = Read("length", read_length)
 """A length of time such as ``36h``, ``14d`` or ``2w``."""
-WHAT: Final = OneOf("event", lambda _options: [one.value for one in What])
+WHAT: Final = Known(
+    "event",
+    lambda _options: _EVENTS,
+    lambda _options, one: _require(one, _EVENTS, "there is no event"),
+)
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())
 """A site, or something else."""
@@ -233,7 +220,7 @@ TAG: Final = ConditionType("tag", lambda known: known_values(known, "tags.name",
 NOT_TAG: Final = ConditionType("not-tag", TAG.values, _check_not_tag)
 PATTERN: Final = ConditionType("has", _patterns, _check_pattern)
 """A copy that a run must have, or lack."""
-STATUS: Final = Known("status", _statuses, _check_status)
+STATUS: Final = Known("status", lambda _options: _STATUSES, _check_status)
 VERSION: Final = Known(
     "version", lambda known: known_values(known, "data.pax_version", _COMPLETION), _check_version
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -57,12 +57,9 @@ def check_lanes(lanes: Iterable[str], registry: Registry) -> None:
         if name not in known:
             what = hint(name, known, "caxev handlers lists them")
             raise ConfigError(f"no handler of this site uses the lane {name!r} ({what})")
-        if alone := _exclusive(name, registry):
+        here = [one for one in registry.enabled if one.lane == name]
+        if alone := sorted(one.name for one in here if one.exclusive):
             raise ConfigError(
                 f"a helper cannot run the lane {name!r}: {', '.join(alone)} must not run while "
                 "others read the same run, which only the listener can make sure"
             )
-
-
-def _exclusive(lane: str, registry: Registry) -> Sequence[str]:
-    return sorted(one.name for one in registry.enabled if one.lane == lane and one.exclusive)

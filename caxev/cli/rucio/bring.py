@@ -84,7 +84,7 @@ class DirectoryFetch:
 
     async def steps(self, database: Database) -> AsyncGenerator[Step, None]:
         """Fetch the selected runs; return what came of each. Raises `NoSuchRun`."""
-        async with aclosing(self.chosen.runs(database)) as runs:
+        async with aclosing(self.chosen.choice.whole(database)) as runs:
             async for run in runs:
                 yield await self._fetch(database, run)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +10,6 @@ import click
 from attrs import frozen
 
 from caxev.asking.base import DataChoice, pages
-from caxev.asking.catalogues import entries_at
 from caxev.asking.listeners import leave
 from caxev.cli.command import Function, together
 from caxev.cli.options import CommandGroup, example, options
@@ -18,7 +17,7 @@ from caxev.cli.selection import COPY, DATA, RUNS, RunChoice, chosen_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
-from caxev.core.model import Copy, Run, new_id
+from caxev.core.model import Copy, Run
 from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
@@ -78,16 +77,12 @@ class CatalogueChoice:
 
     def entries(self, run: Run) -> list[Copy]:
         """Return the run's entries at the catalogue: for derived data one for each version."""
-        return entries_at(run, self.data, self.there.name)
+        return self.data.entries(run, self.there.name)
 
     def means(self, dataset: str) -> bool:
         """Return whether a dataset of this name contains such data."""
         kind, _, version = dataset.partition("_pax_")
         return self.data.means(kind, version)
-
-    def runs(self, database: Database) -> AsyncGenerator[Run, None]:
-        """Read the runs with all their fields. Raises `NoSuchRun`."""
-        return self.choice.whole(database)
 
 
 def selects_catalogue(
@@ -111,11 +106,6 @@ async def checked(database: Database, entry: Copy) -> Any:
         return None
     rows = await database.load_manifest(stored_as(entry.manifest))
     return None if rows is None else tuple(map(Checked.from_row, rows))
-
-
-def comparison(run: Run, entry: Copy) -> RunUpdate:
-    """Return the request that its site compares an entry's replicas. Pure except for the time."""
-    return RunUpdate.ask(run, entry, new_id(), utcnow())
 
 
 async def apply_rules(asker: Asker, chosen: CatalogueChoice, runs: Sequence[Run]) -> list[str]:

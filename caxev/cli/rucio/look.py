@@ -12,12 +12,11 @@ from attrs import define, field
 from caxev.asking.asker import CHANGED
 from caxev.cli.command import command, excludes
 from caxev.cli.options import options
-from caxev.cli.output import Column, Table, columns, show, stream
+from caxev.cli.output import Column, columns, show, stream
 from caxev.cli.rucio.chosen import (
     CatalogueChoice,
     apply_rules,
     checked,
-    comparison,
     rucio,
     selects_catalogue,
 )
@@ -25,7 +24,7 @@ from caxev.cli.runs import shown
 from caxev.cli.values import STATUS
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
-from caxev.core.model import ERROR, TRANSFERRED, Copy, Run
+from caxev.core.model import ERROR, TRANSFERRED, Copy, Run, new_id
 from caxev.core.selection import at_host
 from caxev.core.update import FieldIs, RunUpdate
 from caxev.files import to_nobody
@@ -60,7 +59,7 @@ def locate(
     """List where the catalogue has runs, as the database knows it."""
 
     async def rows(database: Database) -> AsyncGenerator[dict[str, Any], None]:
-        async with aclosing(chosen.runs(database)) as runs:
+        async with aclosing(chosen.choice.whole(database)) as runs:
             async for run in runs:
                 for row in located(chosen, run, method):
                     is_meant = {*rse} <= {*row["rse"]} and status in (None, row["status"])
@@ -105,7 +104,7 @@ def check(*, chosen: CatalogueChoice, deep: bool, everything: bool, repair: bool
     """
     comparing = CatalogueComparison(chosen, deep=deep, repair=repair)
     rows = options().with_asker(comparing.run, everything=everything)
-    show(Table(_DIFFERENCES, rows), empty="0 differences", failed=bool(rows))
+    show(_DIFFERENCES, rows, empty="0 differences", failed=bool(rows))
 
 
 _DIFFERENCES: Final = columns("run", "location", "problem", "repair")
@@ -126,7 +125,7 @@ class CatalogueComparison:
 
         from caxev.rucio import client
 
-        async with aclosing(self.chosen.runs(asker.database)) as runs:
+        async with aclosing(self.chosen.choice.whole(asker.database)) as runs:
             async for run in runs:
                 for entry in self.chosen.entries(run):
                     await self._compare(asker, run, entry)
@@ -232,8 +231,7 @@ class CatalogueComparison:
         # The whole array is written, as doubles have the same key. So expect it as it was read.
         as_seen = FieldIs("data", run.document["data"])
         update = RunUpdate.overwrite(run, as_seen, data=data)
-        done = await asker.database.update_run(update, utcnow())
-        return "one entry is left" if done is not None else CHANGED
+        return await _written(asker, update, "one entry is left")
 
     async def _again(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Have a site with a good copy upload again."""
@@ -242,15 +240,14 @@ class CatalogueComparison:
         update = RunUpdate.change_copy(
             run, entry, "RSEreupload", trigger=None, owner=None, checksumproblem=None
         )
-        done = await asker.database.update_run(update, utcnow())
-        return "will be uploaded again" if done is not None else CHANGED
+        return await _written(asker, update, "will be uploaded again")
 
     async def _ask(self, asker: Asker, run: Run, entry: Copy) -> str | None:
         """Have the site that is responsible for the entry compare all replicas."""
         if not self.repair:
             return None
-        done = await asker.database.update_run(comparison(run, entry), utcnow())
-        return "its site compares it" if done is not None else CHANGED
+        update = RunUpdate.ask(run, entry, new_id(), utcnow())
+        return await _written(asker, update, "its site compares it")
 
     async def _look(self, asker: Asker, run: Run) -> str | None:
         """Have the site that is responsible for the entry check it again."""
@@ -258,6 +255,10 @@ class CatalogueComparison:
             return None
         asked = await apply_rules(asker, self.chosen, [run])
         return f"{_listed(asked)} compares it again" if asked else "no site uploads there"
+
+
+async def _written(asker: Asker, update: RunUpdate, done: str) -> str:
+    return CHANGED if await asker.database.update_run(update, utcnow()) is None else done
 
 
 def differing(entry: Copy, found: DatasetState) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from caxev.asking.catalogues import FreeDisk, GiveUpDatasets
-from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.deletions import ForgetCopies
 from caxev.asking.listeners import listening_sites
 from caxev.cli.command import command
 from caxev.cli.options import options

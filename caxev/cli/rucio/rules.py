@@ -76,7 +76,7 @@ async def _explain(
     database: Database, chosen: CatalogueChoice, loaded: Sequence[Any]
 ) -> AsyncGenerator[dict[str, Any], None]:
     """Return what the rules demand for each run, and what would be done, by its entry."""
-    async with aclosing(chosen.runs(database)) as runs:
+    async with aclosing(chosen.choice.whole(database)) as runs:
         async for run in runs:
             if (entry := chosen.entry(run)) is not None:
                 yield explained(chosen, run, entry, loaded)
@@ -114,7 +114,7 @@ def explained(
 
 
 async def _apply(asker: Asker, chosen: CatalogueChoice) -> dict[str, Any]:
-    runs = [run async for run in chosen.runs(asker.database) if chosen.entry(run)]
+    runs = [run async for run in chosen.choice.whole(asker.database) if chosen.entry(run)]
     if not runs:
         raise NothingToDo("no run is in the catalogue")
     asked = await apply_rules(asker, chosen, runs)

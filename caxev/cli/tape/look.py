@@ -15,19 +15,18 @@ from collections.abc import (
 )
 from contextlib import aclosing
 from datetime import datetime
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import define, field
 
-from caxev.asking.archives import raw_at
 from caxev.cli.command import command, excludes
 from caxev.cli.options import options
 from caxev.cli.output import (
     SIZE,
     Column,
-    Table,
     columns,
     fail_if,
     print_line,
@@ -40,7 +39,7 @@ from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.tape.archive import ArchiveChoice, answer, as_noted, selects_reach, tape
 from caxev.core.amounts import size
 from caxev.core.entry import Entry
-from caxev.core.model import TRANSFERRED, Copy, Run
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run
 from caxev.tape.base import Reach, Stored, folder_of
 from caxev.tape.steps import contents, holdings
 
@@ -68,7 +67,7 @@ async def _files(
     reach = await as_noted(database, reach)
     async with aclosing(runs.each(database)) as found:
         async for run in found:
-            copy = run.copy(raw_at(reach.there.name))
+            copy = run.copy(CopyKey("raw", reach.there.name))
             if copy is not None and copy.location is not None:
                 for one in await answer(contents, reach, folder_of(copy.location)):
                     row = {"run": shown(run), "file": one.name}
@@ -94,12 +93,10 @@ def status(*, runs: RunChoice, archive: ArchiveChoice, offline: bool, by_day: bo
     found = TapeSummary()
 
     async def look(database: Database) -> None:
-        def by_run() -> AsyncIterator[dict[str, Any]]:
-            return _by_run(database, runs, name, uploading)
-
+        by_run = partial(_by_run, database, runs, name, uploading)
         if by_day:
             rows = [{name: row[name] for name in _DATED} async for row in by_run()]
-            show(Table(_DAYS, list(days(rows))), empty="nothing on tape")
+            show(_DAYS, list(days(rows)), empty="nothing on tape")
             return
         held = None
         if reach is not None:
@@ -131,7 +128,7 @@ async def _by_run(
     async for run in choice.each(database):
         # A run without raw data anywhere, as before its first entry, has nothing to put there.
         raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
-        copy = run.copy(raw_at(host))
+        copy = run.copy(CopyKey("raw", host))
         if copy is not None or raw:
             owed = run.id not in on_their_way and should_be_there(copy, raw, uploading)
             yield row_of(run, copy, notes.get(run.id), owed=owed)

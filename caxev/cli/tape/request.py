@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 import trio
 
-from caxev.asking.archives import BringRaw, ReadArchived, raw_at, unusable
+from caxev.asking.archives import BringRaw, ReadArchived, unusable
 from caxev.asking.base import Act, DataChoice, Step
-from caxev.asking.forgetting import ForgetCopies
+from caxev.asking.deletions import ForgetCopies
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.plans import WHY, Ask, acts, show_steps
@@ -30,7 +30,7 @@ from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.copies.lifecycle import manifest_of
 from caxev.core.errors import GiveUp, Retry
-from caxev.core.model import TRANSFERRED, Copy, Run
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run
 from caxev.files import Manifest, safe_name
 from caxev.tape.base import Reach, folder_of
 from caxev.tape.steps import Data, recall
@@ -95,7 +95,7 @@ async def _restored(
     reach = await as_noted(database, reach)
     async with aclosing(runs.each(database)) as found:
         async for run in found:
-            copy = run.copy(raw_at(reach.there.name))
+            copy = run.copy(CopyKey("raw", reach.there.name))
             known = None if copy is None else await manifest_of(database, copy.manifest)
             one = partial(restore, run, copy, known, reach, place, dry_run=dry_run)
             yield await trio.to_thread.run_sync(one)
