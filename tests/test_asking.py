@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from caxev.asking.deletions import DeleteCopies, ForgetCopies, Terms, WithdrawDe
 from caxev.asking.holding import HoldCopies, Keep, ReleaseCopies
 from caxev.asking.listeners import ListenerAct, Replay, RetryReactions
 from caxev.asking.readings import ReadCopies
+from caxev.cli import cli
 from caxev.core.clock import utcnow
 from caxev.core.errors import NothingToDo
 from caxev.core.model import Run
@@ -40,8 +40,10 @@ from caxev.core.selection import CopyPattern
 from caxev.database import BulkRequest
 from tests import engine
 from tests.conftest import Database as Named
+from tests.forked import Forked
 from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 from tests.test_rm import SITES, entry
+from tests.test_tape import killed_at
 
 Document = dict[str, Any]
 MANY = 30
@@ -453,10 +455,9 @@ def test_readings_are_asked_for_until_they_are_cancelled(many: Caxev, database: 
 @pytest.mark.replicaset
 def test_killed_it_is_resumed(many: Caxev, database: Named) -> None:
     """After kill -9 it is seen to wait for somebody; even a comment is not written twice."""
-    crash = "engine:database.asked.after:2"
-    with started(database, COMMENT, CAXEV_CRASH=crash) as process:
-        process.communicate(timeout=240)
-    assert process.returncode == -signal.SIGKILL
+    at = ("--mongo-uri", database.uri, "--database", database.name)
+    command = [*COMMENT, *ALL, *at]
+    assert killed_at("engine:database.asked.after:2", lambda: cli.main(command, "caxev"))
     assert (written(database), figures(many)) == (40, (40, 20, 0))
     assert many("requests", "resume", only_request(database)["_id"]).code == 0
     assert (written(database), figures(many)) == (WHOLE, (WHOLE, 0, 0))
@@ -493,11 +494,9 @@ ALL = ("--run", f"1-{WHOLE}", "--yes")
 
 
 def started(
-    database: Named, args: Sequence[str], which: Sequence[str] = ALL, **environment: str
+    database: Named, args: Sequence[str], which: Sequence[str] = ALL
 ) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
-    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name, **environment}
-    command = [sys.executable, "-m", "caxev", *args, *which]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
+    pipe = subprocess.PIPE
+    return Forked([*args, *which], env, stdout=pipe, stderr=pipe, text=True)

@@ -236,64 +236,53 @@ def test_a_backup_takes_the_place_of_a_file_only(database: Named, tmp_path: Path
 # -- runs that are newer or older -----------------------------------------------------------------
 
 
-async def in_deletion(three: Lab, file: Path) -> Any:
-    """A run whose copy at lngs is about to go, and a back-up from just then; the run's id."""
-    run = await three.take(*HOSTS)
-    await three.wants_gone(run, "lngs")
+async def in_deletion(three: Lab, *runs: Any) -> None:
+    """Have copies at lngs be about to go."""
+    for run in runs:
+        await three.wants_gone(run, "lngs")
     async with listening(three, "lngs"):
 
         async def asked() -> bool:
-            entry = await three.entry_of(run, "chicago")
-            return bool(entry.get("check_asked"))
+            entries = [await three.entry_of(run, "chicago") for run in runs]
+            return all(entry.get("check_asked") for entry in entries)
 
         await three.until(asked)
-    said = await given(three.named, "backup", str(file))
-    assert said.exit_code == 0, said.output
-    return run
 
 
 @pytest.mark.replicaset
-async def test_newer_runs_are_not_erased_by_an_old_ledger(database: Named, tmp_path: Path) -> None:
-    """The deletion was taken back, and the other copies are gone: the last one stays."""
+async def test_runs_are_not_erased_by_a_ledger_of_another_time(
+    database: Named, tmp_path: Path
+) -> None:
+    """If the runs are newer than the restored ledger, and if they are older.
+
+    The deletion of the one was taken back, and its other copies are gone: the last one stays. Of
+    the other the entries that the ledger knew are not there yet, nor is the deletion: no file goes.
+    """
+    file = tmp_path / "caxev.bak"
     async with lab(database, tmp_path) as three:
-        run = await in_deletion(three, tmp_path / "caxev.bak")
-        assert (await three.entry_of(run, "lngs"))["status"] == DELETING
+        newer, older = [await three.take(*HOSTS, number=number) for number in (1, 2)]
         with MongoClient[dict[str, Any]](database.uri) as server:
             runs = server[database.name]["runs_new"]
+            entries = (runs.find_one(older) or {})["data"]
+            (entry,) = (one for one in entries if one["host"] == "lngs")
+            await in_deletion(three, newer, older)
+            said = await given(database, "backup", str(file))
+            assert said.exit_code == 0, said.output
+            assert (await three.entry_of(newer, "lngs"))["status"] == DELETING
             runs.update_one(
-                {"_id": run, "data.host": "lngs"},
+                {"_id": newer, "data.host": "lngs"},
                 {"$set": {"data.$.status": TRANSFERRED}, "$unset": {"data.$.deletion": ""}},
             )
-            runs.update_one({"_id": run}, {"$pull": {"data": {"host": {"$ne": "lngs"}}}})
-        said = await given(database, "restore", str(tmp_path / "caxev.bak"), "--force")
+            runs.update_one({"_id": newer}, {"$pull": {"data": {"host": {"$ne": "lngs"}}}})
+            runs.update_one({"_id": older}, {"$set": {"data": [entry]}})
+        said = await given(database, "restore", str(file), "--force")
         assert said.exit_code == 0, said.output
         async with listening(three, *HOSTS):
             await scanned(three, HOSTS)
             # The others lost their entries and make new ones: all of what is to happen has begun.
-            await three.becomes(run, "lngs", status=TRANSFERRED)
+            await three.becomes(newer, "lngs", status=TRANSFERRED)
             await trio.sleep(3)
-        assert three.path("lngs").exists()
-        assert (await three.entry_of(run, "lngs"))["status"] == TRANSFERRED
-
-
-@pytest.mark.replicaset
-async def test_older_runs_are_not_erased_by_a_newer_ledger(database: Named, tmp_path: Path) -> None:
-    """Entries that the ledger knew are not there yet, nor is the deletion: no file goes."""
-    async with lab(database, tmp_path) as three:
-        with MongoClient[dict[str, Any]](database.uri) as server:
-            runs = server[database.name]["runs_new"]
-            run = await in_deletion(three, tmp_path / "caxev.bak")
-            entries = [
-                {key: value for key, value in one.items() if key not in ("deletion", "check_asked")}
-                for one in runs.find_one({"_id": run})["data"]  # type: ignore[index]
-                if one["host"] == "lngs"
-            ]
-            entries[0]["status"] = TRANSFERRED
-            runs.update_one({"_id": run}, {"$set": {"data": entries}})
-        said = await given(database, "restore", str(tmp_path / "caxev.bak"), "--force")
-        assert said.exit_code == 0, said.output
-        async with listening(three, *HOSTS):
-            await scanned(three, HOSTS)
-            await trio.sleep(3)
-        assert all(three.path(host).exists() for host in HOSTS)
-        assert (await three.entry_of(run, "lngs"))["status"] == TRANSFERRED
+        assert three.path("lngs", 1).exists()
+        assert all(three.path(host, 2).exists() for host in HOSTS)
+        for run in (newer, older):
+            assert (await three.entry_of(run, "lngs"))["status"] == TRANSFERRED

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -18,12 +17,21 @@ from caxev import HERE, REQUESTED, TRANSFERRED, TRANSFERRING, Job, RunUpdate
 from caxev import copy as on_copy
 from tests import engine
 from tests.conftest import Database as Named
+from tests.forked import Forked
 from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 from tests.test_copy import asking  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.replicaset
-MANY = 500
+MANY = 60
+"""More than are done without a confirmation, and than are written in one transaction."""
+WATCHED = 30
 COPY = ("copy", "--lacks", "raw@chicago", "--tag", "go", "--from", "lngs", "--to", "chicago")
+
+
+@pytest.fixture(autouse=True)
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs read by pages that do not hold all of them."""
+    monkeypatch.setattr("caxev.asking.asker._PAGE", 25)
 
 
 def insert(database: Named) -> None:
@@ -69,7 +77,8 @@ def test_many_runs_are_one_request(asking: Caxev, database: Named) -> None:  # n
     insert(database)
     refused = asking(*COPY)
     assert (refused.code, kept(database), statuses(database)) == (2, [], Counter())
-    assert f"{MANY} runs, 500 GB: raw at lngs to chicago. Not 1 run (1: raw at lngs" in refused.err
+    left_out = "Not 1 run (1: raw at lngs"
+    assert f"{MANY} runs, {MANY} GB: raw at lngs to chicago. {left_out}" in refused.err
     assert f"{MANY} runs are more than 20: add --yes" in refused.err
     answer = asking(*COPY, "--yes", "--no-wait")
     assert answer.code == 0, answer
@@ -106,14 +115,18 @@ def test_a_request_that_nobody_made(asking: Caxev, database: Named) -> None:  # 
     near = request["_id"][:-1] + "x"
     for command in ("watch", "cancel", "resume"):
         assert_one_line(asking("requests", command, near), 1, f"mean '{request['_id']}'")
-    assert_one_line(asking(*COPY, "--yes"), 1, "0 runs: nothing. Not 501 runs (500: it already")
+    nothing = f"0 runs: nothing. Not {MANY + 1} runs ({MANY}: it already"
+    assert_one_line(asking(*COPY, "--yes"), 1, nothing)
 
 
 async def test_ctrl_c_withdraws_what_is_not_begun(asking: Caxev, database: Named) -> None:  # noqa: F811
     """With a real listener: no copy is left half-claimed, and resumed, all are made."""
+    interrupted = trio.Event()
 
     async def pull(job: Job) -> RunUpdate:
         assert job.copy is not None
+        if statuses(database)[TRANSFERRED] > WATCHED // 3:
+            await interrupted.wait()
         begun = await job.update(RunUpdate.change_copy(job.run, job.copy, TRANSFERRING))
         mine = begun.copy(job.copy.key)
         assert mine is not None
@@ -126,28 +139,28 @@ async def test_ctrl_c_withdraws_what_is_not_begun(asking: Caxev, database: Named
         with started(database) as process:
             assert process.stdout is not None
             lines = process.stdout
-            assert b"100 runs, copy: raw to chicago" in await trio.to_thread.run_sync(
-                lines.readline
-            )
+            first = await trio.to_thread.run_sync(lines.readline)
+            assert f"{WATCHED} runs, copy: raw to chicago" in first.decode()
             async with engine.listener(db, options):
-                await engine.until(lambda: statuses(database)[TRANSFERRED] > 10)
+                await engine.until(lambda: statuses(database)[TRANSFERRED] > WATCHED // 3)
                 process.send_signal(signal.SIGINT)
                 out = (await trio.to_thread.run_sync(lines.read)).decode()
                 assert await trio.to_thread.run_sync(process.wait) == 130
+                interrupted.set()
                 await engine.until(lambda: set(statuses(database)) == {TRANSFERRED})
                 assert "to do the rest: caxev requests resume" in out
-                assert statuses(database)[TRANSFERRED] < 100
+                assert statuses(database)[TRANSFERRED] < WATCHED
                 (request,) = kept(database)
                 resumed = await trio.to_thread.run_sync(
                     asking, "requests", "resume", request["_id"]
                 )
     assert resumed.code == 0, resumed
-    assert resumed.out.splitlines()[-1].startswith("100 of 100 done, 100 GB of 100 GB")
-    assert statuses(database) == {TRANSFERRED: 100}
+    whole = f"{WATCHED} of {WATCHED} done, {WATCHED} GB of {WATCHED} GB"
+    assert resumed.out.splitlines()[-1].startswith(whole)
+    assert statuses(database) == {TRANSFERRED: WATCHED}
 
 
 def started(database: Named) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
     env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
-    command = [sys.executable, "-m", "caxev", *COPY, "--run", "1-100", "--yes"]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
+    return Forked([*COPY, "--run", f"1-{WATCHED}", "--yes"], env, stdout=subprocess.PIPE)

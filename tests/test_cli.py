@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -20,6 +21,7 @@ import click
 import pytest
 import trio
 from bson import encode
+from click.shell_completion import get_completion_class
 from loguru import logger
 from pymongo import MongoClient
 
@@ -31,6 +33,7 @@ from caxev.cli.errors import report_errors
 from caxev.cli.options import GlobalOptions
 from caxev.cli.output import (
     _JsonPrinter,
+    _show_rich,
     cell,
     columns,
     event_parts,
@@ -42,6 +45,7 @@ from caxev.cli.output import (
 from caxev.cli.plans import StepPrinter
 from caxev.cli.reaction_rows import progress_cells
 from caxev.cli.rucio.bring import DirectoryFetch
+from caxev.cli.status import _SITES
 from caxev.config import Settings
 from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.escapes import escaped
@@ -59,6 +63,7 @@ from caxev.core.registry import recorded
 from caxev.handlers import checksum
 from tests import engine
 from tests.conftest import Database as Named
+from tests.forked import Forked
 from tests.mongod import Cluster, Server
 
 SITES: list[dict[str, Any]] = [
@@ -348,13 +353,11 @@ def test_database_unreachable(caxev: Caxev, command: list[str]) -> None:
 
 
 @pytest.mark.replicaset
-def test_wrong_password(caxev: Caxev, mongod: Cluster, tmp_path: Path) -> None:
+def test_wrong_password(caxev: Caxev, mongod: Cluster) -> None:
     """A wrong password: one line, which does not show it."""
-    (tmp_path / "auth").mkdir()
-    with Cluster(tmp_path / "auth", auth=True) as replica_set:
-        uri = replica_set.uri.replace(replica_set.password, "falsch")
-        answer = caxev("status", "--mongo-uri", uri)
-        shown = caxev("status", "--mongo-uri", uri, "--log-level", "debug")
+    uri = mongod.uri.replace(mongod.password, "falsch")
+    answer = caxev("status", "--mongo-uri", uri)
+    shown = caxev("status", "--mongo-uri", uri, "--log-level", "debug")
     assert_one_line(answer, 4, "denied access", "MONGO_PASSWORD")
     assert "falsch" not in answer.err + shown.err
 
@@ -534,6 +537,15 @@ def test_a_bad_value_in_the_database(
     assert_one_line(online(*args), code, nearest)
 
 
+def offered(line: str) -> list[str]:
+    """What is offered for the last word of a line, asked in this process."""
+    _, *words, last = line.split(" ")
+    complete = get_completion_class("bash")
+    assert complete is not None
+    completions = complete(cli, {}, "caxev", "_CAXEV_COMPLETE").get_completions(words, last)
+    return [one.value for one in completions]
+
+
 def completed(line: str, **environ: str) -> list[str]:
     """What bash would offer for the last word of a line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
@@ -550,15 +562,15 @@ def completed(line: str, **environ: str) -> list[str]:
 
 def test_completion(caxev: Caxev) -> None:
     """Commands, options, sites, handlers (a file's too) and types; nothing where that fails."""
-    assert completed("caxev rea") == ["reactions"]
-    assert completed("caxev status --wi") == ["--wide"]
-    assert completed("caxev listen --site ") == ["chicago", "lngs", "tape"]
-    assert "push" in completed("caxev replay --handler pu")
-    assert completed("caxev --handlers reactions.py replay --handler wen") == ["went"]
-    assert completed("caxev rm --type p") == ["processed"]
-    assert completed("caxev status --status tr") == ["transferred", "transferring"]
+    assert offered("caxev rea") == ["reactions"]
+    assert offered("caxev status --wi") == ["--wide"]
+    assert offered("caxev listen --site ") == ["chicago", "lngs", "tape"]
+    assert "push" in offered("caxev replay --handler pu")
+    assert offered("caxev --handlers reactions.py replay --handler wen") == ["went"]
+    assert offered("caxev rm --type p") == ["processed"]
+    assert offered("caxev status --status tr") == ["transferred", "transferring"]
     Path("sites.json").write_text("{")
-    assert completed("caxev listen --site ") == []
+    assert offered("caxev listen --site ") == []
     assert "push" in completed("caxev replay --handler pu")
     nowhere = "mongodb://127.0.0.1:9/?replicaSet=x"
     assert completed("caxev replay --tag ", CAXEV_MONGO_URI=nowhere) == []
@@ -572,10 +584,9 @@ def test_completion_of_tags(online: Caxev, database: Named) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_completion(shell: str) -> None:
+def test_the_script_of_completion(caxev: Caxev, shell: str) -> None:
     """It is for that shell, and asks caxev; bash takes it."""
-    command = [sys.executable, "-m", "caxev", "completion", shell]
-    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    script = caxev("completion", shell).out
     assert f"_CAXEV_COMPLETE={shell}_complete" in script
     if shell == "bash":
         told = subprocess.run(
@@ -835,21 +846,25 @@ TROUBLED = {
     "trouble": "the database refuses to record 3 changes",
     "away": ["/data/xenon/raw: it is not mounted", "/data/xenon/processed: it is not mounted"],
 }
-STATUS_OF_SITES = """
-from caxev.cli.output import _show_rich
-from caxev.cli.status import _SITES
-rows = [%r, {"site": "stockholm", "listening": "never did", "failed": 0}]
-_show_rich(_SITES, rows, wide=%r)
-"""
 
 
-def status_of_sites(row: dict[str, Any], width: int, *, wide: bool = False) -> str:
-    text = on_terminal("-c", STATUS_OF_SITES % (row, wide), COLUMNS=str(width))
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+@pytest.fixture
+def status_of_sites(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What a terminal of a width shows of a site, and of another one that never listened."""
+
+    def shown(row: dict[str, Any], width: int, *, wide: bool = False) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        rows = [row, {"site": "stockholm", "listening": "never did", "failed": 0}]
+        _show_rich(_SITES, rows, wide=wide)
+        return capsys.readouterr().out
+
+    return shown
 
 
 @pytest.mark.parametrize("width", [70, 80, 120])
-def test_a_table_fits_the_terminal(width: int) -> None:
+def test_a_table_fits_the_terminal(status_of_sites: Callable[..., str], width: int) -> None:
     """What is empty is left out, and what is minor if need be; headings are whole."""
     shown = status_of_sites(BUSY, width)
     assert max(map(len, shown.splitlines())) <= width
@@ -858,7 +873,7 @@ def test_a_table_fits_the_terminal(width: int) -> None:
     assert "FAILED" not in headings
 
 
-def test_trouble_leaves_no_room_for_less() -> None:
+def test_trouble_leaves_no_room_for_less(status_of_sites: Callable[..., str]) -> None:
     """What is wrong with a site is there even if little else has room; headings are whole."""
     shown = status_of_sites(TROUBLED, 80)
     assert max(map(len, shown.splitlines())) <= 80
@@ -867,7 +882,7 @@ def test_trouble_leaves_no_room_for_less() -> None:
     }
 
 
-def test_a_wide_table_has_all() -> None:
+def test_a_wide_table_has_all(status_of_sites: Callable[..., str]) -> None:
     """With --wide every column is there, and nothing is folded."""
     shown = status_of_sites(BUSY, 80, wide=True)
     heading, _line, lngs, _stockholm = shown.splitlines()
@@ -875,12 +890,16 @@ def test_a_wide_table_has_all() -> None:
     assert str(BUSY["gap"]) in lngs
 
 
-def on_terminal(*arguments: str, **environ: str) -> str:
-    """What Python prints on a terminal with these arguments; by default `caxev handlers`."""
+def on_terminal(*args: str, **environ: str) -> str:
+    """What a command prints on a terminal."""
+    return printed_by(partial(Forked, args), **environ)
+
+
+def printed_by(start: Callable[..., subprocess.Popen[Any]], **environ: str) -> str:
+    """What a process prints on a terminal."""
     ours, theirs = pty.openpty()
     env = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200", **environ}
-    command = [sys.executable, *(arguments or ("-m", "caxev", "handlers"))]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env) as process:
+    with start(env=env, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         text = b"".join(iter(lambda: _read(ours), b"")).decode()
         os.close(ours)
@@ -897,8 +916,7 @@ def _read(descriptor: int) -> bytes:
 
 def test_terminal_gets_a_rich_table() -> None:
     """On a terminal tables are rich, and NO_COLOR is respected."""
-    assert "─" in (plain := on_terminal(NO_COLOR="1"))
-    assert "─" in on_terminal()
+    assert "─" in (plain := on_terminal("handlers", NO_COLOR="1"))
     assert "checksum" in plain
     assert "\x1b[3" not in plain
 
@@ -906,13 +924,15 @@ def test_terminal_gets_a_rich_table() -> None:
 def test_the_log_respects_no_color() -> None:
     """On a terminal the log has colours, unless NO_COLOR is set to something."""
     code = (
-        "from caxev import logs; from loguru import logger; "
-        "logs.configure('INFO'); logger.info('said')"
+        "import os; from caxev import logs; from loguru import logger\n"
+        "for one in ('1', ''):\n"
+        "    os.environ['NO_COLOR'] = one; logs.configure('INFO'); logger.info('said')"
     )
-    plain = on_terminal("-c", code, NO_COLOR="1")
+    command = [sys.executable, "-c", code]
+    plain, coloured = printed_by(partial(subprocess.Popen, command)).splitlines()
     assert "said" in plain
     assert "\x1b" not in plain
-    assert "\x1b[" in on_terminal("-c", code, NO_COLOR="")
+    assert "\x1b[" in coloured
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import pty
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -44,6 +43,7 @@ from caxev.core.selection import Selection
 from caxev.database import Database, Ingest
 from tests import engine
 from tests.conftest import Database as Named
+from tests.forked import Forked
 from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 
 SITES: list[dict[str, Any]] = [
@@ -590,7 +590,7 @@ def test_a_timeout_leaves_the_request(asking: Caxev, database: Named) -> None:
 def started(database: Named, *args: str, **streams: Any) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CAXEV_", "MONGO_"))}
     env |= {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name, "COLUMNS": "200"}
-    return subprocess.Popen([sys.executable, "-m", "caxev", *COPY, *args], env=env, **streams)
+    return Forked([*COPY, *args], env, **streams)
 
 
 @pytest.mark.replicaset

@@ -86,7 +86,7 @@ def test_the_example_s_own_test_passes(example: Path, mongod: Cluster) -> None:
     said = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=example,
-        env=environment(CAXEV_LAB_MONGO_URI=mongod.uri),
+        env=environment(CAXEV_LAB_MONGO_URI=mongod.uri, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1"),
         capture_output=True,
         text=True,
         check=False,

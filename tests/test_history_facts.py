@@ -28,14 +28,34 @@ async def rows(here: Lab, run: Run, what: str) -> list[HistoryRow]:
 
 
 @three
-async def test_a_flipped_byte(here: Lab) -> None:
-    """The finding, the file's name, the repair and its source; and who made the copy before."""
+async def test_the_history_of_a_run(here: Lab) -> None:
+    """From its first copies to its purge, and of a copy that a person requested."""
     run = await here.new_run(at="lngs", files={"good": b"abc", "bad file": b"defgh"})
+    other = await here.new_run(at="chicago", files={"a": b"abc"})
+    path = CopyPath(CopyKey("raw", "chicago"), CopyKey("raw", "stockholm"))
+    await here.update(new_request(other, path, "me@here", here.now(), None))
     await here.settle()
+    (brought,) = await rows(here, other, What.TRANSFERRED)
+    assert (brought.deed.by, brought.deed.target) == ("me@here", "stockholm")
+    await copied(here, run)
+    await damaged_and_repaired(here, run)
+    await purged(here, run)
+
+
+async def copied(here: Lab, run: Run) -> None:
+    """Who made the copies; readings that find nothing new, and waits, leave no further row."""
     made = {row.deed.target: row.deed for row in await rows(here, run, What.TRANSFERRED)}
     assert made.keys() == {"chicago", "stockholm"}
     assert {(one.source, one.bytes) for one in made.values()} == {("lngs", 8)}
     assert {row.site for row in await rows(here, run, What.VERIFIED)} == {*made}
+    before = await here.history(run)
+    assert {row.deed.what for row in before} == {What.TRANSFERRED, What.VERIFIED}
+    assert await here.settle() == await here.reactions()
+    assert await here.history(run) == before
+
+
+async def damaged_and_repaired(here: Lab, run: Run) -> None:
+    """The finding, the file's name, the repair and its source."""
     (here.path(run, "chicago") / "bad file").write_bytes(b"deXgh")
     here.later(days=31)
     await here.settle()
@@ -49,12 +69,9 @@ async def test_a_flipped_byte(here: Lab) -> None:
     assert repaired.at >= found.at
 
 
-@three
-async def test_a_purge(here: Lab) -> None:
+async def purged(here: Lab, run: Run) -> None:
     """Marked by a rule, proven by the others, deleted: by whom, on what proof, how many bytes."""
-    run = await here.new_run(at="lngs", files={"a": b"x" * 100})
-    await here.settle()
-    here.later(days=101)
+    here.later(days=70)
     await here.settle()
     assert (await here.look(run)).copy(CopyKey("raw", "lngs")) is None
     steps = (What.MARKED, What.PROVEN, What.DELETED)
@@ -62,30 +79,6 @@ async def test_a_purge(here: Lab) -> None:
     assert marked.at <= proven.at <= gone.at
     assert marked.deed.reason == gone.deed.reason == "purge: older than 100 days"
     assert (gone.site, gone.handler, gone.deed.by) == ("lngs", "erase", "lngs: purge")
-    assert gone.deed.bytes == 100
+    assert gone.deed.bytes == 8
     assert {*gone.deed.proof} == {*proven.deed.proof} == {"chicago", "stockholm"}
     assert not await rows(here, run, What.WITHDRAWN)
-
-
-@three
-async def test_who_asked(here: Lab) -> None:
-    """A copy that a person requested names the person."""
-    run = await here.new_run(at="chicago", files={"a": b"abc"})
-    await here.settle()
-    run = await here.look(run)
-    path = CopyPath(CopyKey("raw", "chicago"), CopyKey("raw", "stockholm"))
-    await here.update(new_request(run, path, "me@here", here.now(), None))
-    await here.settle()
-    (brought,) = await rows(here, run, What.TRANSFERRED)
-    assert (brought.deed.by, brought.deed.target) == ("me@here", "stockholm")
-
-
-@three
-async def test_what_did_nothing(here: Lab) -> None:
-    """Readings that find nothing new, and waits, leave no row but the reading's."""
-    run = await here.new_run(at="lngs")
-    await here.settle()
-    before = await here.history(run)
-    assert await here.settle() == await here.reactions()
-    assert await here.history(run) == before
-    assert {row.deed.what for row in before} == {What.TRANSFERRED, What.VERIFIED}

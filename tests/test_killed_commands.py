@@ -105,7 +105,6 @@ DEEDS: dict[str, tuple[str, Callable[[Place], list[Document] | None]]] = {
     "rm --cancel": (f"rm --run 1 {AT} --cancel", going),
     "rm of several": (f"rm --run 1-2 {AT}", known),
     "hold": (f"hold --run 1 {AT} --why talk", known),
-    "hold of several": (f"hold --run 1-2 {AT} --why talk", known),
     "tag": ("tag add good --run 1", known),
     "tag of several": ("tag add good --run 1-2", known),
     "register": (f"register {{root}}/raw/{NAME} {AT}", unknown),

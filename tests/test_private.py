@@ -42,6 +42,7 @@ from caxev.files.incoming import copy_file, forget_incoming, link_file
 from caxev.rucio.files import Checked
 from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did
+from tests.forked import Forked
 from tests.places import vouched
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in, written
@@ -179,11 +180,12 @@ def test_sites_check_and_the_listener_refuse_it(tmp_path: Path) -> None:
     file.write_text(json.dumps([{"name": "a", "dir_raw": str(raw), "state": str(raw / "state")}]))
     environment = {**os.environ, "CAXEV_MONGO_URI": "mongodb://127.0.0.1:1/?replicaSet=x"}
     for words, code in ((["sites", "check"], 1), (["listen"], 3), (["listen", "--dry-run"], 3)):
-        command = [sys.executable, "-m", "caxev", "--config", str(file), *words, "--site", "a"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        command, pipe = ["--config", str(file), *words, "--site", "a"], subprocess.PIPE
+        with Forked(command, environment, stdout=pipe, stderr=subprocess.STDOUT) as done:
+            said = done.communicate()[0].decode()
         assert done.returncode == code
-        assert "state: " in done.stdout + done.stderr
-        assert "where other sites may write" in done.stdout + done.stderr
+        assert "state: " in said
+        assert "where other sites may write" in said
     assert list(raw.iterdir()) == []
 
 

@@ -54,7 +54,7 @@ def test_a_table_of_80_columns(online: Caxev, database: Named, tmp_path: Path) -
     insert(database, *range(100_001, 100_004), source={"type": "AmBe"}, raw_size_byte=5 * 10**11)
     where = {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
     sites = str(tmp_path / "sites.json")
-    shown = on_terminal("-m", "caxev", "runs", COLUMNS="80", CAXEV_SITES=sites, **where)
+    shown = on_terminal("runs", COLUMNS="80", CAXEV_SITES=sites, **where)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
     assert max(map(len, lines)) <= 80
     assert {"RUN", "NAME", "START", "SIZE", "COPIES", "TAGS"} <= {*lines[0].split()}
