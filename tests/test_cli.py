@@ -685,19 +685,19 @@ def test_a_shells_variable_that_is_not_set_is_refused(caxev: Caxev, args: tuple[
     ],
     ids=str,
 )
-def test_a_fifo_keeps_no_command_waiting(tmp_path: Path, args: tuple[str, ...], code: int) -> None:
+def test_a_fifo_keeps_no_command_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], code: int
+) -> None:
     """Nobody has it open at its other end: the command ends with an error that names it."""
-    os.mkfifo(tmp_path / "fifo")
-    done = subprocess.run(
-        [sys.executable, "-m", "caxev", *args],
-        cwd=tmp_path,
-        env={**os.environ, "CAXEV_MONGO_URI": "mongodb://127.0.0.1:1/"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert (done.returncode, "fifo" in done.stderr) == (code, True), done
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("fifo")
+    env = {**os.environ, "CAXEV_MONGO_URI": "mongodb://127.0.0.1:1/"}
+    with Forked(args, env, stderr=subprocess.PIPE) as process:
+        try:
+            _, told = process.communicate(timeout=240)
+        finally:
+            process.kill()
+    assert (process.returncode, b"fifo" in told) == (code, True), told
 
 
 @pytest.mark.parametrize("option", ["--database", "--collection"])

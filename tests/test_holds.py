@@ -31,7 +31,6 @@ from caxev.testing.lab import Lab as Small
 from tests import strategies as make
 from tests.conftest import Database as Named
 from tests.engine import run_document
-from tests.sshd import Server
 from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 from tests.test_life import HOSTS, Lab, lab
 from tests.test_retention import (
@@ -534,16 +533,10 @@ def test_without_a_source_the_best_is_taken(asking: Caxev, database: Named) -> N
     assert_one_line(nothing, 1, "run 1 has no good copy of processed data elsewhere")
 
 
-# -- over SSH -------------------------------------------------------------------------------------
+# -- from the request to the end ------------------------------------------------------------------
 
-
-def over_ssh(server: Server) -> dict[str, dict[str, Any]]:
-    """Three sites that reach each other by SFTP; lngs deletes raw data after 30 days."""
-    end = server.endpoint
-    login = {"hostname": end.host, "port": end.port, "username": end.username}
-    keys = {"known_hosts": end.known_hosts, "identity": end.identity}
-    reached = {"method": "sftp", **login, **keys, "deletion": {"copies": 2}}
-    return {"lngs": {**reached, "purge": 30}, "chicago": reached, "stockholm": reached}
+TWO: dict[str, Any] = {"deletion": {"copies": 2}}
+DELETING_AT_LNGS = {"lngs": {**TWO, "purge": 30}, "chicago": TWO, "stockholm": TWO}
 
 
 async def requested(lab: Small, run: Run, *, hold: Hold | None) -> Run:
@@ -552,16 +545,15 @@ async def requested(lab: Small, run: Run, *, hold: Hold | None) -> Run:
     return await lab.update(new_request(run, path, "me@host", lab.now(), hold))
 
 
-@pytest.mark.sshd
 @pytest.mark.replicaset
-async def test_what_is_requested_is_kept_while_it_is_held(sshd: Server) -> None:  # the fixture
+async def test_what_is_requested_is_kept_while_it_is_held() -> None:
     """Of runs that are old enough to go: until the holds end, and then each goes with a proof.
 
     One without a hold goes as soon as it is there, which is what the others are spared.
     """
     load_handlers(default=DEFAULT_HANDLERS)
     modules = (transfer, checksum, deletion)
-    async with testing.lab(*modules, sites=over_ssh(sshd)) as lab:
+    async with testing.lab(*modules, sites=DELETING_AT_LNGS) as lab:
         target = lab.sites.get("lngs")
         usual = Keep().of_request(CopyKey("raw", "lngs"), target, "me@here")
         runs = []

@@ -58,11 +58,13 @@ class Place:
         for path in (self.raw, self.far):
             Path(marker_path(str(path), MARKER)).touch()
 
-    async def note_markers(self, database: Named) -> None:
-        """Note that its directories are known by their markers."""
+    async def note(self, database: Named) -> None:
+        """Note that its directories are known by their markers, and the run's manifest."""
+        manifest = digest_tree(vouched(self.raw / NAME), sha512=True, report=lambda *_: None)
         async with engine.opened(database) as db:
             for path in (self.raw, self.far):
                 await db.note_marker("lngs", str(path), MARKER)
+            await db.store_manifest(manifest.digest, manifest.to_rows())
 
 
 def known(place: Place) -> list[Document]:
@@ -138,8 +140,7 @@ def test_killed_at_each_point(deed: str, place: Place, database: Named, tmp_path
     words, prepare = DEEDS[deed]
     given = words.format(root=place.root, far=place.far).split()
     write_sites(tmp_path / "sites.json", place)
-    store_manifest(database, place)
-    trio.run(place.note_markers, database)
+    trio.run(place.note, database)
     options = ["--config", str(tmp_path / "sites.json"), "--database", database.name]
 
     def command() -> None:
@@ -207,13 +208,3 @@ def write_sites(file: Path, place: Place) -> None:
         {"name": name, "hostname": f"{name}.example.org", "dir_raw": f"/{name}"} for name in OTHERS
     ]
     file.write_text(json.dumps([here, *others]))
-
-
-def store_manifest(database: Named, place: Place) -> None:
-    manifest = digest_tree(vouched(place.raw / NAME), sha512=True, report=lambda *_: None)
-
-    async def store() -> None:
-        async with engine.opened(database) as db:
-            await db.store_manifest(manifest.digest, manifest.to_rows())
-
-    trio.run(store)
