@@ -27,9 +27,7 @@ from caxev.core.registry import recorded
 
 def forked(function: Callable[[], object]) -> int:
     """Call a function in a fork, which leads a session; the exit status, of a signal negative."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # we may have threads: it needs none
-        child = os.fork()
+    child = _fork()
     if child == 0:
         try:
             os.setsid()
@@ -40,6 +38,12 @@ def forked(function: Callable[[], object]) -> int:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # we may have threads: it needs none
+        return os.fork()
 
 
 def armed(point: str) -> None:
@@ -58,7 +62,7 @@ class Forked(subprocess.Popen[Any]):
     def _execute_child(self, args: Sequence[str], *given: Any) -> None:
         # As the base class hands them on: the environment, then both ends of each pipe.
         environ, (stdin, _, _, stdout, _, stderr) = given[5], given[9:15]
-        self.pid = os.fork()
+        self.pid = _fork()
         if self.pid == 0:
             _run(args, environ, (stdin, stdout, stderr))
         self._child_created = True
@@ -80,9 +84,13 @@ def _run(args: Sequence[str], environ: Mapping[str, str], streams: Sequence[int]
         contextvars.Context().run(main)
     except SystemExit as end:
         code = end.code
+    except BaseException:  # noqa: BLE001  # nothing of it may go on in the test's own code
+        traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _forget() -> None:
