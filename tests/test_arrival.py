@@ -92,14 +92,14 @@ class Place:
         return todo
 
 
-def place_of(tmp_path: Path, *, single: bool) -> Place:
+def place_of(tmp_path: Path, *, single: bool, size: int = BIG) -> Place:
     for name in ("source", "target"):
         (tmp_path / name).mkdir()
     source = tmp_path / "source" / "run"
     if not single:
         make_run(source)
     big = source if single else source / "big"
-    big.write_bytes(os.urandom(BIG))
+    big.write_bytes(os.urandom(size))
     os.utime(big, (OLD, OLD))
     return Place(source, tmp_path / "target" / "run")
 
@@ -453,6 +453,11 @@ def request_of(place: Place, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Place:
+    return place_of(tmp_path, single=True, size=3)
+
+
 ROW: Final = ["", "file", 1, 0, ""]
 
 
@@ -477,10 +482,9 @@ ROW: Final = ["", "file", 1, 0, ""]
         {"min_free": "much"},
     ],
 )
-def test_a_request_of_the_wrong_shape_is_given_up(file: Place, change: dict[str, Any]) -> None:
+def test_a_request_of_the_wrong_shape_is_given_up(tiny: Place, change: dict[str, Any]) -> None:
     """It is told in a line, and not by a traceback."""
-    file.final.unlink()
-    refused(receive(packed(request_of(file, **change))))
+    refused(receive(packed(request_of(tiny, **change))))
 
 
 @pytest.mark.parametrize(
@@ -494,11 +498,10 @@ def test_what_is_no_message_is_given_up(said: bytes) -> None:
     assert b"Traceback" not in ended.stderr
 
 
-def test_a_request_that_lacks_something_is_given_up(file: Place) -> None:
+def test_a_request_that_lacks_something_is_given_up(tiny: Place) -> None:
     """Whatever it is."""
-    file.final.unlink()
     for name in ("path", "roots", "do", "source", "min_free"):
-        request = request_of(file)
+        request = request_of(tiny)
         del request[name]
         refused(receive(packed(request)))
 

@@ -9,7 +9,6 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -123,24 +122,22 @@ def test_what_is_verified_lies_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077])
-@pytest.mark.parametrize("way", ["pull", "push"])
-async def test_modes_are_set_and_not_inherited(
-    local: Place, mask: int, way: Literal["pull", "push"]
-) -> None:
+async def test_modes_are_set_and_not_inherited(local: Place, mask: int) -> None:
     """Whatever the listener's umask, and the modes of the source: a copy is 0644 and 0755."""
     near, far = (Path(site.roots[0]) for site in (local.here, local.there))
-    source, target = (far, near) if way == "pull" else (near, far)
-    prepare(source / "run")
-    ends = (target / "copy", source / "run")
-    local_end, remote_end = ends if way == "pull" else ends[::-1]
-    route = Route(local.here, local.there, str(local_end), str(remote_end))
+    prepare(near / "run")
+    there = Route(local.here, local.there, str(near / "run"), str(far / "copy"))
+    back = Route(local.here, local.there, str(near / "again"), str(far / "run"))
+    prepare(far / "run")
     before = os.umask(mask)
     try:
         async with Workers() as workers:
-            await workers.run(transfer.pull if way == "pull" else transfer.push, route)
+            await workers.run(transfer.push, there)
+            await workers.run(transfer.pull, back)
     finally:
         os.umask(before)
-    assert modes_below(target / "copy") == {("directory", 0o755), ("file", 0o644)}
+    for copy in (far / "copy", near / "again"):
+        assert modes_below(copy) == {("directory", 0o755), ("file", 0o644)}
 
 
 def prepare(run: Path) -> None:

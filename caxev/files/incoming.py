@@ -293,7 +293,7 @@ def forget_incoming(state: str) -> int:
     gone = 0
     if not os.path.isdir(f"{state}/incoming") or not_private(f"{state}/incoming"):
         return gone
-    incoming = _incoming(state)
+    incoming = make_private(f"{state}/incoming")
     for name in os.listdir(incoming):
         path = join(incoming, name)
         # If it is in use, or cannot be removed now, it is tried again the next day.
@@ -312,13 +312,9 @@ def _changed(path: bytes) -> float:
     return last
 
 
-def _incoming(state: str) -> Confined:
-    return make_private(f"{state}/incoming")
-
-
 def _place(state: str, final: bytes, suffix: bytes = b"") -> Confined:
     """Return where the copy at `final` is received: a directory where only we may write."""
-    return join(_incoming(state), _hashed(final) + suffix)
+    return join(make_private(f"{state}/incoming"), _hashed(final) + suffix)
 
 
 def name_in(directory: Confined, path: bytes) -> Confined:

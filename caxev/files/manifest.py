@@ -69,7 +69,7 @@ class Item:
 
     def same(self, other: Item) -> bool:
         """Return whether both have the same content; without SHA-512, which either may lack."""
-        return self._content == other._content
+        return _content(self) == _content(other)
 
     def part_digests(self) -> list[bytes] | None:
         """Return the BLAKE3 of each part; None if unknown, or if `blake3` contradicts `parts`."""
@@ -79,13 +79,10 @@ class Item:
         known = len(found) == -(-self.size // PART) and item_digest(found)[0] == self.blake3
         return found if known else None
 
-    @property
-    def _content(self) -> tuple[object, ...]:
-        return (self.kind, self.size, self.blake3, self.target)
-
 
 _FIELDS: Final = ("path", "kind", "size", "blake3", "sha512", "target", "parts")
 _values: Final = attrgetter(*_FIELDS)
+_content: Final = attrgetter("kind", "size", "blake3", "target")
 
 
 def item_digest(parts: Sequence[bytes]) -> tuple[bytes, bytes]:

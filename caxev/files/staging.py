@@ -160,14 +160,11 @@ class StagedCopy:
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
             with local(self.final, "withdraw"):
-                self._drop_partial()
+                # The bad copy takes the place of a partial of another attempt.
+                if os.path.lexists(self.partial):
+                    with writing(self.partial, directory=os.path.isdir(self.partial)):
+                        remove(self.partial)
                 withdraw(self.final, self.partial)
-
-    def _drop_partial(self) -> None:
-        """Remove a partial of another attempt, whose place the bad copy takes."""
-        if os.path.lexists(self.partial):
-            with writing(self.partial, directory=os.path.isdir(self.partial)):
-                remove(self.partial)
 
     def _lock(self, held: ExitStack) -> None:
         partial = self.partial

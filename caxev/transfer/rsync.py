@@ -229,7 +229,8 @@ class _Run:
         """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
         options = [*more]
         if self.route.max_rate is not None:
-            options.append(f"--bwlimit={self._kilobytes}")
+            # In units of 1024 bytes a second; 0 would mean no limit.
+            options.append(f"--bwlimit={max(1, int(self.route.max_rate // 1024))}")
         before = self.meter.done
 
         def line(text: str) -> None:
@@ -250,11 +251,6 @@ class _Run:
         program = Program(command, "rsync", {**PLAIN, **own})
         ended = run(program, output=Lines(line, terminal=True), limits=self.limits)
         _check(ended, self.endpoint)
-
-    @property
-    def _kilobytes(self) -> int:
-        """The rate limit as rsync takes it, in units of 1024 bytes a second; 0 would mean none."""
-        return max(1, int((self.route.max_rate or 0) // 1024))
 
 
 @define
