@@ -99,7 +99,7 @@ def place_of(tmp_path: Path, *, single: bool, size: int = BIG) -> Place:
     if not single:
         make_run(source)
     big = source if single else source / "big"
-    big.write_bytes(os.urandom(size))
+    big.write_bytes((os.urandom(1_000_003) * 13)[:size])  # no two parts are alike
     os.utime(big, (OLD, OLD))
     return Place(source, tmp_path / "target" / "run")
 

@@ -1,156 +1,98 @@
-"""Copies that went bad are repaired by real listeners: what is wrong is brought again, no more."""
+"""Copies that went bad are repaired: what is wrong is brought again from a good copy, no more."""
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import define
-from pymongo import MongoClient
-from pymongo.collection import Collection
 
-from caxev.demo.world import World
-from tests.faults.campaign import new_world, raw_only
+from caxev import ERROR, TRANSFERRED, VERIFYING, CopyKey, RunUpdate, What
+from caxev.database.history import HistorySearch
+from tests import engine
+from tests.conftest import Database as Named
+from tests.test_life import HOSTS, Lab, lab
 from tests.test_ssh import flip
 
-pytestmark = [pytest.mark.replicaset, pytest.mark.sshd, pytest.mark.xdist_group("repair")]
-
-PATIENCE = 240.0  # seconds
-SIZE = 3_000_000
+pytestmark = pytest.mark.replicaset
 
 
-@define
-class Ground:
-    """Three sites that have copied a run, and are idle."""
-
-    world: World
-    runs: Collection[dict[str, Any]]
-    run: Any
-    number: int
-
-    def entry(self, host: str) -> dict[str, Any]:
-        document = self.runs.find_one({"_id": self.run})
-        assert document is not None
-        return next((one for one in document["data"] if one["host"] == host), {})
-
-    def is_good(self, host: str) -> bool:
-        return self.entry(host).get("status") == "transferred"
-
-    def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < deadline, f"{what}: {self.runs.find_one({'_id': self.run})}"
-            time.sleep(0.05)
-
-    def verify_again(self, host: str) -> None:
-        """Have a person doubt a copy."""
-        self.runs.update_one(
-            {"_id": self.run, "data.host": host}, {"$set": {"data.$.status": "verifying"}}
-        )
-
-    def files(self, host: str) -> list[Path]:
-        return sorted(Path(self.entry(host)["location"]).iterdir())
-
-    def largest(self, host: str) -> Path:
-        return max(self.files(host), key=lambda file: (file.stat().st_size, file.name))
-
-    def contents(self, host: str) -> list[bytes]:
-        return [file.read_bytes() for file in self.files(host)]
-
-    def moved(self, site: str) -> list[int]:
-        """The bytes of each transfer of the run that the site's listener has logged."""
-        log = (self.world.directory / "logs" / f"{site}.log").read_text()
-        return [int(count) for count in re.findall(rf"run {self.number} .*moved (\d+) of", log)]
+async def doubt(three: Lab, run: Any, host: str) -> None:
+    """Have a person doubt a copy: it is verified again."""
+    now = await three.run(run)
+    copy = now.copy(CopyKey("raw", host))
+    assert copy is not None
+    await engine.write(three.database, RunUpdate.change_copy(now, copy, VERIFYING))
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """Three sites with their listeners, for all tests here."""
-    with new_world(sites=raw_only({})) as world:
-        for site in world.sites:
-            world.listen(site)
-        yield world
+def contents(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-@pytest.fixture
-def ground(world: World) -> Iterator[Ground]:
-    with MongoClient[dict[str, Any]](world.mongod.uri, w="majority") as client:
-        runs = client["run"]["runs_new"]
-        number = 1 + runs.count_documents({})
-        document = world.take_run("lngs", number, SIZE, seed=number)
-        runs.insert_one(document)
-        ground = Ground(world, runs, document["_id"], number)
-        ground.wait("not copied", lambda: all(map(ground.is_good, world.sites)))
-        yield ground
-
-
-def test_a_flipped_bit_costs_one_file(ground: Ground) -> None:
+async def test_a_flipped_bit_costs_one_file(database: Named, tmp_path: Path) -> None:
     """Found by a re-check, the bad file alone is fetched again, and the copy is good as before."""
-    before = ground.contents("chicago")
-    bad = ground.largest("chicago")
-    flip(bad, 100)
-    ground.verify_again("chicago")
-    ground.wait("not repaired", lambda: ground.entry("chicago").get("repairs") == 1)
-    ground.wait("not good", lambda: ground.is_good("chicago"))
-    assert ground.contents("chicago") == before
-    assert ground.moved("chicago") == [sum(map(len, before)), bad.stat().st_size]
-    assert not ground.entry("chicago")["checksumproblem"]
-    assert ground.entry("chicago")["error"] is None
+    async with lab(database, tmp_path) as three:
+        run = await three.take(*HOSTS)
+        good = contents(three.path("chicago"))
+        flip(three.path("chicago") / "a.zip", 100)
+        await three.listen(*HOSTS)
+        await doubt(three, run, "chicago")
+        copy = await three.becomes(run, "chicago", status=TRANSFERRED, repairs=1)
+        assert not copy.checksumproblem
+        assert copy.fields["error"] is None
+        assert contents(three.path("chicago")) == good
+        await three.settled()
+        rows = await three.database.history(HistorySearch(runs=[run], what=[What.REPAIRED]))
+        (deed,) = (row.deed for row in rows)
+        assert deed.files == ("a.zip",)
+        assert deed.bytes in {0, len(good["a.zip"])}  # a reflink moves none
 
 
-def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
+async def test_a_damaged_source_is_passed_over(database: Named, tmp_path: Path) -> None:
     """The same file is bad at the first source too: nothing of it is taken.
 
     The first is read again by its own site, found to be bad and repaired as well.
     """
-    before = ground.contents("chicago")
-    flip(ground.largest("chicago"), 100)
-    flip(ground.largest("lngs"), 200)
-    ground.verify_again("chicago")
-    ground.wait("not repaired", lambda: ground.entry("chicago").get("repairs") == 1)
-    ground.wait("not good", lambda: ground.is_good("chicago"))
-    assert ground.contents("chicago") == before
-    assert ground.entry("chicago")["manifest"] == ground.entry("stockholm")["manifest"]
-    ground.wait("not repaired", lambda: ground.entry("lngs").get("repairs") == 1)
-    ground.wait("not good", lambda: ground.is_good("lngs"))
-    assert ground.contents("lngs") == before
+    async with lab(database, tmp_path) as three:
+        run = await three.take(*HOSTS)
+        good = contents(three.path("chicago"))
+        flip(three.path("chicago") / "a.zip", 100)
+        flip(three.path("lngs") / "a.zip", 200)
+        await three.listen(*HOSTS)
+        await doubt(three, run, "chicago")
+        for host in ("chicago", "lngs"):
+            await three.becomes(run, host, status=TRANSFERRED, repairs=1)
+            assert contents(three.path(host)) == good
 
 
-def test_the_first_good_copy_repairs_those_found_bad_before(ground: Ground) -> None:
+async def test_the_first_good_copy_repairs_those_found_bad_before(
+    database: Named, tmp_path: Path
+) -> None:
     """None was within reach when they were found: they wait for no further event of their own."""
-    hosts = ("chicago", "lngs", "stockholm")
-    before = {file.name: file.read_bytes() for file in ground.files("lngs")}
-    for host in hosts:
-        flip(ground.largest(host), 100)
-    ground.verify_again("chicago")
-    ground.wait(
-        "not all found", lambda: all(ground.entry(host)["status"] == "error" for host in hosts)
-    )
-    place = Path(ground.entry("lngs")["location"])
-    place.mkdir(exist_ok=True)
-    for name, content in before.items():
-        (place / name).write_bytes(content)
-    ground.verify_again("lngs")
-    ground.wait("not repaired", lambda: all(map(ground.is_good, hosts)))
-    assert all(ground.contents(host) == list(before.values()) for host in hosts)
+    async with lab(database, tmp_path) as three:
+        run = await three.take(*HOSTS)
+        good = contents(three.path("lngs"))
+        for host in HOSTS:
+            flip(three.path(host) / "a.zip", 100)
+        await three.listen(*HOSTS)
+        await doubt(three, run, "chicago")
 
+        async def all_found() -> bool:
+            return all(copy.status == ERROR for copy in (await three.run(run)).copies)
 
-def test_a_copy_that_nobody_can_mend_is_left_to_a_person(ground: Ground) -> None:
-    """Bad at every place: each is found to be, and says so; nothing is deleted."""
-    hosts = ("chicago", "lngs", "stockholm")
-    for host in hosts:
-        flip(ground.largest(host), 100)
-    ground.verify_again("chicago")
-    ground.wait(
-        "not all found", lambda: all(ground.entry(host)["status"] == "error" for host in hosts)
-    )
-    time.sleep(1)  # nothing more may follow
-    assert [ground.entry(host)["status"] for host in hosts] == ["error"] * 3
-    assert all("differs" in ground.entry(host)["error"] for host in hosts)
-    names = {host: Path(ground.entry(host)["location"]) for host in hosts}
-    for place in names.values():  # under its name, or as the partial that a repair has made of it
-        assert place.exists() or place.with_name(f".caxev-part-{place.name}").exists()
+        await three.until(all_found)
+        await three.settled()
+        for host in HOSTS:
+            copy = await three.becomes(run, host, status=ERROR)
+            assert "differs" in copy.fields["error"]
+            # Nothing is deleted: it is under its name, or the partial that a repair has made of it.
+            place = three.path(host)
+            assert place.exists() or place.with_name(f".caxev-part-{place.name}").exists()
+        for name, content in good.items():
+            (three.path("lngs") / name).parent.mkdir(parents=True, exist_ok=True)
+            (three.path("lngs") / name).write_bytes(content)
+        await doubt(three, run, "lngs")
+        for host in HOSTS:
+            await three.becomes(run, host, status=TRANSFERRED)
+            assert contents(three.path(host)) == good
