@@ -112,16 +112,16 @@ class Maker:
         None without one, if it fails, or if the run is not given. `idle` keeps for the events of a
         run whether it concerns each handler; without it, all decisions are asked.
         """
-        handlers = self.registry.wanting(event)
+        here = None if self.sites is None else self.sites.get(self.registry.here.name)
         job: Job | None = None
-        if handlers and run is not None and self.sites is not None:
-            here = self.sites.get(self.registry.here.name)
-            job = Job(run, event, here, self.sites, at=at)
-        for handler in handlers:
-            if job is not None and idle is not None and _is_idle(handler, job, idle):
+        for handler in self.registry.wanting(event):
+            if run is None or here is None:
+                yield handler, None
+            elif idle is not None and _is_idle(handler, run, here, idle):
                 yield handler, _IDLE
             else:
-                yield handler, None if job is None else decision_of(handler, job)
+                job = job or Job(run, event, here, self.sites, at=at)
+                yield handler, decision_of(handler, job)
 
     def priority(self, snapshot: Snapshot) -> int:
         """Return the priority of a run; 0: it is not urgent."""
@@ -135,19 +135,19 @@ class Maker:
 _IDLE: Final = Skip("nothing of the run concerns it")
 
 
-def concerns(handler: Handler, job: Job) -> bool:
-    """Return whether a run concerns a handler at all; True as well if it cannot tell."""
+def concerns(handler: Handler, run: Run, here: Any) -> bool:
+    """Return whether a run concerns a handler at our site; True as well if it cannot tell."""
     try:
-        return handler.concerns is None or bool(handler.concerns(job.run, job.site))
+        return handler.concerns is None or bool(handler.concerns(run, here))
     except BaseException:  # noqa: BLE001  # as of a decision
         return True
 
 
-def _is_idle(handler: Handler, job: Job, known: dict[str, bool]) -> bool:
+def _is_idle(handler: Handler, run: Run, here: Any, known: dict[str, bool]) -> bool:
     if handler.concerns is None:
         return False
     if handler.name not in known:
-        known[handler.name] = not concerns(handler, job)
+        known[handler.name] = not concerns(handler, run, here)
     return known[handler.name]
 
 
