@@ -26,7 +26,7 @@ from caxev.cli.options import requester
 from caxev.core.selection import EVERY
 from caxev.web.auth.forms import PublicAddress, read_form
 from caxev.web.auth.gate import Gate
-from caxev.web.auth.oidc import BELIEVED, OidcLogin, Provider
+from caxev.web.auth.oidc import BELIEVED, OidcLogin
 from caxev.web.auth.options import OidcOptions
 from caxev.web.auth.people import Membership, Person, PersonRole
 from caxev.web.auth.sessions import LoginSession, Sessions, SignedCookie
@@ -417,8 +417,8 @@ def connection(
 async def test_the_provider_is_asked_again() -> None:
     """Who logged in an hour ago goes there and back before the next page; nothing else is done."""
     sessions, address = Sessions.begin(secure=False), PublicAddress("http://127.0.0.1")
-    provider_ = Provider(OidcOptions("http://127.0.0.1:1", "caxev-page"))
-    way = OidcLogin(provider_, Membership(), sessions, address)
+    options = OidcOptions("http://127.0.0.1:1", "caxev-page")
+    way = OidcLogin(options, Membership(), sessions, address)
     gate = Gate(PlainTextResponse("in"), way, sessions)
     navigation = {"sec-fetch-mode": "navigate", "sec-fetch-site": "same-origin"}
     for age, method, path, headers, wanted in (

@@ -22,7 +22,7 @@ from caxev.core.processes import Process
 from caxev.core.transcript import last_of, packed, unpacked
 from caxev.database import DatabaseError, Disk
 from caxev.web import data
-from caxev.web.counted import Counted
+from caxev.web.answers import Counted
 from caxev.web.growth import DAYS_KEPT, Growth
 from caxev.web.jobs import job_rows
 from caxev.web.lights import Level

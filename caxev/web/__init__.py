@@ -9,12 +9,12 @@ there as rendered parts of the page through the `hub` to every browser that show
 - `scene`: the state with the sites of sites.json, and what is in progress; `terminal` is all that
   ``caxev top`` adds;
 - `views`: what each view shows, as parts, with a module for each of the larger ones: `now`,
-  `links`, `storage`, `site`, `run` (with `jobs`, `outputs`); `rendering` makes HTML of them,
+  `links`, `storage`, `site`, `run` (with `jobs`); `rendering` makes HTML of them,
   `drawing` SVG;
-- `answers`: what only the database knows, `counted` in the background;
+- `answers`: what only the database knows, counted in the background;
 - `broadcast`, `hub`: send each part that changed to all that watch its view, rendered once;
 - `app`: the addresses; `api`, `data`: the same as JSON; `export`: runs as CSV; `guard`, `auth`:
-  who may ask for what; `server`: Hypercorn, in our own nursery; `reloading`: sites.json again.
+  who may ask for what; `server`: Hypercorn, in our own nursery, and sites.json again.
 
 It reads, and writes nothing: what a person asks for is done by functions of the command line, which
 are handed in.

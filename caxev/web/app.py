@@ -24,22 +24,21 @@ from caxev.web import listing, views
 from caxev.web.acts.links import links
 from caxev.web.answers import Answers
 from caxev.web.api import Api
-from caxev.web.assets import KINDS, asset
 from caxev.web.auth.sessions import session_of
 from caxev.web.broadcast import EVENTS, RUNS
 from caxev.web.export import MOST_EXPORTS, RunsExport
-from caxev.web.frame import Frame
+from caxev.web.frame import KINDS, Frame, asset
 from caxev.web.hub import Hub, Render
 from caxev.web.links import WINDOWS, links_parts
 from caxev.web.listing import BadFilter, Filter
 from caxev.web.now import now_parts
-from caxev.web.rendering import lines, shown
+from caxev.web.rendering import Parts, lines, shown
 from caxev.web.run import History, RunView
 from caxev.web.scene import Scene
 from caxev.web.site import configuration, process_rows, site_parts
 from caxev.web.storage import rules_of, storage_parts
 from caxev.web.stream import ADMITTED, EventStream
-from caxev.web.views import Failures, Parts
+from caxev.web.views import Failures
 
 LIVE: Final = {"/": "now", "/alarms": "alarms", "/handlers": "handlers"}
 """The addresses of views that need nothing else."""

@@ -10,12 +10,12 @@ from typing import Final
 import trio
 from attrs import frozen
 from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 from caxev.core.clock import utcnow
 from caxev.core.selection import Selection
 from caxev.core.sheet import HEADINGS, as_csv, cells
 from caxev.database import Database, DatabaseError
-from caxev.web.guard import Receive, Scope, Send
 from caxev.web.stream import until_gone
 
 _HEADERS: Final = (

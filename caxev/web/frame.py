@@ -1,8 +1,11 @@
-"""The frame of every page: navigation, who is logged in, and what is wrong."""
+"""The frame of every page: navigation, who is logged in, what is wrong; and the pages' files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from hashlib import blake2b
+from importlib.resources import files
 from typing import Any, Final
 
 from attrs import frozen
@@ -10,7 +13,6 @@ from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from caxev.web.assets import assets_version
 from caxev.web.auth.sessions import LOGOUT_KEY, OUTSIDE_KEY, session_of
 from caxev.web.hub import digest
 from caxev.web.rendering import render
@@ -28,6 +30,13 @@ NAVIGATION: Final = {
     "Holds": "/holds",
     "Handlers": "/handlers",
 }
+KINDS: Final = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "icons.svg": "image/svg+xml",
+    "favicon.svg": "image/svg+xml",
+}
+"""The files that go to browsers as they are."""
 
 
 @frozen(eq=False)
@@ -86,3 +95,15 @@ class Frame:
     def _badges(self) -> dict[str, int]:
         """Return what is wrong, by the address of the view that shows it."""
         return {one.path: one.value for one in numbers(self.scene.state) if one.kind and one.path}
+
+
+@cache
+def asset(name: str) -> bytes:
+    """Return a file by its name."""
+    return files("caxev.web").joinpath("static", name).read_bytes()
+
+
+@cache
+def assets_version() -> str:
+    """Return a text that changes with the files, so that a browser fetches them again."""
+    return blake2b(b"".join(map(asset, KINDS)), digest_size=6).hexdigest()

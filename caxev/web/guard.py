@@ -7,16 +7,12 @@ rebinding) nor have it do anything (nothing is done by GET, and `auth.forms` che
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Collection
+from typing import Final
 
 from attrs import frozen
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -39,7 +35,7 @@ WRITING: Final = READING | {"POST"}
 class Guard:
     """Lets through what asks for one of the names `hosts`, with one of the methods."""
 
-    app: App
+    app: ASGIApp
     hosts: Collection[str]
     methods: Collection[str] = READING
 
@@ -53,12 +49,14 @@ class Guard:
                 answer = {**answer, "headers": [*answer.get("headers", ()), *HEADERS]}
             await send(answer)
 
+        app, allow = self.app, {"allow": "GET, HEAD"}
         if not self._is_known(scope):
-            await _refuse(guarded, 421, "this name is not served here: see caxev web --name")
+            why = "this name is not served here: see caxev web --name\n"
+            app = PlainTextResponse(why, 421, allow)
         elif scope["method"] not in self.methods:
-            await _refuse(guarded, 405, "this page only shows: nothing can be changed here")
-        else:
-            await self.app(scope, receive, guarded)
+            why = "this page only shows: nothing can be changed here\n"
+            app = PlainTextResponse(why, 405, allow)
+        await app(scope, receive, guarded)
 
     def _is_known(self, scope: Scope) -> bool:
         named = [value for name, value in scope["headers"] if name == b"host"]
@@ -68,9 +66,3 @@ class Guard:
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return (name if colon and port.isdecimal() else host).lower()
-
-
-async def _refuse(send: Send, status: int, why: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"allow", b"GET, HEAD")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{why}\n".encode()})

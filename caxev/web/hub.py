@@ -84,24 +84,21 @@ class Topic:
     async def refresh(self) -> None:
         """Render the view, and send the parts that changed."""
         async with self._rendering:
-            await self._refresh()
-
-    async def _refresh(self) -> None:
-        try:
-            parts = dict(await self.render())
-        except GiveUp:
-            self.send(message("reload", {}))
-            return
-        except DatabaseError as error:
-            # Viewers keep what they have; all is rendered again when the database is back.
-            logger.debug("a view is not up to date: {}", error)
-            return
-        if self.parts and parts.keys() != self.parts.keys():
+            try:
+                parts = dict(await self.render())
+            except GiveUp:
+                self.send(message("reload", {}))
+                return
+            except DatabaseError as error:
+                # Viewers keep what they have; all is rendered again when the database is back.
+                logger.debug("a view is not up to date: {}", error)
+                return
+            former, self.parts = self.parts, parts
+        if former and parts.keys() != former.keys():
             # A part came or went: only a whole page has it in its place.
             self.send(message("reload", {}, digest(parts)))
-        elif changed := {name: one for name, one in parts.items() if self.parts.get(name) != one}:
+        elif changed := {name: one for name, one in parts.items() if former.get(name) != one}:
             self.send(message("parts", changed, digest(parts)))
-        self.parts = parts
 
 
 @define(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from attrs import frozen
 
@@ -36,13 +36,6 @@ class Level(IntEnum):
     def icon(self) -> str:
         """The name of its icon, and of its colour."""
         return self.name.lower()
-
-
-class Forecast(NamedTuple):
-    """In how many seconds a directory's disk is full; None: it does not fill."""
-
-    root: str
-    seconds: float | None
 
 
 @frozen
@@ -73,13 +66,21 @@ def light_of(
     now: datetime,
     *,
     listens: bool = True,
-    forecasts: Iterable[Forecast] = (),
+    forecasts: Iterable[tuple[str, float | None]] = (),
 ) -> Light:
-    """Return the light of a site; `listens`: whether it should have a listener."""
+    """Return the light of a site; `listens`: whether it should have a listener.
+
+    `forecasts`: after how many seconds the disk of each directory is full; None: it does not fill.
+    """
     found = [*_listener(state, site, now, listens=listens), *_work(state, site, now)]
     record = state.sites.get(site)
     if record is not None and is_active(record, now):
-        found += _disks(record, forecasts)
+        found += [(Level.BAD, f"disk away: {why}") for why in record.away.values()]
+        found += [
+            (Level.WARN, f"the disk of {root} is full in {lasting(seconds)}")
+            for root, seconds in forecasts
+            if seconds is not None and seconds < SOON
+        ]
         if record.gaps and now - record.gaps[-1].found < GAP_SHOWN:
             found.append((Level.WARN, f"history was lost and made up for: {record.gaps[-1].why}"))
     reasons = sorted(found, key=lambda one: -one[0])
@@ -103,16 +104,6 @@ def _listener(
 
 def _ago(moment: datetime, now: datetime) -> str:
     return lasting(max((now - moment).total_seconds(), 0.0))
-
-
-def _disks(record: Record, forecasts: Iterable[Forecast]) -> list[tuple[Level, str]]:
-    away = [(Level.BAD, f"disk away: {why}") for why in record.away.values()]
-    full = [
-        (Level.WARN, f"the disk of {root} is full in {lasting(seconds)}")
-        for root, seconds in forecasts
-        if seconds is not None and seconds < SOON
-    ]
-    return [*away, *full]
 
 
 def _work(state: LiveState, site: str, now: datetime) -> list[tuple[Level, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Final, TypeAlias
+from typing import Final
 
 from attrs import frozen
 
@@ -14,11 +14,9 @@ from caxev.core.ledger import State
 from caxev.core.model import TRANSFERRED
 from caxev.web.lights import Level, Light, is_active
 from caxev.web.reasons import grouped
-from caxev.web.rendering import element_id, render
+from caxev.web.rendering import Parts, element_id, render
 from caxev.web.scene import HEADLINES, DiskUse, Scene, numbers, work
 from caxev.web.state import LiveState
-
-Parts: TypeAlias = dict[str, str]
 
 CHANGES_SHOWN: Final = 14
 PROGRESS_SHOWN: Final = 12

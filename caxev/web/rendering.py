@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
 import jinja2
@@ -32,6 +32,9 @@ from caxev.core.model import (
 from caxev.database import id_text
 from caxev.web import drawing
 from caxev.web.acts.command_line import typed
+
+Parts: TypeAlias = dict[str, str]
+"""The parts of a view as HTML, by the ids of their elements."""
 
 LONGEST: Final = 160
 """Characters of a text that are shown..."""

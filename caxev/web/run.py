@@ -1,25 +1,28 @@
-"""A run's page: its copies, what is still to be done, what happened, and its document."""
+"""A run's page: its copies, what is still to be done, what happened, its document and output."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
+import trio
 from attrs import frozen
+from markupsafe import Markup
 
 from caxev.core.errors import GiveUp
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction
-from caxev.core.model import Run, RunId
+from caxev.core.model import Event, Run, RunId
 from caxev.core.selection import source_of
+from caxev.core.transcript import last_of
 from caxev.database import Database, HistorySearch
 from caxev.web import listing
 from caxev.web.acts.links import links_of
 from caxev.web.documents import label_of
 from caxev.web.jobs import job_rows
 from caxev.web.listing import BadFilter
-from caxev.web.outputs import OutputRow, output_rows
 from caxev.web.rendering import lines, render
 from caxev.web.scene import Scene
 
@@ -27,8 +30,24 @@ Owed: TypeAlias = Sequence[tuple[Reaction, Mapping[str, Any]]]
 History: TypeAlias = Callable[[Run, Sequence[HistoryRow], Owed], Sequence[Mapping[str, Any]]]
 """Makes rows of what happened to a run, oldest first: time, site, handler, event, state, why."""
 
+OUTPUTS: Final = 10
+"""Number of reactions whose output is shown: the open ones, then the newest of the history."""
+OUTPUT_SHOWN: Final = 50_000
+"""Characters of one reaction's output, the last ones."""
 RAW_SHOWN: Final = 100_000
 """Characters of a stored document that are shown."""
+
+
+@frozen
+class OutputRow:
+    """The last output of the programs of one reaction."""
+
+    at: datetime
+    site: str
+    handler: str
+    event: Event | None
+    state: str
+    text: Markup
 
 
 @frozen
@@ -50,8 +69,32 @@ class RunView:
         return {"run": self._run(found, past)}
 
     async def outputs(self, path: str) -> list[OutputRow]:
-        """Return what programs printed that is kept. Raises `GiveUp` if that is no run's path."""
-        return await output_rows(self.scene.state, self.database, _id_of(path))
+        """Return the output that is kept of the programs of a run's reactions.
+
+        Raises `GiveUp` if that is no run's path, `DatabaseError`.
+        """
+        run = _id_of(path)
+        open_ = [one.reaction for one in self.scene.state.of_run(run) if one.outputs][:OUTPUTS]
+        kept = await self.database.open_outputs([one.id for one in open_])
+        rows = [
+            OutputRow(
+                one.at, one.site, one.handler, one.event, one.state.value, await _text(*kept[id_])
+            )
+            for one in open_
+            if (id_ := one.id) in kept
+        ]
+        past = await self.database.outputs(run, OUTPUTS - len(rows))
+        return rows + [
+            OutputRow(
+                one.at,
+                one.site,
+                one.handler,
+                one.event,
+                one.deed.what,
+                await _text(one.output, one.outputs),
+            )
+            for one in past
+        ]
 
     def _run(self, run: Run, past: Sequence[HistoryRow]) -> str:
         raw = json.dumps(run.document, indent=2, default=str, ensure_ascii=True)
@@ -81,3 +124,8 @@ def _id_of(path: str) -> RunId:
         return listing.id_of(path)
     except BadFilter as error:
         raise GiveUp(str(error)) from error
+
+
+async def _text(parts: Sequence[bytes], number: int) -> Markup:
+    # A hostile writer may have compressed a very long text.
+    return lines(await trio.to_thread.run_sync(last_of, parts, number, OUTPUT_SHOWN))

@@ -14,7 +14,7 @@ from caxev.core.amounts import ReportedProgress, lasting, size
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
 from caxev.core.model import ERROR, TRANSFERRED
-from caxev.web.lights import Forecast, Level, Light, light_of
+from caxev.web.lights import Level, Light, light_of
 from caxev.web.state import LiveState, Open
 
 YEAR: Final = 365 * 86400.0
@@ -56,7 +56,7 @@ class Scene:
 
     def light(self, site: str) -> Light:
         """Return the light of a site."""
-        forecasts = [disk.forecast for disk in self.disks(site)]
+        forecasts = [(disk.root, disk.seconds) for disk in self.disks(site)]
         return light_of(self.state, site, self.now, listens=self.listens(site), forecasts=forecasts)
 
     def disks(self, site: str) -> list[DiskUse]:
@@ -95,11 +95,6 @@ class DiskUse:
     def seconds(self) -> float | None:
         """Return after how many seconds it is full at the present rate; None: never."""
         return max(self.free - self.least, 0) / self.rate if self.rate > 0 else None
-
-    @property
-    def forecast(self) -> Forecast:
-        """Return what its light is made of."""
-        return Forecast(self.root, self.seconds)
 
     @property
     def full_in(self) -> str | None:

@@ -7,37 +7,42 @@ import ssl
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 from loguru import logger
 
 from caxev import aio
-from caxev.config import Settings, Sites
+from caxev.config import ConfigError, Settings, Sites
 from caxev.core.errors import GiveUp
-from caxev.database import Database, open_database
+from caxev.core.processes import differing
+from caxev.database import Database, DatabaseError, open_database
 from caxev.engine.leaving import Leaving
 from caxev.engine.process import tune_collector
 from caxev.server_certificate import ServerCertificate
 from caxev.web.acts.pages import ActingOptions, ActPages
 from caxev.web.app import Pages
 from caxev.web.auth.forms import PublicAddress
-from caxev.web.auth.gate import Gate
-from caxev.web.auth.options import LoginOptions
+from caxev.web.auth.gate import Gate, Way
+from caxev.web.auth.link import LinkLogin
+from caxev.web.auth.options import LinkOptions, LoginOptions, OidcOptions, ProxyOptions, is_loopback
+from caxev.web.auth.people import Membership
+from caxev.web.auth.proxy import ProxyLogin
 from caxev.web.auth.sessions import Sessions
-from caxev.web.auth.ways import way_of
 from caxev.web.broadcast import Broadcast
-from caxev.web.feeder import Feeder
+from caxev.web.feeder import Feeder, Heard
 from caxev.web.guard import LOOPBACK, WRITING, Guard
 from caxev.web.hub import Hub
-from caxev.web.reloading import PageReloader, Reread
 from caxev.web.run import History
 from caxev.web.scene import Scene
 from caxev.web.state import LiveState
+
+Reread: TypeAlias = Callable[[], tuple[Sites, Sequence[Mapping[str, Any]]]]
+"""Reads sites.json again; returns it with the rows of what handlers there are."""
 
 TICK: Final = 1.0
 """Seconds between two looks at the clock: a lease lapses without any change."""
@@ -126,12 +131,67 @@ def _guarded(pages: Pages, options: PageOptions, operators: Database | None) -> 
         return Guard(pages.app(), options.hosts)
     address = PublicAddress(options.address, tls=options.certificate is not None)
     sessions = Sessions.begin(secure=address.secure)
-    way = way_of(options.login, sessions, address)
+    way = _way_of(options.login, sessions, address)
     routes = [*way.routes()]
     if options.acting is not None and operators is not None:
         acting = ActPages(operators, pages.scene, options.acting.registry, address, pages.frame)
         routes += acting.routes()
     return Guard(Gate(pages.app(*routes), way, sessions), options.hosts, WRITING)
+
+
+def _way_of(options: LoginOptions, sessions: Sessions, address: PublicAddress) -> Way:
+    """Return how people get in. Raises `ConfigError`."""
+    if isinstance(options.by, ProxyOptions):
+        return ProxyLogin(options.by, options.membership)
+    if isinstance(options.by, LinkOptions):
+        return LinkLogin(options.by, sessions)
+    return _oidc(options.by, options.membership, sessions, address)
+
+
+def _oidc(
+    options: OidcOptions, membership: Membership, sessions: Sessions, address: PublicAddress
+) -> Way:
+    issuer = urlsplit(options.issuer)
+    if issuer.scheme != "https" and not is_loopback(issuer.hostname or ""):
+        raise ConfigError(f"--issuer {options.issuer} must begin with https://")
+    try:
+        from caxev.web.auth.oidc import OidcLogin
+    except ModuleNotFoundError as missing:
+        raise ConfigError(
+            f"--auth oidc needs the package {missing.name}: pip install 'caxev[web,oidc]'"
+        ) from missing
+    return OidcLogin(options, membership, sessions, address)
+
+
+@define(eq=False)
+class PageReloader:
+    """Has pages show another sites.json; a file with a mistake changes nothing."""
+
+    pages: Pages
+    broadcast: Broadcast
+    reread: Reread
+    databases: Sequence[Database]
+
+    async def reload(self) -> None:
+        """Read credentials and sites.json again, and have all views rendered again."""
+        for one in self.databases:
+            try:
+                await one.renew_credentials()
+            except DatabaseError as error:
+                logger.error("keeping the previous database credentials: {}", error)
+        scene = self.pages.scene
+        try:
+            sites, handlers = self.reread()
+        except ConfigError as error:
+            logger.error("keeping the previous configuration: {}", error)
+            return
+        changed = ", ".join(differing(scene.sites.keys, sites.keys)) or "nothing"
+        logger.info("reloaded {}; changed: {}", sites.path, changed)
+        scene.sites, self.pages.handlers = sites, handlers
+        scene.state.changed += 1  # what is counted by the rules of sites.json is counted again
+        self.broadcast(Heard())
+        for name in self.pages.hub.topics:
+            self.pages.hub.reload(name)  # not all that a page shows of sites.json is in its parts
 
 
 async def _tick(hub: Hub) -> None:

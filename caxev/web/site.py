@@ -48,16 +48,13 @@ class ProcessRow:
     differs: tuple[str, ...]
 
 
-def lane_rows(
-    open_: Iterable[Open], now: datetime, workers: Mapping[str, int] | None = None
-) -> list[LaneRow]:
+def lane_rows(open_: Iterable[Open], now: datetime, workers: Mapping[str, int]) -> list[LaneRow]:
     """Return a row for each lane with open reactions, or with workers in sites.json."""
-    lanes: dict[str, list[Open]] = {name: [] for name in workers or {}}
+    lanes: dict[str, list[Open]] = {name: [] for name in workers}
     for one in open_:
         lanes.setdefault(one.reaction.lane, []).append(one)
     return [
-        _lane_row(name, (workers or {}).get(name), members, now)
-        for name, members in sorted(lanes.items())
+        _lane_row(name, workers.get(name), members, now) for name, members in sorted(lanes.items())
     ]
 
 
@@ -87,7 +84,7 @@ def site_parts(scene: Scene, site: str) -> dict[str, str]:
         facts=_facts(scene, site),
         disks=scene.disks(site),
         copies=[(one.type, one.status, state.runs.counts[one]) for one in groups],
-        lanes=lane_rows(mine, scene.now, found.lanes if found else None),
+        lanes=lane_rows(mine, scene.now, found.lanes if found else {}),
     )
     return {"site": html}
 

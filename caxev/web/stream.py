@@ -7,10 +7,11 @@ from typing import Final
 
 import trio
 from attrs import frozen
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from caxev.core.errors import GiveUp
 from caxev.database import DatabaseError
-from caxev.web.guard import Receive, Scope, Send
 from caxev.web.hub import BEHIND, Hub, Render, Viewer, message
 
 ALIVE: Final = 15.0
@@ -36,7 +37,6 @@ class EventStream:
     who: str = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope
         sender, receiver = trio.open_memory_channel[bytes](BEHIND)
         async with trio.open_nursery() as nursery:
             viewer = Viewer(sender, nursery.cancel_scope, self.who)
@@ -44,15 +44,13 @@ class EventStream:
                 await self.hub.join(self.name, self.render, viewer, self.seen)
                 nursery.start_soon(until_gone, receive, nursery.cancel_scope)
                 await _send_all(send, receiver, trio.current_time() + self.seconds)
-                nursery.cancel_scope.cancel()
             except GiveUp:
-                await _refuse(send, 404)
-                nursery.cancel_scope.cancel()
+                await Response(status_code=404)(scope, receive, send)
             except DatabaseError:
-                await _refuse(send, 503)  # the browser asks again
-                nursery.cancel_scope.cancel()
+                await Response(status_code=503)(scope, receive, send)  # the browser asks again
             finally:
                 self.hub.leave(self.name, viewer)
+            nursery.cancel_scope.cancel()
 
 
 async def _send_all(send: Send, messages: trio.MemoryReceiveChannel[bytes], until: float) -> None:
@@ -77,8 +75,3 @@ async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     scope.cancel()
-
-
-async def _refuse(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    await send({"type": "http.response.body", "body": b""})

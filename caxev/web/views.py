@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from attrs import frozen
@@ -18,11 +18,9 @@ from caxev.core.alarms import urgency
 from caxev.core.ledger import State
 from caxev.core.model import REQUESTED
 from caxev.web.reasons import grouped, normalised
-from caxev.web.rendering import render
+from caxev.web.rendering import Parts, render
 from caxev.web.scene import Scene
 from caxev.web.state import Open
-
-Parts: TypeAlias = dict[str, str]
 
 LISTED: Final = 200
 """Waiting requests that the page lists."""

@@ -12,13 +12,13 @@ from loguru import logger
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from caxev.config import ConfigError
 from caxev.metrics_server import Login
 from caxev.web.auth.options import LOGIN
 from caxev.web.auth.people import LogInAgain, NotAdmitted
 from caxev.web.auth.sessions import LOGOUT_KEY, OUTSIDE_KEY, SCOPE_KEY, LoginSession, Sessions
-from caxev.web.guard import App, Message, Receive, Scope, Send
 from caxev.web.rendering import render
 
 CALLBACK: Final = f"{LOGIN}/callback"
@@ -51,7 +51,7 @@ class Way(Protocol):
 class Gate:
     """Passes on requests of people whom `way` knows, with their session in the scope."""
 
-    app: App
+    app: ASGIApp
     way: Way
     sessions: Sessions
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import httpx2
-from attrs import define, field, frozen
+from attrs import define, field
 from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.starlette_client import OAuth
 from joserfc.errors import JoseError
@@ -51,40 +51,6 @@ ALGORITHMS: Final = (
 """Signatures that are accepted, even if the provider lists others: those with a public key."""
 
 
-@frozen
-class Provider:
-    """A provider as we are registered there, and which claims name a person and their groups."""
-
-    options: OidcOptions
-
-    def secret(self) -> str | None:
-        """Return our secret there, as it is now. Raises `ConfigError`."""
-        return secret(SECRET)
-
-    def client(self) -> Any:
-        """Return authlib's client. Raises `ConfigError`."""
-        chosen, ours = self.options, self.secret()
-        return OAuth().register(
-            "provider",
-            client_id=chosen.client_id,
-            client_secret=ours,
-            server_metadata_url=f"{chosen.issuer.rstrip('/')}/.well-known/openid-configuration",
-            client_kwargs={
-                "scope": chosen.scope,
-                "code_challenge_method": "S256",
-                "timeout": PATIENCE,
-                **({} if ours else {"token_endpoint_auth_method": "none"}),
-            },
-        )
-
-    def person(self, claims: Mapping[str, Any], membership: Membership) -> Person:
-        """Return who the claims are about. Raises `NotAdmitted`."""
-        groups = claims.get(self.options.groups_claim) or ()
-        listed = [groups] if isinstance(groups, str) else groups
-        names = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else ()
-        return membership.person(str(claims.get(self.options.name_claim) or claims["sub"]), names)
-
-
 @define(eq=False)
 class OidcLogin:
     """People who log in at a provider; the session holds who they are until it ends.
@@ -94,7 +60,7 @@ class OidcLogin:
     lost a group or the account has lost it here, too.
     """
 
-    provider: Provider
+    options: OidcOptions
     membership: Membership
     sessions: Sessions
     address: PublicAddress
@@ -105,7 +71,7 @@ class OidcLogin:
     def __attrs_post_init__(self) -> None:
         secure = self.address.secure
         self._flow = SignedCookie("login", MINUTES * 60, secure, same_site="lax")
-        self._client = self.provider.client()
+        self._client = self._new_client()
 
     def session(self, connection: HTTPConnection, known: LoginSession | None) -> LoginSession:
         """Return the session that is known. Raises `NotAdmitted` if there is none, or too old."""
@@ -147,7 +113,7 @@ class OidcLogin:
         following = local(flow.get("next", "/"))
         request.scope["session"] = flow
         try:
-            person = self.provider.person(await self._claims(request), self.membership)
+            person = self._person(await self._claims(request))
         except NotAdmitted as why:
             return door(str(why), why.status, following, logs_in=True)
         except (AuthlibBaseError, JoseError) as error:
@@ -169,14 +135,38 @@ class OidcLogin:
         self.sessions.end(answer, session)
         return answer
 
+    def _new_client(self) -> Any:
+        """Return authlib's client. Raises `ConfigError`."""
+        chosen, ours = self.options, secret(SECRET)
+        return OAuth().register(
+            "provider",
+            client_id=chosen.client_id,
+            client_secret=ours,
+            server_metadata_url=f"{chosen.issuer.rstrip('/')}/.well-known/openid-configuration",
+            client_kwargs={
+                "scope": chosen.scope,
+                "code_challenge_method": "S256",
+                "timeout": PATIENCE,
+                **({} if ours else {"token_endpoint_auth_method": "none"}),
+            },
+        )
+
+    def _person(self, claims: Mapping[str, Any]) -> Person:
+        """Return who the claims are about. Raises `NotAdmitted`."""
+        groups = claims.get(self.options.groups_claim) or ()
+        listed = [groups] if isinstance(groups, str) else groups
+        names = [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else ()
+        name = str(claims.get(self.options.name_claim) or claims["sub"])
+        return self.membership.person(name, names)
+
     async def _known_provider(self) -> Mapping[str, Any]:
         """Return the provider's discovery document. Raises ValueError if it is another's."""
         metadata: dict[str, Any] = await self._client.load_server_metadata()
-        if metadata.get("issuer") != self.provider.options.issuer:
-            self._client = self.provider.client()  # which asks again
+        if metadata.get("issuer") != self.options.issuer:
+            self._client = self._new_client()  # which asks again
             raise ValueError(f"the provider calls itself {metadata.get('issuer')!r}")
         if missing := [name for name in ENDPOINTS if name not in metadata]:
-            self._client = self.provider.client()
+            self._client = self._new_client()
             raise ValueError(f"the provider's discovery document lacks {', '.join(missing)}")
         metadata["id_token_signing_alg_values_supported"] = ALGORITHMS
         return metadata
@@ -185,7 +175,7 @@ class OidcLogin:
         """Return the provider's claims about the person: in the signed token, and on request."""
         metadata = await self._known_provider()
         try:
-            self._client.client_secret = self.provider.secret()
+            self._client.client_secret = secret(SECRET)
         except ConfigError as error:
             logger.error("log-ins keep the previous client secret: {}", error)
         # By itself authlib takes one that is for another client, if its `azp` names us.
@@ -202,6 +192,6 @@ class OidcLogin:
         return {**more, **claims}  # what is signed counts more
 
     def _trouble(self, error: Exception, following: str) -> Response:
-        logger.error("{} is of no use for a log-in: {}", self.provider.options.issuer, error)
+        logger.error("{} is of no use for a log-in: {}", self.options.issuer, error)
         words = "The log-in service cannot be used now: try again later."
         return door(words, 503, following, logs_in=True)
