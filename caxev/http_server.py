@@ -35,8 +35,8 @@ class SmallServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
-        self._since: dict[Any, float] = {}
-        self._clients: dict[Any, str] = {}
+        # Each connection: its client, and since when it is open.
+        self._open: dict[Any, tuple[str, float]] = {}
         self._guard = Lock()
         try:
             super().__init__(address, handler)
@@ -57,27 +57,26 @@ class SmallServer(ThreadingHTTPServer):
         """Whether there is room for one more connection."""
         # In the thread that accepts: a refused connection costs no thread of its own.
         with self._guard:
-            of_all, of_it = len(self._since), [*self._clients.values()].count(client_address[0])
+            of_all = len(self._open)
+            of_it = sum(client == client_address[0] for client, _ in self._open.values())
             if of_it >= SHARE or of_all >= (MOST - SPARE if of_it else MOST):
                 line = "{} is refused: {} connections are open, {} of them its own"
                 logger.debug(line, client_address, of_all, of_it)
                 return False
-            self._since[request] = monotonic()
-            self._clients[request] = client_address[0]
+            self._open[request] = client_address[0], monotonic()
             return True
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection, which makes room for another."""
         with self._guard:
-            self._since.pop(request, None)
-            self._clients.pop(request, None)
+            self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
         """Close connections that take too long; called ten times a second."""
         limit = monotonic() - self.patience
         with self._guard:
-            for request, since in self._since.items():
+            for request, (_, since) in self._open.items():
                 if since < limit:
                     # Its thread wakes up from reading or writing, and closes it.
                     _halt(request)

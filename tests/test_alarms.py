@@ -600,15 +600,18 @@ async def test_a_deposed_process_changes_no_alarm(database: Named, web: sinks.We
         assert await db.alarms() == []
 
 
-async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -> None:
+async def test_without_a_database_people_are_told_all_the_same(
+    web: sinks.Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """That the database is not reached is told though it cannot be written down."""
+    monkeypatch.setattr(manager_module, "GATHER", 0.0)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
         uri = f"mongodb://127.0.0.1:{port}/?replicaSet=x&serverSelectionTimeoutMS=50"
         settings = Settings.load(mongo_uri=uri, environ={})
         async with aio.loop(), open_database(settings) as db, trio.open_nursery() as nursery:
-            manager = AlarmManager(db, Lease("lngs", 1, "me"), [_recipient(web)], gather=0.0)
+            manager = AlarmManager(db, Lease("lngs", 1, "me"), [_recipient(web)])
             nursery.start_soon(manager.run)
             watching = HealthMonitor("lngs", lambda: Health("since noon", troubled=400), manager)
             watching.check()

@@ -93,7 +93,7 @@ def test_idle_connections_take_no_more_than_their_share() -> None:
                 with suppress(OSError):
                     one.sendall(b"GET / HT")
             assert scraped(address) == b""
-            assert len(server._since) <= most
+            assert len(server._open) <= most
         with socket.create_connection(address, 5, ("127.0.0.3", 0)) as other:
             other.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert other.recv(9) == b"HTTP/1.0 "

@@ -42,7 +42,6 @@ from caxev import (
     new_run,
     tag,
 )
-from caxev.alarms.health import HealthMonitor
 from caxev.asking.listeners import row_of
 from caxev.config import Settings
 from caxev.core.clock import utcnow
@@ -1427,7 +1426,7 @@ async def test_files_that_run_out_are_the_listeners_trouble(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One alarm is about the listener, however many reactions fail for it; they are tried again."""
-    monkeypatch.setattr("caxev.engine.session.HealthMonitor", partial(HealthMonitor, every=0.1))
+    monkeypatch.setattr("caxev.alarms.health.EVERY", 0.1)
 
     async def starved(job: Job) -> None:
         none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/data/{job.run.number}")

@@ -164,14 +164,13 @@ class HealthMonitor:
     site: str
     health: Callable[[], Health]
     alarms: Alarms
-    every: float = EVERY
     _behind: deque[float] = field(init=False, factory=lambda: deque([0.0] * CHECKS, CHECKS))
 
     async def run(self) -> None:
         """Check, until cancelled."""
         while True:
             self.check()
-            await trio.sleep(self.every)
+            await trio.sleep(EVERY)
 
     def check(self) -> None:
         """Check once: raise what is wrong, clear what is right again."""

@@ -89,8 +89,6 @@ class AlarmManager(Alarms):
     database: Database
     lease: Lease
     recipients: list[Recipient]
-    gather: float = field(factory=lambda: GATHER)
-    pause: float = field(factory=lambda: PAUSE)
     _known: dict[str, AlarmState] = field(init=False, factory=dict)
     _unkept: set[str] = field(init=False, factory=set)
     _shown_by: dict[str, str] = field(init=False, factory=dict)
@@ -289,9 +287,9 @@ class AlarmManager(Alarms):
                     await changed.wait()
                 continue
             # A disk that fills up fails many reactions at once: they share a message.
-            await trio.sleep(self.gather)
+            await trio.sleep(GATHER)
             await self.deliver(recipient)
-            await trio.sleep(self.pause)
+            await trio.sleep(PAUSE)
 
     async def leave(self, *, deliver: bool) -> None:
         """Keep what is not kept yet; before that, with `deliver`, deliver what is due.

@@ -64,12 +64,15 @@ class WebhookNotifier(Threaded):
 
     def deliver(self, alarm: Alarm, over: bool) -> None:
         """See `Threaded`."""
-        body = json.dumps(BODIES[self.shape](alarm, over, self.token)).encode()
+        body = dict(BODIES[self.shape](alarm, over))
         host = urlsplit(self.url).netloc.rpartition("@")[2]  # the path of Slack's is a secret
         headers = {"Content-Type": "application/json", "User-Agent": "caxev"}
-        if self.shape == "json" and self.token is not None:
+        if self.shape == "pagerduty":
+            body["routing_key"] = self.token
+        elif self.shape == "json" and self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
-        request = urllib.request.Request(self.url, body, headers)  # noqa: S310  # http(s): checked
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url, data, headers)  # noqa: S310  # http(s): checked
         try:
             with urllib.request.build_opener(_AsItIs).open(request, timeout=PATIENCE) as answer:
                 # No more is read of an answer without an end.
@@ -85,22 +88,21 @@ class WebhookNotifier(Threaded):
             raise DeliveryFailed(f"{host} answered {status} {' '.join(start.split())}")
 
 
-def slack(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
+def slack(alarm: Alarm, over: bool) -> Mapping[str, Any]:
     """Return a message for Slack, Mattermost or Rocket.Chat."""
-    del token
     mark = ":white_check_mark:" if over else ":rotating_light:"
     text = "\n".join([sentence(alarm, over=over), *([] if over else lines(alarm))])
     # Escaped so that an alarm's text mentions nobody.
     return {"text": f"{mark} {escape(text, quote=False)}"}
 
 
-def pagerduty(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
+def pagerduty(alarm: Alarm, over: bool) -> Mapping[str, Any]:
     """Return an event of PagerDuty's Events API v2: it triggers an incident, or resolves it."""
     key = f"{alarm.site}: {alarm.key}"
     if len(key) > LONGEST_KEY:
         key = sha256(key.encode()).hexdigest()
     action = "resolve" if over else "trigger"
-    event: dict[str, Any] = {"routing_key": token, "event_action": action, "dedup_key": key}
+    event: dict[str, Any] = {"event_action": action, "dedup_key": key}
     if not over:
         event["client"] = "caxev"
         event["payload"] = {
@@ -114,9 +116,8 @@ def pagerduty(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
     return event
 
 
-def plain(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
+def plain(alarm: Alarm, over: bool) -> Mapping[str, Any]:
     """Return every field of the alarm, for a program of the user's own."""
-    del token
     return {
         "site": alarm.site,
         "key": alarm.key,
@@ -129,7 +130,7 @@ def plain(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
     }
 
 
-BODIES: Final[Mapping[str, Callable[[Alarm, bool, str | None], Mapping[str, Any]]]] = {
+BODIES: Final[Mapping[str, Callable[[Alarm, bool], Mapping[str, Any]]]] = {
     "slack": slack,
     "pagerduty": pagerduty,
     "json": plain,

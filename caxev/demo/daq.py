@@ -76,7 +76,7 @@ def run_name(start: datetime) -> str:
     return f"{start.astimezone(UTC):%y%m%d_%H%M}"
 
 
-def run_document(run: RawRun, *, source: str = "Rn220") -> dict[str, Any]:
+def run_document(run: RawRun) -> dict[str, Any]:
     """Return the run as the DAQ inserts it into the runs database, without copies."""
     # With the fields that cax's tasks and processing look for; their values are not real.
     return {
@@ -85,13 +85,13 @@ def run_document(run: RawRun, *, source: str = "Rn220") -> dict[str, Any]:
         "detector": "tpc",
         "start": run.start,
         "end": run.end,
-        "source": {"type": source},
+        "source": {"type": "Rn220"},
         "tags": [],
         "trigger": {"events_built": run.events, "status": "processed"},
         "reader": {
             "self_trigger": True,
             "ini": {
-                "name": f"{source}_stable",
+                "name": "Rn220_stable",
                 "write_mode": 2,
                 "trigger_config_override": {"Zip": {"events_per_file": EVENTS_PER_FILE}},
             },

@@ -291,10 +291,10 @@ def _free_port() -> int:
             return port
 
 
-def wait_for(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
-    """Check every 10 ms until the condition holds. Raises `ConfigError` after `seconds`."""
-    deadline = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool], otherwise: str) -> None:
+    """Check every 10 ms until the condition holds. Raises `ConfigError` after a minute."""
+    deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
-            raise ConfigError(f"{otherwise} within {seconds:g} s")
+            raise ConfigError(f"{otherwise} within 60 s")
         time.sleep(0.01)
