@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -105,6 +105,12 @@ class Page:
         connection.sendall(ask.encode())
         return _events(connection)
 
+    def leave(self) -> None:
+        """Follow nothing more."""
+        while self.events:
+            with self.events.pop() as connection, suppress(OSError):  # it was closed there
+                connection.shutdown(socket.SHUT_RDWR)
+
 
 def _events(connection: socket.socket) -> Iterator[tuple[str, Any]]:
     kind, number = "", ""
@@ -147,8 +153,7 @@ def serving(
         assert found, log.read_text()
         page = Page(found[0], process, log)
         yield page
-        for one in page.events:
-            one.close()
+        page.leave()
     finally:
         process.terminate()
         status = process.wait(PATIENCE)

@@ -31,12 +31,14 @@ import trio.testing
 from bson import ObjectId
 from pymongo import MongoClient
 
+from caxev.config import Settings
 from caxev.core.alarms import Alarm, AlarmState
 from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event
 from caxev.core.transcript import packed
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.reactions import reaction_document
+from caxev.database.setup import site_role
 from caxev.web.guard import POLICY
 from caxev.web.hub import BEHIND, Hub, Viewer
 from tests.conftest import Database as Named
@@ -45,8 +47,10 @@ from tests.mongod import Cluster
 from tests.page import SITES, Page, hostile_names, serving
 from tests.sinks import certificate
 
-pytestmark = pytest.mark.replicaset
+# On one worker, since most of them share a page.
+pytestmark = [pytest.mark.replicaset, pytest.mark.xdist_group("web")]
 Server = Any
+NAME = "page_of_runs"
 NOW = datetime.now(UTC)
 VIEWS = (
     *("/", "/runs", "/links", "/links?window=7d", "/failures", "/storage", "/alarms"),
@@ -55,23 +59,59 @@ VIEWS = (
 )
 
 
+@pytest.fixture(scope="module")
+def served(mongod: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """A page that most tests share, with the rights of a site's user and no more."""
+    role = site_role(Settings(mongo_uri=mongod.uri, database=NAME))
+    with MongoClient[dict[str, Any]](mongod.uri) as client:
+        client.admin.command("createRole", NAME, privileges=role.privileges, roles=[])
+        client.admin.command("createUser", NAME, pwd=NAME, roles=[NAME])
+    uri = f"mongodb://{NAME}:{NAME}@{mongod.address}&authSource=admin"
+    with serving(tmp_path_factory.mktemp("page"), uri, NAME) as made:
+        made.ready()
+        yield made
+
+
 @pytest.fixture
-def server(database: Named) -> Iterator[Server]:
-    """The database as an administrator reaches it."""
+def server(mongod: Cluster) -> Iterator[Server]:
+    """The database of that page as an administrator reaches it, with three runs."""
+    with MongoClient[dict[str, Any]](mongod.uri, tz_aware=True) as client:
+        found = client[NAME]
+        # The runs last: when the page has these, it has the rest.
+        for one in ("caxev_ledger", "caxev_requests", "caxev_history", "runs_new"):
+            found[one].delete_many({})
+        found.runs_new.insert_many(three_runs())
+        yield found
+
+
+@pytest.fixture
+def page(served: Page, server: Server) -> Iterator[Page]:
+    """The page once it shows these runs, and nothing of what was before."""
+    runs = {str(one["_id"]) for one in server.runs_new.find({}, {"_id": 1})}
+    served.until(lambda: runs <= {one["run"] for one in served.json("/api/v1/changes")["changes"]})
+    yield served
+    served.leave()
+
+
+@pytest.fixture
+def fresh(database: Named) -> Iterator[Server]:
+    """A database of a test's own as an administrator reaches it."""
     with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
         yield client[database.name]
 
 
 @pytest.fixture
-def page(server: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
-    """The page, with three runs."""
-    server.runs_new.insert_many(
-        run_document(n, ("raw", "lngs", "transferred"), ("raw", "chicago", "verifying"))
-        for n in (1, 2, 3)
-    )
+def alone(fresh: Server, database: Named, tmp_path: Path) -> Iterator[Page]:
+    """A page of a test's own, with three runs."""
+    fresh.runs_new.insert_many(three_runs())
     with serving(tmp_path, database.site_uri or database.uri, database.name) as made:
         made.ready()
         yield made
+
+
+def three_runs() -> list[dict[str, Any]]:
+    copies = ("raw", "lngs", "transferred"), ("raw", "chicago", "verifying")
+    return [run_document(n, *copies) for n in (1, 2, 3)]
 
 
 def failed(run: Any, note: str, site: str = "chicago", **fields: Any) -> dict[str, Any]:
@@ -236,25 +276,25 @@ def test_every_list_comes_in_pages(page: Page, server: Server) -> None:
         assert rows == [*{json.dumps(one): one for one in rows}.values()], name
 
 
-def test_what_people_asked_for_is_shown(page: Page, server: Server) -> None:
+def test_what_people_asked_for_is_shown(alone: Page, fresh: Server) -> None:
     """Requests wait for a listener until they are carried out; a hold has a name and an end."""
-    assert "No listener has a request" in page.get("/requests").text
+    assert "No listener has a request" in alone.get("/requests").text
     asked = {"site": "lngs", "kind": "replay", "by": "me@host", "at": datetime.now(UTC)}
-    request = server.caxev_requests.insert_one(asked).inserted_id
-    page.until(lambda: "me@host" in page.get("/requests").text)
+    request = fresh.caxev_requests.insert_one(asked).inserted_id
+    alone.until(lambda: "me@host" in alone.get("/requests").text)
     asked = {"site": "lngs", "kind": "scan", "at": datetime.now(UTC)}
-    server.caxev_requests.insert_many([dict(asked) for _ in range(200)])
-    page.until(lambda: "and 1 more" in page.get("/requests").text)
-    server.caxev_requests.delete_many({"kind": "scan"})
-    server.caxev_requests.delete_one({"_id": request})
-    page.until(lambda: "No listener has a request" in page.get("/requests").text)
+    fresh.caxev_requests.insert_many([dict(asked) for _ in range(200)])
+    alone.until(lambda: "and 1 more" in alone.get("/requests").text)
+    fresh.caxev_requests.delete_many({"kind": "scan"})
+    fresh.caxev_requests.delete_one({"_id": request})
+    alone.until(lambda: "No listener has a request" in alone.get("/requests").text)
     hold = {"by": "you@host", "why": "a talk", "at": datetime.now(UTC)}
-    server.runs_new.update_one({"number": 1}, {"$set": {"data.0.holds": [hold]}})
-    page.until(lambda: "you@host" in page.get("/holds").text)
-    assert "until it is released (a talk)" in page.get("/holds").text
+    fresh.runs_new.update_one({"number": 1}, {"$set": {"data.0.holds": [hold]}})
+    alone.until(lambda: "you@host" in alone.get("/holds").text)
+    assert "until it is released (a talk)" in alone.get("/holds").text
 
 
-def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Path) -> None:
+def test_sites_json_is_read_again(fresh: Server, database: Named, tmp_path: Path) -> None:
     """On SIGHUP, as a listener does: open pages show it; a mistake changes nothing."""
     file = tmp_path / "sites.json"
     file.write_text(SITES.read_text())
@@ -262,7 +302,7 @@ def test_sites_json_is_read_again(server: Server, database: Named, tmp_path: Pat
         document = run_document(number, ("raw", "lngs", "transferred"))
         if days is not None:
             document["data"][0]["verified_at"] = NOW - timedelta(days=days)
-        server.runs_new.insert_one(document)
+        fresh.runs_new.insert_one(document)
     with serving(tmp_path, database.uri, database.name, sites=file) as page:
         page.ready()
         seen = page.watch("storage")
@@ -294,39 +334,39 @@ def _lacks_rule(parts: dict[str, Any]) -> bool:
     return "raw data after" not in parts.get("purges", "")
 
 
-def test_sites_are_compared(page: Page, server: Server) -> None:
+def test_sites_are_compared(alone: Page, fresh: Server) -> None:
     """A listener's version, its stand-by, its disk, and in which keys its sites.json differs."""
     now = datetime.now(UTC)
     lease = {"owner": "here:1", "expires": now + timedelta(hours=1), "streamed": now}
     disks = [{"root": "/data", "free": 5 * 10**12, "size": 10**13}]
     site = {"_id": "lngs", "kind": "site", "epoch": 1, **lease, "disks": disks}
-    server.caxev_ledger.insert_one(site)
+    fresh.caxev_ledger.insert_one(site)
     for owner in ("here:1", "there:2"):
         keys = [["lngs.purge", "1"]]
-        server.caxev_ledger.insert_one(
+        fresh.caxev_ledger.insert_one(
             {"_id": {"process": owner, "s": "lngs"}, "kind": "process", "site": "lngs",
              "owner": owner, "version": "9.9.9", "configuration": "other", "handlers": "h",
              "keys": keys, "seen": now}
         )  # fmt: skip
-    page.until(lambda: "+1 standing by" in page.get("/").text)
-    text = page.get("/").text
+    alone.until(lambda: "+1 standing by" in alone.get("/").text)
+    text = alone.get("/").text
     assert "9.9.9" in text
     assert "5 TB of 10 TB free at /data" in text
     for path in ("/sites", "/sites/lngs"):
-        assert "differs" in page.get(path).text
-        assert "chicago, lngs." in page.get(path).text
-    server.caxev_ledger.delete_many({"kind": "process"})
-    page.until(lambda: "standing by" not in page.get("/").text)
+        assert "differs" in alone.get(path).text
+        assert "chicago, lngs." in alone.get(path).text
+    fresh.caxev_ledger.delete_many({"kind": "process"})
+    alone.until(lambda: "standing by" not in alone.get("/").text)
 
 
-def test_idle_viewers_cost_no_query(page: Page, mongod: Cluster, database: Named) -> None:
+def test_idle_viewers_cost_no_query(alone: Page, mongod: Cluster, database: Named) -> None:
     """While nothing changes no document of a run is read, whoever watches."""
     views = ("now", "failures:", "site:lngs", "links:1h", "alarms", "storage", "requests")
-    events = [page.watch(view) for view in views]
+    events = [alone.watch(view) for view in views]
     for one in events:
         next(one)
-    page.until(lambda: "were counted" in page.get("/storage").text)
-    page.get("/requests")
+    alone.until(lambda: "were counted" in alone.get("/storage").text)
+    alone.get("/requests")
     time.sleep(0.5)
     before = mongod.queries(f"{database.name}.runs_new")
     time.sleep(4)
@@ -463,13 +503,13 @@ class Inside(HTMLParser):
         self.links += [value or "" for name, value in attrs if name in ("href", "src", "action")]
 
 
-def test_names_are_only_text(server: Server, database: Named, tmp_path: Path) -> None:
+def test_names_are_only_text(fresh: Server, database: Named, tmp_path: Path) -> None:
     """Whatever a run, a tag, a host, a status or a reason is called, it is text on every page."""
     names = hostile_names()
     assert len(names) >= 40
     for n, name in enumerate(names):
         run = ObjectId()
-        server.runs_new.insert_one(
+        fresh.runs_new.insert_one(
             {
                 "_id": run, "name": name, "detector": name, "tags": [{"name": name}],
                 "source": {"type": name},
@@ -477,10 +517,10 @@ def test_names_are_only_text(server: Server, database: Named, tmp_path: Path) ->
                           "location": name, "status_since": datetime.now(UTC)}],
             }
         )  # fmt: skip
-        server.caxev_ledger.insert_one(failed(run, name, site=f"s{n}", handler="pull"))
+        fresh.caxev_ledger.insert_one(failed(run, name, site=f"s{n}", handler="pull"))
     with serving(tmp_path, database.uri, database.name) as page:
         page.ready()
-        ids = [str(one["_id"]) for one in server.runs_new.find({}, {"_id": 1})]
+        ids = [str(one["_id"]) for one in fresh.runs_new.find({}, {"_id": 1})]
         for path in (*VIEWS, *(f"/runs/{one}" for one in ids)):
             answer = page.get(path)
             assert answer.status == 200, (path, page.log.read_text()[-2000:])
@@ -534,18 +574,18 @@ def test_the_database_is_away_and_comes_back(tmp_path: Path) -> None:
             assert any("error" in parts["run"] for _, parts in events)
 
 
-def test_a_lost_history_is_made_up_for(page: Page, server: Server) -> None:
+def test_a_lost_history_is_made_up_for(alone: Page, fresh: Server) -> None:
     """If the collection is replaced, everything is read again, and the page says so."""
-    server.runs_new.drop()
-    server.runs_new.insert_one(run_document(7, ("raw", "lngs", "error")))
-    page.until(lambda: (numbers(page)["runs"], numbers(page)["bad copies"]) == (1, 1))
-    assert "everything was read again" in page.get("/").text
+    fresh.runs_new.drop()
+    fresh.runs_new.insert_one(run_document(7, ("raw", "lngs", "error")))
+    alone.until(lambda: (numbers(alone)["runs"], numbers(alone)["bad copies"]) == (1, 1))
+    assert "everything was read again" in alone.get("/").text
 
 
-def test_a_port_that_is_taken_is_said(page: Page, database: Named) -> None:
+def test_a_port_that_is_taken_is_said(page: Page, mongod: Cluster) -> None:
     """One line, and a status after which systemd starts it again: it may be free then."""
     port = page.address.rpartition(":")[2]
-    command = [sys.executable, "-m", "caxev", "web", "--port", port, "--mongo-uri", database.uri]
+    command = [sys.executable, "-m", "caxev", "web", "--port", port, "--mongo-uri", mongod.uri]
     command += ["--config", str(Path(__file__).parents[1] / "sites.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 1
@@ -553,12 +593,12 @@ def test_a_port_that_is_taken_is_said(page: Page, database: Named) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_terminal_shows_the_same(page: Page, server: Server, database: Named) -> None:
+def test_a_terminal_shows_the_same(server: Server, mongod: Cluster) -> None:
     """`caxev top` counts what the page counts, and a name steers no terminal."""
     run = server.runs_new.find_one({"number": 1})["_id"]
     server.caxev_ledger.insert_one(failed(run, "no \x1b[31m route"))
-    command = [sys.executable, "-m", "caxev", "top", "--mongo-uri", database.uri]
-    command += ["--database", database.name, "--config", str(SITES)]
+    command = [sys.executable, "-m", "caxev", "top", "--mongo-uri", mongod.uri]
+    command += ["--database", NAME, "--config", str(SITES)]
     wide = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, timeout=120, env=wide
@@ -566,32 +606,29 @@ def test_a_terminal_shows_the_same(page: Page, server: Server, database: Named) 
     assert "3 runs   3 good copies   3 copies on the way" in done.stdout
     assert "no \\x1b[31m route" in done.stdout
     assert "\x1b[31m route" not in done.stdout
-    del page
 
 
-def test_it_leaves_when_asked(page: Page) -> None:
-    """SIGTERM ends it, although browsers watch."""
-    next(page.watch("now"))
-    page.process.send_signal(signal.SIGTERM)
-    assert page.process.wait(240) == 0
+def test_a_listener_s_lease_lapses(alone: Page, fresh: Server) -> None:
+    """The light of a site turns red when its lease has lapsed, without any change.
 
-
-def test_a_listener_s_lease_lapses(page: Page, server: Server) -> None:
-    """The light of a site turns red when its lease has lapsed, without any change."""
+    And SIGTERM ends the page, although browsers watch.
+    """
     until = datetime.now(UTC) + timedelta(seconds=2)
-    server.caxev_ledger.insert_one(
+    fresh.caxev_ledger.insert_one(
         {"_id": "lngs", "kind": "site", "epoch": 1, "owner": "here:1", "expires": until}
     )
 
     def level() -> str:
-        sites = {one["site"]: one for one in page.json("/api/v1/sites")["sites"]}
+        sites = {one["site"]: one for one in alone.json("/api/v1/sites")["sites"]}
         return str(sites["lngs"]["level"])
 
-    events = page.watch("now")
-    page.until(lambda: level() == "good")
-    page.until(lambda: level() == "bad")
+    events = alone.watch("now")
+    alone.until(lambda: level() == "good")
+    alone.until(lambda: level() == "bad")
     seen = (html for _, parts in events for html in parts.values() if "no listener, for" in html)
     assert next(seen)
+    alone.process.send_signal(signal.SIGTERM)
+    assert alone.process.wait(240) == 0
 
 
 async def test_a_slow_viewer_is_dropped() -> None:

@@ -48,9 +48,13 @@ from tests.conftest import Database as Named
 from tests.engine import run_document
 from tests.mongod import Cluster
 from tests.page import SITES, Answer, Page, hostile_names, serving
+from tests.test_cli import Caxev, caxev
 from tests.test_web import Inside, failed
 
-pytestmark = pytest.mark.replicaset
+__all__ = ["caxev"]
+
+# On one worker, since all of them share a page.
+pytestmark = [pytest.mark.replicaset, pytest.mark.xdist_group("web-acts")]
 OPTIONS = (
     *("--auth", "proxy", "--trust", "127.0.0.1", "--user-header", "X-User"),
     *("--groups-header", "X-Groups", "--operator", "--operator-group", "operators"),
@@ -238,7 +242,7 @@ def token(operator: Operator) -> str:
     return dict(operator.plan("comment").fields)["token"]
 
 
-def test_nothing_acts_unless_it_is_asked_to(served: Page, mongod: Cluster, tmp_path: Path) -> None:
+def test_nothing_acts_unless_it_is_asked_to(caxev: Caxev, mongod: Cluster, tmp_path: Path) -> None:
     """Without --operator there is no act; --operator needs people who log in, and a user."""
     options = (*OPTIONS[:8],)
     with serving(tmp_path, mongod.uri, NAME, *options) as page:
@@ -251,9 +255,8 @@ def test_nothing_acts_unless_it_is_asked_to(served: Page, mongod: Cluster, tmp_p
         ([*OPTIONS[:8], "--operator-group", "o"], "--operator"),
         (OPTIONS, "CAXEV_MONGO_OPERATOR_URI"),
     ):
-        command = [sys.executable, "-m", "caxev", "web", *given, "--mongo-uri", "mongodb://x"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-        assert (done.returncode in (2, 3), word in done.stderr) == (True, True), done.stderr
+        answer = caxev("--config", str(SITES), "web", *given, "--mongo-uri", "mongodb://x")
+        assert (answer.code in (2, 3), word in answer.err) == (True, True), answer
 
 
 # -- acts -----------------------------------------------------------------------------------------
@@ -568,11 +571,10 @@ def hostile(name: str) -> dict[str, str]:
 
 def test_names_are_quoted_for_the_shell() -> None:
     """Whatever a word is, the line is printable, and a shell makes that word of it."""
-    for name in hostile_names():
-        if "\0" not in name:
-            line = typed(["x", name])
-            assert line.isprintable()
-            assert words_of(line) == ["x", name]
+    names = [name for name in hostile_names() if "\0" not in name]
+    line = typed(["x", *names])
+    assert line.isprintable()
+    assert words_of(line) == ["x", *names]
 
 
 def test_hostile_names_are_text_in_plans(anna: Operator, server: Any) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from html import unescape
@@ -36,8 +34,12 @@ from caxev.web.stream import ADMITTED, EventStream
 from tests.mongod import Cluster
 from tests.oidc import CLIENT, SECRET, OidcSimulator, provider
 from tests.page import Answer, Page, serving
+from tests.test_cli import Caxev, caxev
 
-pytestmark = pytest.mark.replicaset
+__all__ = ["caxev"]
+
+# On one worker, since all of them share two pages.
+pytestmark = [pytest.mark.replicaset, pytest.mark.xdist_group("web-login")]
 PROXY = ("--auth", "proxy", "--user-header", "X-User", "--groups-header", "X-Groups")
 GROUPS = ("--operator", "--operator-group", "xenon/operators", "--reader-group", "xenon")
 EMPTY = "page_of_nothing"
@@ -163,7 +165,7 @@ def test_a_link_elsewhere_keeps_the_session(proxied: Page) -> None:
     assert "evil" not in away.text
 
 
-def test_what_does_not_go_together_is_refused() -> None:
+def test_what_does_not_go_together_is_refused(caxev: Caxev) -> None:
     """One line, and the status of a wrong command line."""
     for given, word in (
         (["--auth", "proxy"], "--trust"),
@@ -179,9 +181,8 @@ def test_what_does_not_go_together_is_refused() -> None:
         (["--auth", "link", "--operator", "--host", "0.0.0.0"], "loopback"),
         (["--auth", "link", "--operator", "--operator-group", "o"], "--auth=proxy or --auth=oidc"),
     ):  # fmt: skip
-        command = [sys.executable, "-m", "caxev", "web", *given, "--mongo-uri", "mongodb://x"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-        assert (done.returncode, word in done.stderr) == (2, True), (given, done.stderr)
+        answer = caxev("web", *given, "--mongo-uri", "mongodb://x")
+        assert (answer.code, word in answer.err) == (2, True), (given, answer)
 
 
 def test_who_has_the_link_acts(mongod: Cluster, tmp_path: Path) -> None:
@@ -394,12 +395,13 @@ def test_people_log_out(page: Page) -> None:
 def test_a_provider_of_no_use(mongod: Cluster, idp: OidcSimulator, tmp_path: Path) -> None:
     """While it is away or calls itself something else the page says so, and then works."""
     options = ("--auth", "oidc", "--issuer", idp.issuer, "--client-id", CLIENT)
-    for lie in ({"issuer": "http://127.0.0.1:1"}, {"status": 500}, {"token_endpoint": None}):
-        idp.lies = lie
-        with serving(tmp_path, mongod.uri, EMPTY, *options) as page:
-            assert Visitor(page).get("/login").status == 503
-            idp.lies.clear()
-            assert Visitor(page).get("/login").status == 302
+    with serving(tmp_path, mongod.uri, EMPTY, *options) as page:
+        # A page that kept one of these answers would never get further.
+        for lie in ({"issuer": "http://127.0.0.1:1"}, {"token_endpoint": None}, {"status": 500}):
+            idp.lies = lie
+            assert Visitor(page).get("/login").status == 503, lie
+        idp.lies.clear()
+        assert Visitor(page).get("/login").status == 302
 
 
 # -- without a server -----------------------------------------------------------------------------
