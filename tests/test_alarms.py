@@ -16,7 +16,7 @@ import pytest
 import trio
 from attrs import define, evolve
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
@@ -295,6 +295,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(JSON)
 def test_no_value_breaks_the_reading(value: object) -> None:
     """Whatever stands there, it is read or refused in words."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,34 +146,43 @@ class Site:
         )
 
 
+SHARED = pytest.mark.xdist_group("demo-server")
 Connection = asyncssh.misc._ACMWrapper[asyncssh.SSHClientConnection]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A site's server that tests share, which find it as it was."""
+    with started(tmp_path_factory.mktemp("site")) as made:
+        yield made
+
+
+@contextmanager
+def started(directory: Path) -> Iterator[Site]:
     """A site's server, started as the demo starts it."""
-    public = server.make_key(tmp_path / "host")
-    (tmp_path / "authorized_keys").write_text(server.make_key(tmp_path / "client"))
+    public = server.make_key(directory / "host")
+    (directory / "authorized_keys").write_text(server.make_key(directory / "client"))
     flags = {
-        "--directory": tmp_path,
-        "--host-key": tmp_path / "host",
-        "--authorized-keys": tmp_path / "authorized_keys",
-        "--port-file": tmp_path / "port",
+        "--directory": directory,
+        "--host-key": directory / "host",
+        "--authorized-keys": directory / "authorized_keys",
+        "--port-file": directory / "port",
     }
     command = [sys.executable, "-m", "caxev.demo.server"]
     command += [str(word) for pair in flags.items() for word in pair]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
-        while not (tmp_path / "port").exists():
+        while not (directory / "port").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        port = int((tmp_path / "port").read_text())
-        (tmp_path / "known_hosts").write_text(server.known_hosts_line(port, public))
-        yield Site(process, tmp_path, port)
+        port = int((directory / "port").read_text())
+        (directory / "known_hosts").write_text(server.known_hosts_line(port, public))
+        yield Site(process, directory, port)
         process.terminate()
 
 
+@SHARED
 def test_files_are_served(site: Site) -> None:
     """A client with the authorised key reads by absolute path what the server may read."""
     (site.directory / "file").write_bytes(b"raw")
@@ -191,6 +199,7 @@ def test_files_are_served(site: Site) -> None:
     assert aio.run(fetch()) == b"raw"
 
 
+@SHARED
 def test_another_key_is_refused(site: Site) -> None:
     """Only the authorised key gets in."""
     server.make_key(site.directory / "other")
@@ -203,9 +212,10 @@ def test_another_key_is_refused(site: Site) -> None:
         aio.run(connect())
 
 
+@SHARED
 def test_another_host_key_is_noticed(site: Site) -> None:
     """The known-hosts line is checked against the key that the server shows."""
-    line = server.known_hosts_line(site.port, server.make_key(site.directory / "other"))
+    line = server.known_hosts_line(site.port, server.make_key(site.directory / "other host"))
     (site.directory / "wrong").write_text(line)
 
     async def connect() -> None:
@@ -216,6 +226,7 @@ def test_another_host_key_is_noticed(site: Site) -> None:
         aio.run(connect())
 
 
+@SHARED
 def test_no_command_is_run(site: Site) -> None:
     """The server serves files and nothing else."""
 
@@ -228,16 +239,17 @@ def test_no_command_is_run(site: Site) -> None:
 
 
 @pytest.mark.parametrize("how", ["end of input", "SIGTERM"])
-def test_it_ends_when_told(site: Site, how: str) -> None:
+def test_it_ends_when_told(tmp_path: Path, how: str) -> None:
     """The server leaves with status 0 when its input ends or SIGTERM comes, clients or none."""
 
-    async def hold() -> int:
+    async def hold(site: Site) -> int:
         async with site.connect():
             assert site.process.stdin is not None
             (site.process.stdin.close if how == "end of input" else site.process.terminate)()
             return await asyncio.to_thread(site.process.wait, 20)
 
-    assert aio.run(hold()) == 0
+    with started(tmp_path) as site:
+        assert aio.run(hold(site)) == 0
 
 
 @pytest.mark.replicaset
@@ -272,31 +284,3 @@ def naming(path: Path) -> list[str]:
             if os.fsencode(path) in words:
                 found.append(process.name)
     return found
-
-
-@pytest.mark.replicaset
-def test_a_type_of_data_that_sites_json_alone_defines(tmp_path: Path) -> None:
-    """The example with a fourth type of data: the demo makes and counts it, too."""
-    entries = json.loads(SITES.read_text())
-    entries[1] |= {
-        "dir_channels": "/data/chicago/channels",
-        "channels": {**entries[1]["minitrees"], "output": "{name}_channels.jsonl"},
-    }
-    sites = tmp_path / "my_sites.json"
-    types = [{"name": "channels", "source": "processed"}]
-    sites.write_text(json.dumps({"types": types, "sites": entries}))
-    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    ended = subprocess.run(
-        [*command, "--sites", str(sites)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    summary = json.loads(ended.stdout.splitlines()[-1])
-    kinds = ("processed", "minitrees", "channels")
-    assert {kind: summary[kind] for kind in kinds} == dict.fromkeys(kinds, 1)
-    assert "1 with minitrees, 1 with channels, in " in ended.stderr
-    assert "channels chicago: transferred" in ended.stderr

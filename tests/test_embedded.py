@@ -118,23 +118,18 @@ def test_a_dead_primary_is_replaced(three: Cluster) -> None:
 
 @pytest.mark.replicaset
 def test_acknowledged_writes_survive_stop(mongod: Cluster, tmp_path: Path) -> None:
-    """What was acknowledged before `stop` is there after `start`."""
-    replica_set = Cluster(tmp_path)
+    """What was acknowledged before `stop` is there after `start`.
+
+    With `auth` the URI works, also after a restart, and a wrong password does not.
+    """
+    replica_set = Cluster(tmp_path, auth=True)
     for before in range(2):
         with replica_set, Client(replica_set.uri, w="majority") as client:
             assert client["test"]["runs"].count_documents({}) == before
             client["test"]["runs"].insert_one({})
-
-
-@pytest.mark.replicaset
-def test_auth_lets_in_only_its_user(mongod: Cluster, tmp_path: Path) -> None:
-    """With `auth` the URI works, also after a restart, and a wrong password does not."""
-    with Cluster(tmp_path, auth=True) as replica_set:
-        replica_set.stop()
-        replica_set.start()
-        wrong = replica_set.uri.replace(replica_set.password, "wrong")
-        with Client(wrong) as client, pytest.raises(OperationFailure, match="Authentication"):
-            client["test"]["runs"].find_one()
+            wrong = replica_set.uri.replace(replica_set.password, "wrong")
+            with Client(wrong) as other, pytest.raises(OperationFailure, match="Authentication"):
+                other["test"]["runs"].find_one()
 
 
 @pytest.mark.replicaset

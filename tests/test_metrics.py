@@ -308,7 +308,7 @@ async def test_a_scrape_reads_no_run(database: Named) -> None:
                 await engine.until(shown)
                 await trio.sleep(1)  # for what a listener does at its start
                 before = await queries(db)
-                for _ in range(20):
+                for _ in range(5):
                     await trio.to_thread.run_sync(scrape, url)
                 assert await queries(db) == before
 

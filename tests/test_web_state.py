@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import trio
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from starlette.exceptions import HTTPException
@@ -28,9 +28,9 @@ from caxev.web.hub import MOST_VIEWERS, SHARE, SPARE, Hub, Topic, Viewer
 from caxev.web.lights import Level, light_of
 from caxev.web.reasons import grouped, normalised
 from caxev.web.rendering import element_id, environment, render
-from caxev.web.runs import CHANGES_KEPT, CopyGroup, KnownRuns
+from caxev.web.runs import CopyGroup, KnownRuns
 from caxev.web.scene import Scene
-from caxev.web.state import LABELS_KEPT, LiveState, Open
+from caxev.web.state import LiveState, Open
 from caxev.web.stream import EventStream
 from tests import strategies as make
 
@@ -112,6 +112,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=40, stateful_step_count=30)
 
 
 @given(st.dictionaries(make.texts, make.values, max_size=4), st.lists(make.values, max_size=3))
@@ -124,16 +125,18 @@ def test_any_document_is_taken(fields: dict[str, Any], data: list[Any]) -> None:
     assert label_of(document)
 
 
-def test_the_first_pass_keeps_the_latest_changes() -> None:
+def test_the_first_pass_keeps_the_latest_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a pass finds is sorted by time, and no more is kept than that."""
+    kept = 100
+    monkeypatch.setattr("caxev.web.runs.CHANGES_KEPT", kept)
     runs = KnownRuns()
-    times = [NOW - timedelta(seconds=n) for n in range(CHANGES_KEPT + 50)]
+    times = [NOW - timedelta(seconds=n) for n in range(kept + 50)]
     for number, at in enumerate(times):
         document = run(number, ("lngs", "transferred"))
         document["data"][0]["status_since"] = at
         runs.put(document, NOW)
     runs.begin()
-    assert [one.at for one in runs.changes] == times[CHANGES_KEPT - 1 :: -1]
+    assert [one.at for one in runs.changes] == times[kept - 1 :: -1]
 
 
 def test_a_transfer_is_counted_in_its_hour() -> None:
@@ -177,26 +180,33 @@ def test_the_tally_is_that_of_the_open_reactions(steps: list[tuple[int, State]])
     assert all(state.tally.values())
 
 
-def test_names_are_kept_within_bounds() -> None:
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many names are kept: fewer than otherwise."""
+    monkeypatch.setattr("caxev.web.state.LABELS_KEPT", 1000)
+    return 1000
+
+
+def test_names_are_kept_within_bounds(kept: int) -> None:
     """However many runs are heard of, so many names are kept."""
     state = LiveState()
-    for number in range(LABELS_KEPT + 10):
+    for number in range(kept + 10):
         state.name(number, "x")
-    assert len(state.labels) == LABELS_KEPT
-    assert state.label(LABELS_KEPT + 5) == "x"
+    assert len(state.labels) == kept
+    assert state.label(kept + 5) == "x"
 
 
-def test_the_names_of_very_many_runs_are_not_asked_for_without_end() -> None:
+def test_the_names_of_very_many_runs_are_not_asked_for_without_end(kept: int) -> None:
     """More failed than there is room for names: those that find room are named, and that ends."""
     state = LiveState()
-    for number in range(LABELS_KEPT + 10):
+    for number in range(kept + 10):
         state.of_reaction(reaction(number), {})
     asked = 0
-    while (missing := state.unnamed(10_000)) and asked <= LABELS_KEPT:
+    while (missing := state.unnamed(200)) and asked <= kept:
         asked += len(missing)
         for one in missing:
             state.name(one, "x")
-    assert 0 < asked <= LABELS_KEPT
+    assert 0 < asked <= kept
 
 
 @pytest.mark.parametrize(
