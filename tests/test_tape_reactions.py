@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,6 +36,7 @@ from caxev.cli.tape.look import (
 from caxev.cli.tape.request import restore
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
+from caxev.core.clock import utcnow
 from caxev.core.errors import Damaged
 from caxev.core.model import CopyIs
 from caxev.core.transcript import KEPT, packed, unpacked
@@ -605,6 +606,7 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
     A first backup that puts a wrong byte on tape is found out and made again. A run that is not
     fit for tape is parked, and its entry says why.
     """
+    began = utcnow() - timedelta(seconds=1)
     (tmp_path / "faults-lngs").write_text("incremental wrong-byte\n")
     ground.take()
     ground.wait("not on tape", lambda: ground.is_good(TAPE))
@@ -630,6 +632,7 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
     answer = caxev("tape", "ls", "--run", "1", "--site", "lngs", "--json", *more)
     files = {f"{name}_{file}": len(data) for file, data in ground.contents("lngs").items()}
     assert {row["file"]: row["bytes"] for row in answer.rows} == files
+    assert all(began < datetime.fromisoformat(row["time"]) <= utcnow() for row in answer.rows)
     (tmp_path / "out").mkdir()
     out = ("--to", str(tmp_path / "out"))
     answer = caxev("tape", "get", "--run", "1", "--site", "lngs", *out, *more)

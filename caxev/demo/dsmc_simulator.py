@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,7 +89,7 @@ class Tapes:
             "object": name,
             "size": status.st_size,
             "mtime_ns": status.st_mtime_ns,
-            "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+            "time": _now(),
             "active": True,
         }
         with self.index() as index:
@@ -111,7 +111,7 @@ class Client:
 
     def run(self) -> int:
         """Run the command; returns its return code."""
-        now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
+        now = _now()
         say(BANNER.format(now=now))
         if unknown := self.options.keys() - set(KNOWN.split()):
             say(f"ANS1036S Invalid option '{min(unknown)}' found in the options")
@@ -270,6 +270,11 @@ class Client:
                         state = "A" if one["active"] else "I"
                         size = f"{one['size']:>15,}  B  {one['time']}"
                         yield f"{size}{'STANDARD':>21}{state:>14}  {path}"
+
+
+def _now() -> str:
+    """Return the time as dsmc prints it: the machine's local one."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def summary(rows: Sequence[tuple[str, str]], amount: int) -> None:

@@ -71,7 +71,15 @@ async def _files(
             if copy is not None and copy.location is not None:
                 for one in await answer(contents, reach, folder_of(copy.location)):
                     row = {"run": shown(run), "file": one.name}
-                    yield {**row, "bytes": one.size, "time": one.time}
+                    yield {**row, "bytes": one.size, "time": _moment(one.time)}
+
+
+def _moment(text: str) -> datetime | str:
+    """Return the time in an archive's list, which is its client's local one; as it is, if odd."""
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        return text
 
 
 @command("caxev tape status", "caxev tape status --since 30d --by-day", group=tape)
