@@ -46,7 +46,7 @@ from tests.test_rm import SITES, entry
 from tests.test_tape import killed_at
 
 Document = dict[str, Any]
-MANY = 30
+MANY = 22
 REQUEST = "3f9ac0d1"
 AT = ("--site", "lngs")
 

@@ -21,7 +21,6 @@ import click
 import pytest
 import trio
 from bson import encode
-from click.shell_completion import get_completion_class
 from loguru import logger
 from pymongo import MongoClient
 
@@ -537,40 +536,28 @@ def test_a_bad_value_in_the_database(
     assert_one_line(online(*args), code, nearest)
 
 
-def offered(line: str) -> list[str]:
-    """What is offered for the last word of a line, asked in this process."""
-    _, *words, last = line.split(" ")
-    complete = get_completion_class("bash")
-    assert complete is not None
-    completions = complete(cli, {}, "caxev", "_CAXEV_COMPLETE").get_completions(words, last)
-    return [one.value for one in completions]
-
-
 def completed(line: str, **environ: str) -> list[str]:
     """What bash would offer for the last word of a line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "caxev"],
-        env={**os.environ, **words, "_CAXEV_COMPLETE": "bash_complete", **environ},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stderr == ""
-    return [one.removeprefix("plain,") for one in ended.stdout.splitlines() if one]
+    env = {**os.environ, **words, "_CAXEV_COMPLETE": "bash_complete", **environ}
+    pipe = subprocess.PIPE
+    with Forked([], env, stdout=pipe, stderr=pipe, text=True) as process:
+        out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    return [one.removeprefix("plain,") for one in out.splitlines() if one]
 
 
 def test_completion(caxev: Caxev) -> None:
     """Commands, options, sites, handlers (a file's too) and types; nothing where that fails."""
-    assert offered("caxev rea") == ["reactions"]
-    assert offered("caxev status --wi") == ["--wide"]
-    assert offered("caxev listen --site ") == ["chicago", "lngs", "tape"]
-    assert "push" in offered("caxev replay --handler pu")
-    assert offered("caxev --handlers reactions.py replay --handler wen") == ["went"]
-    assert offered("caxev rm --type p") == ["processed"]
-    assert offered("caxev status --status tr") == ["transferred", "transferring"]
+    assert completed("caxev rea") == ["reactions"]
+    assert completed("caxev status --wi") == ["--wide"]
+    assert completed("caxev listen --site ") == ["chicago", "lngs", "tape"]
+    assert "push" in completed("caxev replay --handler pu")
+    assert completed("caxev --handlers reactions.py replay --handler wen") == ["went"]
+    assert completed("caxev rm --type p") == ["processed"]
+    assert completed("caxev status --status tr") == ["transferred", "transferring"]
     Path("sites.json").write_text("{")
-    assert offered("caxev listen --site ") == []
+    assert completed("caxev listen --site ") == []
     assert "push" in completed("caxev replay --handler pu")
     nowhere = "mongodb://127.0.0.1:9/?replicaSet=x"
     assert completed("caxev replay --tag ", CAXEV_MONGO_URI=nowhere) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -144,6 +145,7 @@ def test_killed_at_each_point(deed: str, place: Place, database: Named, tmp_path
     options = ["--config", str(tmp_path / "sites.json"), "--database", database.name]
 
     def command() -> None:
+        gc.freeze()  # else a collection would copy the memory that we share with the test
         cli.main([*given, "--mongo-uri", database.uri, *options], prog_name="caxev")
 
     with MongoClient[Document](database.uri) as client, engine.short_transactions(database):
