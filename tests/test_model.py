@@ -154,6 +154,13 @@ def test_times_of_old_documents() -> None:
     assert as_utc([]) is as_utc("2016-11-11") is as_utc([[known]]) is as_utc(None) is None
 
 
+def test_people_read_that_a_field_is_set() -> None:
+    """Its value is a digest, which would tell them nothing."""
+    values = (None, "0f3a"), ("0f3a", "77b0"), ("0f3a", None)
+    shown = [str(Event(None, Field("gains"), *value)) for value in values]
+    assert shown == ["field gains: set", "field gains: set", "field gains: gone"]
+
+
 @given(make.statuses, make.times, make.times)
 def test_a_status_that_came_back_is_a_change(status: str, one: datetime, two: datetime) -> None:
     """The same status set at another millisecond is another value, and the same status."""

@@ -198,7 +198,8 @@ class Event:
         return None if self.after is None else self.after.partition("@")[0]
 
     def __str__(self) -> str:
-        return f"{self.aspect}: {self.status or 'gone'}"
+        is_set = self.after and isinstance(self.aspect, Field | CopyField)  # to a digest of it
+        return f"{self.aspect}: {'set' if is_set else self.status or 'gone'}"
 
 
 def new_id() -> str:
