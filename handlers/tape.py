@@ -22,8 +22,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final, TypeVar
 
-from attrs import frozen
-
 from caxev import (
     ELSEWHERE,
     ERROR,
@@ -97,17 +95,6 @@ UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
 """Statuses of an entry that a reaction has claimed and not finished."""
 
 
-@frozen
-class TapePlan(CopyPlan):
-    """A copy to bring to `folder` of the archive `tape`, or back from there.
-
-    `location` is that folder, or for a recall a path on this site's disk.
-    """
-
-    tape: str
-    folder: str
-
-
 @on(
     copy(TRANSFERRED, type="raw", host=HERE),
     copy(GONE, type="raw", host=PASSIVE),
@@ -125,13 +112,13 @@ async def backup(job: Job) -> Result:
     return await serve_each(job, targets(job), _back_up_to)
 
 
-def _backup_plan(job: Job, name: str) -> TapePlan | Skip | RunUpdate:
+def _backup_plan(job: Job, name: str) -> CopyPlan | Skip | RunUpdate:
     """Decide about one archive; an update withdraws the entry of what is no longer wanted."""
     key, trigger = key_of(job), trigger_of("backup", job)
     plan = plan_backup(job.run, key, job.site, job.sites, name=name, trigger=trigger)
-    return (
-        plan if isinstance(plan, TapePlan) else withdrawal(job.run, key.at(name), trigger) or plan
-    )
+    if isinstance(plan, Skip):
+        return withdrawal(job.run, key.at(name), trigger) or plan
+    return plan
 
 
 async def _back_up_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
@@ -162,17 +149,18 @@ async def _unstaged(job: Job, key: CopyKey) -> None:
         await job.work(unstage, reach, safe_name(entry.folder))
 
 
-async def _sent(job: Job, plan: TapePlan) -> Copy:
+async def _sent(job: Job, plan: CopyPlan) -> Copy:
     """Send the data to the archive unless it is there; returns the ``verifying`` entry."""
     if plan.resume is not None and plan.resume.status == VERIFYING:
         return await written(job, arrived(job.run, plan.resume, owner=job.owner), plan.key)
-    mine = await _claim(job, plan)
+    # It gets its location only when the archive lists it; until then the folder is kept apart.
+    mine = await claim(job, plan, {"folder": plan.location}, new={"location": "n/a"})
     source = plan.source
-    data = await _data(job, plan, source.manifest, source.checksum)
+    data = await _data(job, plan.location, source.manifest, source.checksum)
     assert source.location is not None
     # After a mismatch the client would skip these files, as unchanged since the last backup.
     again = bool(mine.resends)
-    reach = Reach(job.site, job.sites.get(plan.tape))
+    reach = Reach(job.site, job.sites.get(plan.key.host))
     async with suspecting(job, source):
         manifest = await _step(job, back_up, reach, source.location, data, again)
     await job.store_manifest(manifest.digest, manifest.to_rows())
@@ -180,7 +168,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
         job.run,
         mine,
         owner=job.owner,  # this process continues, and verifies it
-        location=plan.folder,
+        location=plan.location,
         source_manifest=manifest.digest,
         source_checksum=source.checksum or manifest.cax_checksum(),
         size=manifest.total_bytes,
@@ -188,19 +176,18 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     return await written(job, update, plan.key)
 
 
-async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
+async def _verify(job: Job, plan: CopyPlan, mine: Copy) -> None:
     """Compare what tape returns with what was sent."""
     digest, checksum = mine.source_manifest, mine.source_checksum
-    data = await _data(job, plan, digest, checksum)
+    data = await _data(job, plan.location, digest, checksum)
     if not data.is_known:
         raise GiveUp(f"there is nothing to compare {plan.key} with")
-    reach, began = Reach(job.site, job.sites.get(plan.tape)), job.now()
-    why, copied = await _step(job, compare, reach, data)
+    reach, began = Reach(job.site, job.sites.get(plan.key.host)), job.now()
+    why, found = await _step(job, compare, reach, data)
     if why is None:
-        hosts = {"source": plan.source.host, "target": plan.tape}
-        size = copied.manifest.total_bytes
-        job.did(What.TRANSFERRED, **hosts, bytes=size, by=asked_by(mine))
-        await job.update(_good(mine, job.run, copied.manifest, checksum, began))
+        hosts = {"source": plan.source.host, "target": plan.key.host}
+        job.did(What.TRANSFERRED, **hosts, bytes=found.total_bytes, by=asked_by(mine))
+        await job.update(_good(mine, job.run, found, checksum, began))
         return
     # A source with a known manifest is not read again before it is sent: it may be the bad one.
     await job.suspect(plan.source)
@@ -235,21 +222,22 @@ async def recall(job: Job) -> Result:
     if isinstance(plan, Skip | RunUpdate):
         return plan
     with _parking(job, plan.key):
-        mine = await _claim(job, plan)
-        data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
+        source = plan.source
+        assert source.location is not None
+        mine = await claim(job, plan, {"location": plan.location})
+        data = await _data(job, folder_of(source.location), source.manifest, source.checksum)
         began = job.now()
-        reach = Reach(job.site, job.sites.get(plan.tape))
-        async with suspecting(job, plan.source):
-            copied = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
-    manifest = copied.manifest
+        reach = Reach(job.site, job.sites.get(source.host))
+        async with suspecting(job, source):
+            manifest = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
     await job.store_manifest(manifest.digest, manifest.to_rows())
-    checksum = plan.source.checksum or manifest.cax_checksum()
-    hosts = {"source": plan.tape, "target": job.site.name}
+    checksum = source.checksum or manifest.cax_checksum()
+    hosts = {"source": source.host, "target": job.site.name}
     job.did(What.TRANSFERRED, **hosts, bytes=manifest.total_bytes, by=asked_by(mine))
     return _good(mine, job.run, manifest, checksum, began)
 
 
-def _recall_plan(job: Job) -> TapePlan | Skip | RunUpdate:
+def _recall_plan(job: Job) -> CopyPlan | Skip | RunUpdate:
     """Decide about a recall; an update withdraws the entry of what is no longer wanted."""
     trigger = trigger_of("recall", job)
     seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
@@ -257,8 +245,9 @@ def _recall_plan(job: Job) -> TapePlan | Skip | RunUpdate:
     if seen is not None and job.event.status == TRANSFERRED and TAG in job.run.tags:
         seen = seen if isinstance(_archive(seen.host, job.site, job.sites), Skip) else None
     plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
-    mine = CopyKey("raw", job.site.name)
-    return plan if isinstance(plan, TapePlan) else withdrawal(job.run, mine, trigger) or plan
+    if isinstance(plan, Skip):
+        return withdrawal(job.run, CopyKey("raw", job.site.name), trigger) or plan
+    return plan
 
 
 @on(
@@ -276,29 +265,28 @@ async def tape_checksum(job: Job) -> Result:
     cannot be read: while it counts as good, other copies may be deleted. Without anything to
     compare it with, its digests are recorded but it does not count as verified.
     """
-    seen = job.copy
-    plan = plan_check(seen, job.site, job.sites)
-    if isinstance(plan, Skip):
-        return plan
-    assert seen is not None
+    seen = plan_check(job.copy, job.site, job.sites)
+    if isinstance(seen, Skip):
+        return seen
+    assert seen.location is not None
     job.on_failure(broken_off(job.run, seen, error=UNREADABLE))
     began = job.now()
     # A copy that cax brought to tape may have no digest of its own.
     known = seen if seen.manifest or seen.checksum else _any_good(job.run, seen)
     digest, checksum = (known.manifest, known.checksum) if known else (None, None)
-    data = await _data(job, plan, digest, checksum)
-    reach = Reach(job.site, job.sites.get(plan.tape))
-    why, copied = await _step(job, compare, reach, data)
+    data = await _data(job, folder_of(seen.location), digest, checksum)
+    reach = Reach(job.site, job.sites.get(seen.host))
+    why, found = await _step(job, compare, reach, data)
     if why is not None:  # it may have changed on its way back: only what is so twice is bad
-        why, copied = await _step(job, compare, reach, data)
-    await job.store_manifest(copied.manifest.digest, copied.manifest.to_rows())
+        why, found = await _step(job, compare, reach, data)
+    await job.store_manifest(found.digest, found.to_rows())
     if why is not None:
         job.log.error(f"{seen.key} is not what it was: {why}")
         job.did(What.DAMAGED, reason=why)
         return found_bad(job.run, seen, why, verified_at=began)
-    value = checksum or copied.manifest.cax_checksum()
-    job.did(What.VERIFIED, bytes=copied.manifest.total_bytes)
-    return _good(seen, job.run, copied.manifest, value, began if data.is_known else None)
+    value = checksum or found.cax_checksum()
+    job.did(What.VERIFIED, bytes=found.total_bytes)
+    return _good(seen, job.run, found, value, began if data.is_known else None)
 
 
 # -- doing ----------------------------------------------------------------------------------------
@@ -333,14 +321,6 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
             job.on_failure(*others, parked)
 
 
-async def _claim(job: Job, plan: TapePlan) -> Copy:
-    """Claim the planned copy; returns its entry, which names the folder of one on tape."""
-    # A copy on tape gets its location only when the archive lists it; the folder is kept apart.
-    if plan.key.host == job.site.name:
-        return await claim(job, plan, {"location": plan.location})
-    return await claim(job, plan, {"folder": plan.folder}, new={"location": "n/a"})
-
-
 def _good(
     mine: Copy, run: Run, manifest: Manifest, checksum: str | None, began: datetime | None
 ) -> RunUpdate:
@@ -362,10 +342,9 @@ def _good(
     return read.answering(mine) if mine.pending else read
 
 
-async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | None) -> Data:
+async def _data(job: Job, folder: str, digest: str | None, checksum: str | None) -> Data:
     """Describe the data on tape, with its manifest if the database has it."""
-    expected = await manifest_of(job, digest)
-    return Data(safe_name(plan.folder), plan.folder, expected, checksum, digest)
+    return Data(safe_name(folder), folder, await manifest_of(job, digest), checksum, digest)
 
 
 # -- deciding -------------------------------------------------------------------------------------
@@ -373,7 +352,7 @@ async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | No
 
 def plan_backup(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
-) -> TapePlan | Skip:
+) -> CopyPlan | Skip:
     """Decide whether `site` brings its copy of this data to the archive `name`. Pure."""
     key = seen.at(name)
     entry = run.copy(key)
@@ -385,8 +364,7 @@ def plan_backup(
         return there
     # All of it is on tape: only the comparison is left, which does not need the source.
     if entry is not None and entry.status == VERIFYING and entry.location is not None:
-        folder = folder_of(entry.location)
-        return TapePlan(entry, key, folder, trigger, entry, name, folder)
+        return CopyPlan(entry, key, folder_of(entry.location), trigger, entry)
     source = run.copy(CopyKey("raw", site.name))
     if source is None or source.location is None:
         return Skip(f"there is no copy at {site.name}")
@@ -395,12 +373,12 @@ def plan_backup(
     base = archive(Reach(site, there)).folder(safe_name(source.location))
     if base is None:
         return Skip(f"neither {site.name} nor {name} says where data for tape goes (dir_tsm)")
-    return TapePlan(source, key, base, trigger, entry, name, base)
+    return CopyPlan(source, key, base, trigger, entry)
 
 
 def plan_recall(
     run: Run, seen: CopyKey | None, site: Site, sites: Sites, *, trigger: str, now: datetime
-) -> TapePlan | Skip:
+) -> CopyPlan | Skip:
     """Decide whether `site` brings raw data back from tape, and from which archive. Pure.
 
     `seen` is the copy that changed; None if the event is the tag.
@@ -416,11 +394,10 @@ def plan_recall(
     if asked is None and seen is not None and (why := unwanted(run, key, site, now)):
         return Skip(why)
     assert source.location is not None
-    folder = folder_of(source.location)
-    location = place_for(key, folder, site)
+    location = place_for(key, folder_of(source.location), site)
     if isinstance(location, Skip):
         return location
-    return TapePlan(source, key, location, trigger, entry, source.host, folder)
+    return CopyPlan(source, key, location, trigger, entry)
 
 
 def _tapes(asked: str | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
@@ -454,7 +431,7 @@ def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Cop
     return Skip(f"no copy on tape: {'; '.join(why) or 'download_options names no site'}")
 
 
-def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
+def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     """Decide whether `site` reads that copy on tape again. Pure."""
     if seen is None:
         return Skip("the copy is gone")
@@ -470,8 +447,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
         return Skip("it has a checksum, and nobody asks for it to be read again")
     if seen.location is None:
         return Skip(f"{seen.key} has no location")
-    folder = folder_of(seen.location)
-    return TapePlan(seen, seen.key, folder, "", seen, seen.host, folder)
+    return seen
 
 
 def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:

@@ -19,7 +19,7 @@ from attrs import define, evolve
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from caxev import CopyKey, GiveUp, Job, Retry, Run, RunUpdate, Skip, aio
+from caxev import Copy, CopyKey, GiveUp, Job, Retry, Run, RunUpdate, Skip, aio
 from caxev.asking import base
 from caxev.asking.archives import BringRaw, ReadArchived
 from caxev.asking.deletions import ForgetCopies
@@ -36,6 +36,7 @@ from caxev.cli.tape.look import (
 from caxev.cli.tape.request import restore
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
+from caxev.copies.lifecycle import CopyPlan
 from caxev.core.clock import utcnow
 from caxev.core.errors import Damaged
 from caxev.core.model import CopyIs
@@ -46,7 +47,7 @@ from caxev.engine.root_markers import init_roots
 from caxev.files import Item, Manifest, Report
 from caxev.handlers import checksum, repair, tape
 from caxev.tape.base import Reach, Stored
-from caxev.tape.steps import Copied, Outcome
+from caxev.tape.steps import Outcome
 from tests import dsmc_faults, engine
 from tests import test_tape as steps
 from tests.conftest import Database as Named
@@ -91,12 +92,8 @@ def recall(run: Run, seen: str | None = "tape", here: Any = HERE, days: float = 
 def test_a_backup_is_planned_as_cax_named_it() -> None:
     """The folder is that of the data's own name below dir_tsm of the site that brings it."""
     plan = backup(run_of(entry("lngs")))
-    assert isinstance(plan, tape.TapePlan)
-    assert (plan.folder, plan.tape, plan.key) == (
-        f"/lngs/tsm/{NAME}",
-        "tape",
-        ("raw", "tape", None),
-    )
+    assert isinstance(plan, CopyPlan)
+    assert (plan.location, plan.key) == (f"/lngs/tsm/{NAME}", ("raw", "tape", None))
     assert plan.resume is None
 
 
@@ -136,7 +133,7 @@ def test_a_backup_goes_on_where_it_was() -> None:
         assert why(backup(run_of(ours))) == "there is no copy at lngs"
     sent = entry("tape", "verifying", trigger=TRIGGER, location="/old/tsm/x")
     plan = backup(run_of(sent))
-    assert (plan.folder, plan.resume.status) == ("/old/tsm/x", "verifying")
+    assert (plan.location, plan.resume.status) == ("/old/tsm/x", "verifying")
 
 
 def test_what_a_person_asks_for_is_backed_up() -> None:
@@ -157,13 +154,13 @@ def test_what_was_deleted_on_purpose_is_recalled_only_for_a_person() -> None:
     stone = {"type": "raw", "host": "lngs", "pax_version": None, "by": "me", "why": "a test"}
     run = Run.from_document({**run_of(ON_TAPE).document, "deleted_data": [stone]})
     assert "me deleted it" in why(recall(run, seen="lngs", here=WANTS))
-    assert isinstance(recall(run, seen=None, here=WANTS), tape.TapePlan)
+    assert isinstance(recall(run, seen=None, here=WANTS), CopyPlan)
 
 
 def test_a_recall_is_planned_from_where_cax_left_it() -> None:
     """To the site's own directory, from the folder that the entry names."""
     plan = recall(run_of(ON_TAPE), here=WANTS)
-    assert (plan.folder, plan.location) == (f"/data/xenon/tsm/{NAME}", f"/lngs/raw/{NAME}")
+    assert (plan.source, plan.location) == (run_of(ON_TAPE).copies[0], f"/lngs/raw/{NAME}")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,7 @@ def test_what_is_not_recalled(
 def test_the_tag_asks_any_site_that_reaches_tape() -> None:
     """Also one that only brings data there, and what would be purged; a disk does not count."""
     here = evolve(HERE, purge=1.0, download_options=("xenon",))
-    assert isinstance(recall(run_of(ON_TAPE, entry("xenon")), None, here, days=9), tape.TapePlan)
+    assert isinstance(recall(run_of(ON_TAPE, entry("xenon")), None, here, days=9), CopyPlan)
     away = evolve(here, upload_options=())
     assert isinstance(recall(run_of(ON_TAPE), None, away), Skip)
 
@@ -200,7 +197,7 @@ def test_a_person_s_wish_names_the_archive() -> None:
     wish = entry("lngs", "requested", source="tape", location=None)
     here = evolve(HERE, download_options=("xenon",), purge=1.0)
     plan = recall(run_of(ON_TAPE, entry("xenon"), wish), "lngs", here, days=9)
-    assert (plan.tape, plan.resume.status) == ("tape", "requested")
+    assert (plan.source.host, plan.resume.status) == ("tape", "requested")
     other = entry("lngs", "requested", source="xenon", location=None)
     assert "comes first" in why(recall(run_of(ON_TAPE, entry("xenon"), other), "lngs", here))
 
@@ -229,7 +226,7 @@ ASKED = {"id": "x", "at": NOW}
 def test_what_is_read_again(fields: dict[str, Any], planned: bool) -> None:
     """What has no digest, or was asked for since; by the site that brought it there."""
     copy = run_of({**entry("tape", source="lngs"), **fields}).copies[0]
-    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan) == planned
+    assert isinstance(tape.plan_check(copy, HERE, SITES), Copy) == planned
 
 
 class Answering(Yard):
@@ -250,8 +247,7 @@ def answering(*ends: Outcome[object], **fields: Any) -> Job:
 @pytest.mark.parametrize(("second", "status"), [("differs", "error"), (None, None)])
 async def test_what_differs_once_came_back_wrong(second: str | None, status: str | None) -> None:
     """Tape itself is right if it gives the right bytes at all."""
-    copied = Copied(Manifest([]), 0)
-    ends = [Outcome[object]("", (why, copied)) for why in ("differs", second)]
+    ends = [Outcome[object]("", (why, Manifest([]))) for why in ("differs", second)]
     job = answering(*ends, check_asked=NOW)
     update = await tape.tape_checksum(job)
     assert isinstance(update, RunUpdate)
@@ -282,7 +278,7 @@ async def test_tape_that_cannot_be_read_does_not_count() -> None:
 def test_an_entry_of_cax_is_read_by_who_brings_data_there() -> None:
     """Those of cax did not say where a copy came from."""
     copy = run_of(entry("tape", checksum=None)).copies[0]
-    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan)
+    assert isinstance(tape.plan_check(copy, HERE, SITES), Copy)
     assert isinstance(tape.plan_check(copy, evolve(HERE, upload_options=()), SITES), Skip)
 
 

@@ -92,14 +92,6 @@ class Data:
         return any(one is not None for one in (self.expected, self.digest, self.checksum))
 
 
-@frozen
-class Copied:
-    """Restored data; `moved` is the number of bytes that the client had to move for it."""
-
-    manifest: Manifest = field(repr=False)
-    moved: int
-
-
 def with_outcome(
     function: Callable[Concatenate[Archive, P], T],
 ) -> Callable[Concatenate[Reach, P], Outcome[T]]:
@@ -207,20 +199,20 @@ def unstage(place: Archive, name: str) -> bool:
 
 
 @with_outcome
-def compare(place: Archive, data: Data) -> tuple[str | None, Copied]:
+def compare(place: Archive, data: Data) -> tuple[str | None, Manifest]:
     """Restore data to scratch and compare it; returns the difference, or None, and the data.
 
     Scratch is empty again afterwards. If there is no difference the staged files are removed.
     """
     folder = join(_scratch(place.reach), os.fsencode(data.name))
     with _filling(folder):
-        copied = _restored(place, data, folder)
-        why = difference(data, copied.manifest)
+        found = _restored(place, data, folder)
+        why = difference(data, found)
         clear(folder)  # still locked: another comparison of this run may wait to fill it
     if why is None:
         with suppress(GiveUp):  # this archive needs no staging
             clear(_staged(place.reach, data.name))
-    return why, copied
+    return why, found
 
 
 def _scratch(reach: Reach) -> Confined:
@@ -234,7 +226,7 @@ def _scratch(reach: Reach) -> Confined:
 
 
 @with_outcome
-def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Copied:
+def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Manifest:
     """Restore data to `target`, strictly inside one of `roots`; compare it before it gets the name.
 
     The archive's client writes to scratch, which is private. After a kill the next call reuses the
@@ -250,12 +242,12 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
         return _standing(data, final, folder, whole, place.transcript.report)
     with local(folder, "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
-        copied = _restored(place, data, folder)
-        if (why := difference(data, copied.manifest)) is not None:
+        found = _restored(place, data, folder)
+        if (why := difference(data, found)) is not None:
             clear(folder)
             raise Damaged(f"what {data.folder} on tape gives is not what it must be: {why}")
         with writing(whole, directory=True):
-            for item in copied.manifest.files:
+            for item in found.files:
                 name = join(whole, item.path)
                 rename(_taped(folder, data.name, item.path), name)
                 chmod(name, FILE_MODE)
@@ -263,11 +255,11 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
                 whole,
                 os.fsdecode(final),
                 roots,
-                expected=lambda: copied.manifest,
+                expected=lambda: found,
                 min_free=place.reach.here.min_free,
                 report=place.transcript.report,
             )
-    return copied
+    return found
 
 
 @contextmanager
@@ -284,7 +276,7 @@ def _filling(folder: Confined) -> Iterator[None]:
 
 def _standing(
     data: Data, final: Confined, folder: Confined, whole: Confined, report: Report
-) -> Copied:
+) -> Manifest:
     """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
         raise GiveUp(
@@ -297,7 +289,7 @@ def _standing(
         os.rmdir(folder)
     for one in (whole, folder):
         forget_lock(one)
-    return Copied(found, 0)
+    return found
 
 
 def _rename_back(name: str, whole: Confined, folder: Confined) -> None:
@@ -312,7 +304,7 @@ def _taped(folder: Confined, name: str, path: bytes) -> Confined:
     return join(folder, os.fsencode(name_on_tape(name, path)))
 
 
-def _restored(place: Archive, data: Data, folder: Confined) -> Copied:
+def _restored(place: Archive, data: Data, folder: Confined) -> Manifest:
     """Restore the files missing in `folder`; returns its content, under the run's own names.
 
     Without a manifest no file is known to be right, and all are restored.
@@ -332,7 +324,10 @@ def _restored(place: Archive, data: Data, folder: Confined) -> Copied:
         failpoints.point("tape.get")
     # The files of earlier attempts are read again, too: everything is compared at once, at the end.
     found = digest_tree(folder, sha512=data.expected is None, report=transcript.report)
-    return Copied(_renamed(data.name, found), sum(one.size for one in missing))
+    # The client names them as on tape.
+    return Manifest(
+        evolve(item, path=name_off_tape(data.name, os.fsdecode(item.path))) for item in found.items
+    )
 
 
 def _files(place: Archive, data: Data) -> list[Stored]:
@@ -366,13 +361,6 @@ def _check_free(reach: Reach, folder: Confined, need: int) -> None:
     free, what = status.f_bavail * status.f_frsize, f"to restore to {printable(folder)}"
     if why := lacking_space(need, free, reach.here.min_free, what):
         raise Retry(why)
-
-
-def _renamed(name: str, found: Manifest) -> Manifest:
-    """Return the manifest under the run's own names."""
-    return Manifest(
-        evolve(item, path=name_off_tape(name, os.fsdecode(item.path))) for item in found.items
-    )
 
 
 def difference(data: Data, found: Manifest) -> str | None:
