@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 import trio
@@ -74,10 +75,9 @@ from caxev.batch.derived import (
     spec_of,
 )
 from caxev.batch.deriving import DO_NOT, failed_before, plan_derived
-from caxev.batch.here import run_here
 from caxev.batch.queue import Queue
-from caxev.batch.runner import report
-from caxev.batch.work import Product, look, send, take_stock
+from caxev.batch.runner import report, run_here
+from caxev.batch.work import look, send, take_stock
 from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.config.processing import LOCAL
@@ -86,7 +86,6 @@ from caxev.copies.lifecycle import CopyPlan, arrived, broken_off, retried
 from caxev.copies.retention import stays_gone
 from caxev.core.job import Wait
 from caxev.core.model import Aspect
-from caxev.files import safe_name
 
 KEYS: Final = ("processing", "minitrees", OWN)
 """The keys of sites.json that configure how a site makes derived data."""
@@ -246,7 +245,7 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Jo
     try:
         # We may have waited for long: check that the copy is still wanted, just before it starts.
         await note(job, spec, {"job.submitted": job.now()}, status=TRANSFERRING, job_ended=None)
-        with scope, trio.move_on_after(spec.seconds) as limit:
+        with scope, trio.move_on_after(spec.walltime or inf) as limit:
             return await job.work(run_here, home, spec)
     finally:
         del at_work[here]
@@ -286,8 +285,7 @@ async def collect(job: Job) -> Result:
     # For an error before the result is known, as a full disk; a better reason is set below.
     job.on_failure(broken_off(job.run, entry))
     good = ended.how is End.DONE
-    product = Product(safe_name(plan.location), plan.location, job.site.roots)
-    stock = await job.work(take_stock, home, plan.name, product, good)
+    stock = await job.work(take_stock, home, plan.name, plan.location, job.site.roots, good)
     queue.left()  # its slot in the batch system is free: a waiting job can be sent
     if stock.size is not None:
         job.did(What.PROCESSED, bytes=stock.size)

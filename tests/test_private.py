@@ -19,9 +19,9 @@ from attrs import evolve
 
 from caxev.batch.base import End
 from caxev.batch.folder import Folder, Place
-from caxev.batch.here import run_here
 from caxev.batch.runner import run as run_job
-from caxev.batch.work import Product, take_stock
+from caxev.batch.runner import run_here
+from caxev.batch.work import take_stock
 from caxev.cli.admin import private_problems
 from caxev.cli.processes import check_private
 from caxev.config import ConfigError, Site, load_sites, state_directory
@@ -502,7 +502,7 @@ def test_a_job_s_result_is_compared_with_its_copy(
     """On another file system: nothing verifies it later, as it is the first of its kind."""
     spec = spec_in(tmp_path)
     written(spec, "data")
-    product = Product(Path(spec.output).name, str(far / "x.root"), (str(far),))
+    final = far / Path(spec.output).name
 
     def torn(old: Confined, new: Confined) -> None:
         copy_file(old, new)
@@ -511,14 +511,14 @@ def test_a_job_s_result_is_compared_with_its_copy(
         path.write_text("torn")
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    take = partial(take_stock, str(tmp_path / "jobs"), spec.name, product, good=True)
+    take = partial(take_stock, str(tmp_path / "jobs"), spec.name, str(final), (str(far),), True)
     with monkeypatch.context() as patched:
         patched.setattr("caxev.files.incoming.copy_file", torn)
         with pytest.raises(Retry, match="the disk gives something else"):
             take()
-    assert not (far / "x.root").exists()
+    assert not final.exists()
     assert take().size == 4
-    assert (far / "x.root").read_text() == "data"
+    assert final.read_text() == "data"
 
 
 def test_what_stands_there_is_not_replaced(tmp_path: Path, far: Path) -> None:

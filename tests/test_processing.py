@@ -24,17 +24,16 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
-from caxev.batch import derived, folder, memory, runner
+from caxev.batch import derived, folder, runner
 from caxev.batch.base import End, JobEnd, JobSpec, explained
 from caxev.batch.deriving import plan_derived
 from caxev.batch.folder import Folder, Place
 from caxev.batch.following import _report_of
-from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
-from caxev.batch.runner import report
+from caxev.batch.runner import report, run_here
 from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import MESSAGES, end_of
-from caxev.batch.work import Product, SentJob, send, take_stock, withdraw
+from caxev.batch.work import SentJob, send, take_stock, withdraw
 from caxev.config import (
     ConfigError,
     Processing,
@@ -286,13 +285,13 @@ def test_stock_is_taken_inside_of_the_site_s_directories(tmp_path: Path) -> None
     outside.mkdir()
     (outside / "file").write_text("not ours")
     roots = (str(tmp_path / "made"),)
-    home, mine = str(tmp_path / "jobs"), str(tmp_path / "made" / "x")
+    home, mine = str(tmp_path / "jobs"), str(tmp_path / "made")
     written(spec, "result")
     with pytest.raises(GiveUp, match="not inside"):
-        take_stock(home, spec.name, Product("job.1", str(outside / "new"), roots), True)
-    for name in ("..", ".", "", "/"):
+        take_stock(home, spec.name, str(outside / "job.1"), roots, True)
+    for final in (f"{mine}/..", f"{mine}/.", "", "/"):
         with pytest.raises(GiveUp, match="no usable name"):
-            take_stock(home, spec.name, Product(name, mine, roots), True)
+            take_stock(home, spec.name, final, roots, True)
     assert [one.name for one in outside.iterdir()] == ["file"]
 
 
@@ -673,9 +672,8 @@ def test_a_job_that_another_version_filed(tmp_path: Path) -> None:
 
 
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
-    final = str(directory / "made" / "final")
-    product = Product(Path(spec.output).name, final, spec.roots)
-    return take_stock(str(directory / "jobs"), spec.name, product, good)
+    final = str(directory / "made" / Path(spec.output).name)
+    return take_stock(str(directory / "jobs"), spec.name, final, spec.roots, good)
 
 
 def test_a_result_is_published_once(tmp_path: Path) -> None:
@@ -686,7 +684,7 @@ def test_a_result_is_published_once(tmp_path: Path) -> None:
     first, second = stock(tmp_path, spec), stock(tmp_path, spec)
     assert (first.size, second.size) == (6, 6)
     assert Folder(tmp_path / "jobs").names() == []
-    assert (tmp_path / "made" / "final").read_text() == "result"
+    assert (tmp_path / "made" / "job.1").read_text() == "result"
 
 
 @pytest.mark.parametrize(("content", "problem"), [(None, "left no result"), ("", "left nothing")])
@@ -725,7 +723,7 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
     """Where something else has the final name, a person is told."""
     spec = spec_in(tmp_path)
     written(spec, "result")
-    (tmp_path / "made" / "final").write_text("another")
+    (tmp_path / "made" / "job.1").write_text("another")
     with pytest.raises(GiveUp, match="something else stands"):
         stock(tmp_path, spec)
 
@@ -733,7 +731,7 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 def test_no_job_starts_whose_result_has_no_place(tmp_path: Path) -> None:
     """Else an older file there would be taken for its result if it ends well without any."""
     make_input(tmp_path)
-    final = tmp_path / "made" / "final"
+    final = tmp_path / "made" / "job.1"
     spec = spec_in(tmp_path, argv=("true",), final=str(final))
     final.write_text("another")
     with pytest.raises(GiveUp, match="something else stands"):
@@ -1257,8 +1255,8 @@ def kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     counts = tmp_path / CGROUPS[request.param]
     counts.parent.mkdir(parents=True)
     counts.write_text("oom 2\noom_kill 1\n")
-    monkeypatch.setattr(memory, "OURS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(runner, "OURS", tmp_path / "cgroup")
+    monkeypatch.setattr(runner, "CGROUPS", tmp_path)
     return counts
 
 

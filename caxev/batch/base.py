@@ -58,11 +58,6 @@ class JobSpec:
     final: str | None = None
 
     @property
-    def seconds(self) -> float:
-        """The time that it may take; infinite without a limit."""
-        return float("inf") if self.walltime is None else float(self.walltime)
-
-    @property
     def needs(self) -> tuple[object, ...]:
         """The requested resources: jobs with the same needs can be sent as one array."""
         return (

@@ -4,11 +4,13 @@
 - ``watch GROUP NUMBER ID SYSTEM``: reports the end of a job that did not report it itself.
 
 The report is one conditional update of the job's entry in the runs database. Its address and login
-come from the environment, as for every command.
+come from the environment, as for every command. A job of this machine (``system`` is ``local``) is
+run by `run_here` in a worker process: it ends with its listener, and the next one runs it again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -22,7 +24,7 @@ from typing import BinaryIO, Final
 
 from caxev.batch.base import End, JobEnd, JobSpec, system
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
-from caxev.batch.memory import oom_kills
+from caxev.batch.work import BUSY, check
 from caxev.config.settings import Settings, without_secrets
 from caxev.core.clock import utcnow
 from caxev.core.errors import ConfigError, GiveUp, Retry
@@ -40,6 +42,9 @@ NOT_STARTED: Final = 127
 """The exit status of a job whose command could not be started, as in a shell."""
 _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit statuses of a killed program: its own, and that of a shell around it."""
+OURS: Final = Path("/proc/self/cgroup")
+"""The kernel's list of the cgroups of this process."""
+CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,6 +95,28 @@ def watch(place: Place, job: str, name: str) -> int:
         return 0  # it runs again
     report_end(place, spec, ended)
     return 0
+
+
+def run_here(home: str, spec: JobSpec) -> JobEnd:
+    """Run a job of this machine to its end.
+
+    Raises the errors of `check`, and `Retry` while a process of a former attempt still runs, since
+    it outlives a listener that was killed. Cancellation kills the job.
+    """
+    folder = Folder.opened(home)
+    check(spec)
+    place = folder.place(spec.name)
+    if place is None:
+        folder.file([spec])
+        place = folder.place(spec.name)
+    assert place is not None
+    # The job inherits the lock with its output, and holds it until its last process has ended.
+    with place.file("log").open("ab", buffering=0) as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Retry(f"an earlier process of {spec.name} still runs", after=BUSY) from error
+        return ended_by(folder, spec, log)
 
 
 def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> int:
@@ -158,6 +185,36 @@ def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> J
         if oom_kills() > before:
             how, why = End.MEMORY, f"{why} after an oom_kill in its cgroup"
     return JobEnd(how, status, why, socket.gethostname(), utcnow())
+
+
+def oom_kills() -> int:
+    """Count the OOM-killed processes of our own cgroup; 0 if that is unknown.
+
+    If the kernel kills a worker of a job, the job's main process often survives and ends with
+    another exit status.
+    """
+    # Both versions of cgroups may be mounted, with a counter in only one: the larger one is right.
+    return max(_counts(), default=0)
+
+
+def _counts() -> Iterator[int]:
+    # Without /proc, or without a memory controller, an OOM kill passes for any other end.
+    with suppress(OSError, ValueError):
+        for line in OURS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                yield _count(CGROUPS / path.lstrip("/") / "memory.events")
+            elif "memory" in controllers.split(","):  # version 1
+                yield _count(CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control")
+
+
+def _count(file: Path) -> int:
+    with suppress(OSError, ValueError):
+        for line in file.read_text().splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
 
 
 def report(spec: JobSpec, ended: JobEnd, job: str | None = None) -> RunUpdate:

@@ -52,15 +52,6 @@ class Stock:
     problem: str = ""
 
 
-@frozen
-class Product:
-    """A job's result: its name in the job's output, its final path, and the roots around that."""
-
-    name: str
-    final: str
-    roots: Sequence[str]
-
-
 def check(spec: JobSpec) -> None:
     """Check before a job starts that its input exists, and nothing has the path of its result.
 
@@ -132,28 +123,28 @@ def _ended(folder: Folder, job: str) -> JobEnd | None:
     return None if place is None else place.ended
 
 
-def take_stock(home: str, job: str, product: Product, good: bool) -> Stock:
-    """Publish a job's result if it ended well, else remove it; close its files.
+def take_stock(home: str, job: str, final: str, roots: Sequence[str], good: bool) -> Stock:
+    """Publish a job's result as `final` if it ended well, else remove it; close its files.
 
     Idempotent. Raises `GiveUp` if the final path leads out of the roots.
     """
     folder = Folder.opened(home)
     size, problem = None, ""
     if good:
-        output = folder.work(job) / OUTPUT / safe_name(product.name)
-        size, problem = _published(confine_entry(str(output), [home]), product)
+        output = folder.work(job) / OUTPUT / safe_name(final)
+        size, problem = _published(confine_entry(str(output), [home]), final, roots)
     last_words = folder.tail(job)  # before `close`, which removes the job's files
     return Stock(folder.close(job), last_words, size, problem)
 
 
-def _published(output: Confined, product: Product) -> tuple[int | None, str]:
+def _published(output: Confined, final: str, roots: Sequence[str]) -> tuple[int | None, str]:
     try:
         if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
             return None, "it left nothing in its output"
     except GiveUp as refused:  # the job's fault: kept, it would occupy its place in the system
         return None, f"it left what no copy may hold: {refused}"
     made = partial(digest_tree, output, sha512=False, report=to_nobody)
-    size = bring_in(output, product.final, product.roots, expected=made)
+    size = bring_in(output, final, roots, expected=made)
     return size, "" if size is not None else "it ended well and left no result"
 
 

@@ -24,8 +24,8 @@ from attrs import define, evolve, field
 from caxev import transfer
 from caxev.batch.base import End, JobSpec
 from caxev.batch.folder import INPUT, OUTPUT, Folder
-from caxev.batch.here import run_here
-from caxev.batch.work import Product, take_stock
+from caxev.batch.runner import run_here
+from caxev.batch.work import take_stock
 from caxev.batch.work import withdraw as cancel
 from caxev.config import ArchiveOptions, Permission, Site, jobs_directory
 from caxev.core.errors import GiveUp, Retry
@@ -121,7 +121,8 @@ def process(place: Place) -> object:
     home = jobs_directory(place.here, "processed")
     name = f"job.{place.random.getrandbits(40):x}"
     work = Folder(Path(home)).work(name)
-    view, output = str(work / INPUT / "run"), str(work / OUTPUT / "made")
+    made = f"made-{place.random.randint(0, 3)}"
+    view, output = str(work / INPUT / "run"), str(work / OUTPUT / made)
     spec = JobSpec(
         name=name,
         argv=("sh", "-c", CARELESS, "sh", view, output),
@@ -134,9 +135,8 @@ def process(place: Place) -> object:
     )
     try:
         ended = run_here(home, spec)
-        final = f"{place.here.dir_processed}/v1/made-{place.random.randint(0, 3)}"
-        product = Product("made", final, place.here.roots)
-        stock = take_stock(home, name, product, ended.how is End.DONE)
+        final = f"{place.here.dir_processed}/v1/{made}"
+        stock = take_stock(home, name, final, place.here.roots, ended.how is End.DONE)
     finally:
         cancel("local", home, name)
     if stock.size is None:

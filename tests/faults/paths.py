@@ -21,7 +21,7 @@ from loguru import logger
 
 from caxev import transfer
 from caxev.batch.folder import OUTPUT, Folder
-from caxev.batch.work import Product, take_stock
+from caxev.batch.work import take_stock
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.selection import named
@@ -41,7 +41,7 @@ from caxev.core.model import (
 )
 from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.files import confine, empty_quarantine, standing
+from caxev.files import confine, empty_quarantine, safe_name, standing
 from caxev.files import erase as erase_stray
 from caxev.files.erasing import set_aside
 from caxev.files.identity import identity
@@ -231,11 +231,10 @@ class Place:
         """Take stock of a job that is said to make what stands there."""
         root, name = self.here.roots[0], f"job.{os.urandom(4).hex()}"
         folder = Folder.opened(f"{root}-jobs")
-        output = folder.work(name) / OUTPUT / "made"
+        output = folder.work(name) / OUTPUT / safe_name(path)
         output.parent.mkdir(parents=True)
         output.write_bytes(CONTENT)
-        product = Product(output.name, path, (root,))
-        return take_stock(str(folder.home), name, product, True)
+        return take_stock(str(folder.home), name, path, (root,), True)
 
     def _known(self) -> Run:
         return _run(f"{self.here.roots[0]}/run")
