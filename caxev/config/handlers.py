@@ -19,8 +19,8 @@ from typing import Final
 from zlib import crc32
 
 from caxev.config.errors import hint, nearest
-from caxev.config.home import expanded
 from caxev.config.sites import Sites
+from caxev.config.values import expanded
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
 from caxev.core.model import OUR_STATUSES, UNKNOWN

@@ -74,11 +74,6 @@ def repeats(value: object, label: str, *, inside: bool = True) -> Iterator[Repea
             yield from repeats(inner, label)
 
 
-def read_list(file: Path, of: str) -> list[Any]:
-    """Read a file that holds a list `of` something. Raises `ConfigError` if it holds no list."""
-    return as_list(file, read_json(file, of), of)
-
-
 def as_list(file: Path, document: Any, of: str) -> list[Any]:
     """Return what a file holds if it is a list `of` something. Raises `ConfigError`."""
     if not isinstance(document, list):

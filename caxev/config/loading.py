@@ -19,13 +19,12 @@ from attrs import evolve, frozen
 from caxev.config.data_types import PROCESSED, DataType
 from caxev.config.directories import directory_warnings
 from caxev.config.errors import Problems, failed, hint, known_names, shown
-from caxev.config.home import expanded
 from caxev.config.json_file import as_list, read_json, repeats
 from caxev.config.own_types import site_class, types_of
 from caxev.config.reading import read
 from caxev.config.rucio import at
 from caxev.config.sites import CORRECTIONS, Site, Sites, acts, is_archive
-from caxev.config.values import Kind, check
+from caxev.config.values import Kind, check, expanded
 from caxev.core.errors import ConfigError
 from caxev.core.registry import OWN
 

@@ -14,8 +14,17 @@ from typing import Annotated, Any, Final
 
 from attrs import Factory, evolve, field, frozen
 
-from caxev.config.home import expanded
-from caxev.config.values import Kind, check, mapped, match, matching, one_of, printable, whole
+from caxev.config.values import (
+    Kind,
+    check,
+    expanded,
+    mapped,
+    match,
+    matching,
+    one_of,
+    printable,
+    whole,
+)
 
 DETECTORS: Final[Mapping[str, str]] = {"muon_veto": "mv"}
 """The short names of detectors, as cax had them."""

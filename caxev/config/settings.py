@@ -15,7 +15,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from attrs import evolve, field, frozen
 
-from caxev.config.home import expanded
+from caxev.config.values import expanded
 from caxev.core.errors import ConfigError
 from caxev.limited import SECRET, read_limited
 

@@ -6,12 +6,14 @@ them. The docstring below a field is the documentation of its key.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
 from decimal import Decimal
 from importlib.metadata import entry_points
 from math import inf
+from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import attrs
@@ -176,6 +178,15 @@ Hours = Annotated[float, Kind("a number of hours, up to 876600", number(high=24 
 Amount = Annotated[int, Kind('an amount, as "500GB"', read_amount)]
 Rate = Annotated[float, Kind('a rate, as "200MB/s"', read_rate)]
 Duration = Annotated[float, Kind('a length of time, as "6h" (s, min, h)', _duration)]
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home directory in place of ``~``; unchanged if there is no such user.
+
+    sites.json is the same at every site, and a user of one need not exist at another.
+    """
+    # Path.expanduser raises for an unknown user.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def filled(one: T, other: T) -> T:

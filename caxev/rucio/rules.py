@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, NamedTuple
 from attrs import evolve, field, frozen
 
 from caxev.config.errors import Problems, failed
-from caxev.config.json_file import read_list, repeats
+from caxev.config.json_file import as_list, read_json, repeats
 from caxev.config.reading import read
 from caxev.config.rucio import read_time
 from caxev.config.values import Kind, check, flag, mapped, matching, whole
@@ -248,7 +248,7 @@ def load_rules(path: str | Path) -> tuple[Rule, ...]:
     file = Path(path)
     rules: list[Rule] = []
     problems: list[str] = []
-    for place, entry in enumerate(read_list(file, "rules"), 1):
+    for place, entry in enumerate(as_list(file, read_json(file, "rules"), "rules"), 1):
         name = entry.get("name") if isinstance(entry, dict) else None
         label = f"rule {place} ({name})" if isinstance(name, str) and name else f"rule {place}"
         problems += (str(repeat) for repeat in repeats(entry, label) if not repeat.same)
