@@ -220,11 +220,10 @@ async def read(
 
 
 async def verdict(
-    job: Job, plan: ReadPlan, manifest: Manifest, began: datetime | None = None
+    job: Job, plan: ReadPlan, manifest: Manifest, began: datetime
 ) -> RunUpdate:
     """Return the update for a copy whose manifest was read from `began` on."""
-    known, ours = plan.reference, manifest.cax_checksum()
-    seen, began = plan.copy, began or job.now()
+    seen, known, ours = plan.copy, plan.reference, manifest.cax_checksum()
     if known is None or known.manifest == manifest.digest:
         value = ours if known is None or ours is not None else known.checksum
         return _good(job, seen, manifest, began, value)

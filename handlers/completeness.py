@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import re
 
-from attrs import frozen
-
 from caxev import (
     HERE,
     TRANSFERRED,
@@ -46,14 +44,6 @@ EVENT_FILE = re.compile(rb".+-\d+-\d+-\d+-\d+\.zip")
 """Names of event files: experiment, run, first and last event, number of events."""
 
 
-@frozen
-class SizePlan:
-    """A copy to count, and the number of event files it must have."""
-
-    copy: Copy
-    files: int
-
-
 @on(
     copy(TRANSFERRED, type="raw", host=HERE),
     field("trigger.events_built", "end"),
@@ -67,17 +57,17 @@ async def add_size(job: Job) -> Result:
     plan = plan_size(job.run, job.site)
     if isinstance(plan, Skip):
         return plan
-    manifest = await shape(job, plan.copy)
+    raw, wanted = plan
+    manifest = await shape(job, raw)
     found = event_files(manifest)
     # Both more and fewer files are wrong: a size would make incomplete data look complete.
-    if found != plan.files:
+    if found != wanted:
         raise GiveUp(
-            f"{plan.copy.key} has {found} files with events, but its events fill {plan.files}: "
+            f"{raw.key} has {found} files with events, but its events fill {wanted}: "
             "see whether data is missing, or events_built is wrong"
         )
-    size = manifest.total_bytes
-    expected = (FieldIs("raw_size_byte"), plan.copy.as_seen)
-    return RunUpdate.set_fields(job.run, *expected, raw_size_byte=size)
+    expected = (FieldIs("raw_size_byte"), raw.as_seen)
+    return RunUpdate.set_fields(job.run, *expected, raw_size_byte=manifest.total_bytes)
 
 
 async def shape(job: Job, copy: Copy) -> Manifest:
@@ -99,8 +89,11 @@ def event_files(manifest: Manifest) -> int:
     return sum(EVENT_FILE.fullmatch(name) is not None for name in names)
 
 
-def plan_size(run: Run, site: Site) -> SizePlan | Skip:
-    """Decide whether this site can measure the run's size, and from which copy. Pure."""
+def plan_size(run: Run, site: Site) -> tuple[Copy, int] | Skip:
+    """Decide whether this site can measure the run's size. Pure.
+
+    Returns the copy to count, and the number of event files that it must have.
+    """
     if field_of(run.document, "raw_size_byte") is not None:
         return Skip("the run has raw_size_byte")
     if field_of(run.document, "end") is None:
@@ -114,4 +107,4 @@ def plan_size(run: Run, site: Site) -> SizePlan | Skip:
     if raw.status != TRANSFERRED or raw.location is None:
         return Unmet(f"the raw copy here is {raw.status}")
     per_file = count(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
-    return SizePlan(raw, -(-events // per_file))
+    return raw, -(-events // per_file)

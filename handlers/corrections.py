@@ -35,8 +35,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from attrs import frozen
-
 from caxev import (
     CORRECTION_INPUTS,
     FieldIs,
@@ -61,14 +59,6 @@ LATER = 6 * 3600.0
 Row = Mapping[str, Any]
 
 
-@frozen
-class CorrectionPlan:
-    """A correction that the run lacks, or may have of another version."""
-
-    correction: Correction
-    version: str | None
-
-
 @on(
     on_field(CORRECTION_INPUTS),
     aliases=("AddGains", "AddDriftVelocity", "SetNeuralNetwork"),
@@ -83,19 +73,18 @@ async def correct(job: Job) -> Result:
     fields: dict[str, Any] = {}
     expected: list[FieldIs] = []
     failed: list[Retry | GiveUp] = []
-    for wanted in plan:
-        one = wanted.correction
+    for one, has in plan:
         try:
             row = row_for(job.run, one, await job.table(one.table))
             version = version_of(one, row)
-            if version == wanted.version:
+            if version == has:
                 continue
             fields |= {one.field: value_of(job.run, one, row), one.version_field: version}
         except (Retry, GiveUp) as error:
             failed.append(error)
             continue
-        expected.append(FieldIs(one.version_field, wanted.version))
-        if wanted.version is None:
+        expected.append(FieldIs(one.version_field, has))
+        if has is None:
             # Someone may have set the field by hand since we read the run: theirs stays.
             expected.append(FieldIs(one.field))
     update = RunUpdate.set_fields(job.run, *expected, **fields)
@@ -111,10 +100,10 @@ def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
     return next((error for error in failed if isinstance(error, GiveUp)), failed[0])
 
 
-def plan_corrections(run: Run, site: Site) -> list[CorrectionPlan] | Skip:
-    """Decide which corrections this run may lack. Pure."""
+def plan_corrections(run: Run, site: Site) -> list[tuple[Correction, str | None]] | Skip:
+    """Decide which corrections this run may lack; each with the version that it has. Pure."""
     why: list[str] = []
-    plan: list[CorrectionPlan] = []
+    plan: list[tuple[Correction, str | None]] = []
     for one in site.correcting():
         version = field_of(run.document, one.version_field)
         missing = [path for path in one.when if field_of(run.document, path) is None]
@@ -125,7 +114,7 @@ def plan_corrections(run: Run, site: Site) -> list[CorrectionPlan] | Skip:
         elif one.version is not None and version == one.version:
             why.append(f"{one.name} is of {version} already")
         else:
-            plan.append(CorrectionPlan(one, version))
+            plan.append((one, version))
     return plan or Skip("; ".join(why) or f"corrections of {site.name} names none")
 
 

@@ -22,7 +22,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 import trio
-from attrs import frozen
+from attrs import evolve
 
 from caxev import (
     GONE,
@@ -116,7 +116,7 @@ async def rucio_rules(job: Job) -> Result:
             # Another reaction to the run may have settled it after this one raised the alarm.
             await job.all_clear(STUCK, about=entry.key)
             skipped.append(plan.why)
-        elif (wait := await _settle(job, entry, plan)) is not None:
+        elif (wait := await _settle(job, entry, *plan)) is not None:
             waits.append(wait)
     if waits:
         raise min(waits, key=lambda wait: wait.after or 0.0)
@@ -143,17 +143,8 @@ def in_care(entry: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     return entry
 
 
-@frozen
-class Settling:
-    """The wishes for one entry, their digest, and the rules that the entry records."""
-
-    wishes: Wishes
-    digest: str
-    remembered: tuple[RuleState, ...]
-
-
-def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
-    """Decide whether to ask the catalogue about this entry.
+def plan_rules(job: Job, entry: Copy) -> tuple[Settlement, str] | Skip:
+    """Decide what to ask of the catalogue for this entry; returns a digest of the wishes, too.
 
     This is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
     a rule is not OK yet. Raises `Denied` if the rule file is invalid.
@@ -166,7 +157,8 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     settled = all(is_settled(one, job.now()) for one in remembered)
     if settled and entry.rules == digest:
         return Skip(f"the rules of {entry.location} are what they should be")
-    return Settling(wishes, digest, remembered)
+    run_name = job.run.name or str(job.run)
+    return Settlement(there, Did.of(entry.location), run_name, wishes, remembered), digest
 
 
 def wishes_of(run: Run, entry: Copy, there: Site) -> Wishes:
@@ -179,22 +171,15 @@ def wishes_of(run: Run, entry: Copy, there: Site) -> Wishes:
     return wishes_for(rules, run, entry.key, always=always)
 
 
-async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
+async def _settle(job: Job, entry: Copy, order: Settlement, digest: str) -> Retry | None:
     """Bring rules and entry up to date; returns when to check again, None: never."""
-    there = job.sites.get(entry.host)
-    order = Settlement(
-        there=there,
-        dataset=Did.of(entry.location),
-        run_name=job.run.name or str(job.run),
-        wishes=plan.wishes,
-        remembered=plan.remembered,
-        files=await _checked(job, entry) if plan.wishes.remove else None,
-    )
+    if order.wishes.remove:
+        order = evolve(order, files=await _checked(job, entry))
     found = await job.work(client.settle, order)
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
         job.did("rules changed", reason=found.done)
-    fields = {**standing(entry, found), "rules": plan.digest}
+    fields = {**standing(entry, found), "rules": digest}
     # Not written without a change: each write is an event to which every handler may react.
     if entry.having(*fields).fields != fields:
         await written(job, RunUpdate.replace(job.run, entry, **fields), entry.key)
@@ -204,7 +189,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
         await job.alarm(STUCK, summary, severity="warning", about=entry.key, why="; ".join(stuck))
     else:
         await job.all_clear(STUCK, about=entry.key)
-    after = look_again(found, there, job.now())
+    after = look_again(found, order.there, job.now())
     return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
 
 

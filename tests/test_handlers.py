@@ -1336,7 +1336,7 @@ async def judge(
     event = Event(run.id, RAW, None, "verifying")
     ports: Any = Manifests(*run_cache)
     job = Job(run, event, LNGS, ALL, "lngs#1", logger, ports)
-    update = await verify.verdict(job, plan, found)
+    update = await verify.verdict(job, plan, found, NOW)
     assert update.change is not None
     expected, fields = update.change
     assert expected == plan.copy.as_seen
@@ -1352,7 +1352,7 @@ async def test_a_copy_that_came_bad_has_its_source_read_again() -> None:
     for found, asked in ((GOOD, []), (manifest_of(a="1", b="33"), ["xenon"])):
         ports: Any = Manifests(GOOD)
         event = Event(run.id, RAW, None, "verifying")
-        await verify.verdict(Job(run, event, LNGS, ALL, "lngs#1", logger, ports), plan, found)
+        await verify.verdict(Job(run, event, LNGS, ALL, "lngs#1", logger, ports), plan, found, NOW)
         changes = [update.change for update in ports.asked]
         assert [change[0].key.host for change in changes] == asked
 
