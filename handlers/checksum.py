@@ -54,15 +54,14 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.config.data_types import RAW, UNTRIGGERED
 from caxev.copies.lifecycle import broken_off, found_bad, found_good, manifest_of, written
-from caxev.copies.quorum import at_odds, is_disputed, producer
+from caxev.copies.quorum import at_odds, is_disputed, producer, same_data
 from caxev.copies.storage import same_bytes
 from caxev.files import printable
 from caxev.files.digest import digest_copy
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
+from caxev.transfer.carrying import STALLED
 
-STALLED = 15 * 60.0
-"""Seconds without a byte after which reading is stopped and retried."""
 NAMED = 5
 """Maximum number of bad files that an entry's ``error`` names."""
 LASTING = timedelta(days=30)
@@ -422,7 +421,7 @@ def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
         return False
     if producer(seen) == seen.host:
         return True
-    alone = not any(_same_data(one, seen) for one in run.copies)
+    alone = all(one.host == seen.host for one in run.copies if same_data(one, seen.key))
     return alone or seen.host in masters(seen.type, sites)
 
 
@@ -446,12 +445,8 @@ def masters(kind: str, sites: Sites) -> list[str]:
 
 
 def _comparable(one: Copy, seen: Copy) -> bool:
-    good = one.status == TRANSFERRED and (one.manifest or one.checksum)
-    return bool(good) and _same_data(one, seen) and producer(one) == producer(seen)
-
-
-def _same_data(one: Copy, seen: Copy) -> bool:
-    return (one.type, one.version) == (seen.type, seen.version) and one.host != seen.host
+    good = one.status == TRANSFERRED and one.host != seen.host and (one.manifest or one.checksum)
+    return bool(good) and same_data(one, seen.key) and producer(one) == producer(seen)
 
 
 def _remembered(seen: Copy) -> Copy | None:

@@ -280,12 +280,13 @@ async def collect(job: Job) -> Result:
     plan = plan_collect(job.run, job.copy, job.site)
     if isinstance(plan, Skip):
         return plan
-    entry, how, ended = plan.entry, plan.how, plan.ended
+    entry, how, ended, name = plan
+    assert entry.location is not None  # `plan_collect` has checked it
     home = jobs_directory(job.site, entry.type)
     # For an error before the result is known, as a full disk; a better reason is set below.
     job.on_failure(broken_off(job.run, entry))
     good = ended.how is End.DONE
-    stock = await job.work(take_stock, home, plan.name, plan.location, job.site.roots, good)
+    stock = await job.work(take_stock, home, name, entry.location, job.site.roots, good)
     queue.left()  # its slot in the batch system is free: a waiting job can be sent
     if stock.size is not None:
         job.did(What.PROCESSED, bytes=stock.size)
@@ -389,21 +390,13 @@ def plan_submit(
     return SubmitPlan(how, spec, job.id)
 
 
-@frozen
-class CollectPlan:
-    """A job that has ended, its name, and the location of its result."""
-
-    entry: Copy
-    how: Processing
-    ended: JobEnd
-    name: str
-    location: str
-
-
-def plan_collect(run: Run, entry: Copy | None, site: Site) -> CollectPlan | Skip:
+def plan_collect(
+    run: Run, entry: Copy | None, site: Site
+) -> tuple[Copy, Processing, JobEnd, str] | Skip:
     """Decide whether the result of this copy's job is collected. Pure.
 
-    A job that failed for good counts, too: a person has asked for a retry.
+    Returns how the job has ended, and its name, too. One that failed for good counts: a person has
+    asked for a retry.
     """
     if entry is None:
         return Skip("the copy is gone")
@@ -416,6 +409,4 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> CollectPlan | Skip
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    return CollectPlan(
-        entry, how, JobEnd.from_row(ended.fields), name_of(run, entry), entry.location
-    )
+    return entry, how, JobEnd.from_row(ended.fields), name_of(run, entry)

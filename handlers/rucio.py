@@ -75,9 +75,8 @@ from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, stored_as
 from caxev.rucio.names import CopyNames, Did, names_of, taken_at
 from caxev.rucio.orders import Download, Upload
+from caxev.transfer.carrying import STALLED
 
-STALLED = 15 * 60.0
-"""Seconds without a byte after which a transfer is stopped and retried."""
 REUPLOAD = "RSEreupload"
 QUOTA = "RSEquota"
 WAITING = (REUPLOAD, QUOTA)

@@ -1184,7 +1184,7 @@ def test_a_copy_is_read_back_in_a_place_of_its_link(reader: Any, status: str) ->
     async def main() -> None:
         async with trio.open_nursery() as nursery, links.traffic.slot("remote", link):
             nursery.start_soon(outcome_of, reader, job)
-            await trio.sleep(10 * verify.STALLED)
+            await trio.sleep(10 * STALLED)
             assert yard.tried == []
 
     in_no_time(main)
