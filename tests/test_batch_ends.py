@@ -11,6 +11,7 @@ from htcondor2 import JobEventType
 
 from caxev.batch import base, htcondor, pbs
 from caxev.batch.base import End
+from caxev.batch.folder import Place
 from caxev.core.errors import Retry
 from tests import condor_log
 from tests.condor_simulator import unquoted
@@ -136,8 +137,8 @@ def grouped(directory: Path, jobs: int) -> tuple[htcondor.HTCondor, str, Path]:
     return system, group.name, system.folder.events / group.name
 
 
-def kinds(ends: Iterator[tuple[int, base.JobEnd]]) -> list[tuple[int, End]]:
-    return [(index, end.how) for index, end in ends]
+def kinds(ends: Iterator[tuple[Place, base.JobEnd]]) -> list[tuple[int, End]]:
+    return [(place.index, end.how) for place, end in ends]
 
 
 @pytest.mark.parametrize("end", ["005 (007", "(return", "Run Local", "\n...\n"])

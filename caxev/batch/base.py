@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol, Self, runtime_checkable
+from typing import Any, Final, Protocol, Self
 
 from attrs import asdict, frozen
 
@@ -102,7 +102,7 @@ class BatchSystem(Protocol):
     systems that are reached by programs have in common.
 
     A system must also have the end of a killed job reported: by a second job that waits for the
-    first (`grouped.Watched`), or by a log that the listener follows (`LogsEnds`).
+    first (`grouped.WatchedJob`), or by a log that the listener follows (`following.LogsEnds`).
     """
 
     def __init__(self, home: str) -> None: ...
@@ -121,20 +121,6 @@ class BatchSystem(Protocol):
 
     def cancel(self, job: str) -> None:
         """Cancel a job unless it has ended."""
-        ...
-
-
-@runtime_checkable
-class LogsEnds(Protocol):
-    """A batch system that logs the ends of jobs in files of ours: see `caxev.batch.following`."""
-
-    @property
-    def logs(self) -> str:
-        """The directory of the logs, one for each group of jobs and of its name."""
-        ...
-
-    def ends(self, group: str) -> Iterator[tuple[int, JobEnd]]:
-        """Yield the ends in a group's log that are new: the job's number in the group, its end."""
         ...
 
 

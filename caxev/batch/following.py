@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from random import random
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import trio
 from attrs import define, field, frozen
 from loguru import logger
 
-from caxev.batch.base import JobEnd, LogsEnds, system
-from caxev.batch.folder import Folder, Place
+from caxev.batch.base import JobEnd, system
+from caxev.batch.folder import Place
 from caxev.batch.runner import report
 from caxev.config import Site, Sites, jobs_directory
 from caxev.config.processing import LOCAL
@@ -32,19 +32,18 @@ from caxev.core.update import RunUpdate
 from caxev.database import Database, DatabaseError, Lease, concerns_one, is_fatal
 
 
-@frozen
-class _Followed:
-    """A batch system whose logs are followed, and the files of its jobs."""
+@runtime_checkable
+class LogsEnds(Protocol):
+    """A batch system that logs the ends of jobs in files of ours."""
 
-    batch: LogsEnds
-    folder: Folder
+    @property
+    def logs(self) -> str:
+        """The directory of the logs, one for each group of jobs and of its name."""
+        ...
 
-    def groups(self) -> list[str]:
-        return sorted(os.listdir(self.batch.logs))
-
-    def new_ends(self, group: str) -> list[tuple[Place, JobEnd]]:
-        place = self.folder.home / "groups" / group
-        return [(Place(place, index), ended) for index, ended in self.batch.ends(group)]
+    def ends(self, group: str) -> Iterator[tuple[Place, JobEnd]]:
+        """Yield the ends in a group's log that are new, each with the place of its job."""
+        ...
 
 
 @define(eq=False)
@@ -66,8 +65,8 @@ class JobEnds:
         """Report all ends that are in the logs."""
         for kind in sorted(self.site.types.derived):
             try:
-                if (followed := await trio.to_thread.run_sync(self._followed, kind)) is not None:
-                    await self._report(followed, await trio.to_thread.run_sync(followed.groups))
+                if (batch := await trio.to_thread.run_sync(self._followed, kind)) is not None:
+                    await self._report(batch, await trio.to_thread.run_sync(_groups, batch))
             except (GiveUp, Retry, OSError) as error:
                 logger.error("the log of jobs for {} data is not read: {}", kind, error)
 
@@ -80,14 +79,13 @@ class JobEnds:
                         nursery.start_soon(self._persist, kind)
                     await trio.sleep_forever()
 
-    def _followed(self, kind: str) -> _Followed | None:
+    def _followed(self, kind: str) -> LogsEnds | None:
         """Return what makes data of that type here, if it logs the ends of jobs."""
         how = self.site.processing_of(kind)
         if how is None or how.system == LOCAL:
             return None
-        home = jobs_directory(self.site, kind)
-        batch = system(how.system, home)
-        return _Followed(batch, Folder.opened(home)) if isinstance(batch, LogsEnds) else None
+        batch = system(how.system, jobs_directory(self.site, kind))
+        return batch if isinstance(batch, LogsEnds) else None
 
     async def _persist(self, kind: str) -> None:
         # A disk may be away, or HTCondor's library: ends are then found by the regular check.
@@ -103,17 +101,17 @@ class JobEnds:
             else:
                 return
 
-    async def _follow(self, followed: _Followed) -> None:
-        with changes_in(followed.batch.logs) as changes:
+    async def _follow(self, batch: LogsEnds) -> None:
+        with changes_in(batch.logs) as changes:
             # Listed after the watch began, so that no change falls between the two.
-            groups = await trio.to_thread.run_sync(followed.groups)
+            groups = await trio.to_thread.run_sync(_groups, batch)
             while True:
-                await self._report(followed, groups)
-                groups = await changes.names() or await trio.to_thread.run_sync(followed.groups)
+                await self._report(batch, groups)
+                groups = await changes.names() or await trio.to_thread.run_sync(_groups, batch)
 
-    async def _report(self, followed: _Followed, groups: list[str]) -> None:
+    async def _report(self, batch: LogsEnds, groups: list[str]) -> None:
         for group in groups:
-            for place, ended in await trio.to_thread.run_sync(followed.new_ends, group):
+            for place, ended in await trio.to_thread.run_sync(_new_ends, batch, group):
                 update = await trio.to_thread.run_sync(_report_of, place, ended)
                 if update is not None:
                     await self._write(update)
@@ -132,6 +130,14 @@ class JobEnds:
                 await trio.sleep(delay(attempt, random()))  # noqa: S311  # the same
             else:
                 return
+
+
+def _groups(batch: LogsEnds) -> list[str]:
+    return sorted(os.listdir(batch.logs))
+
+
+def _new_ends(batch: LogsEnds, group: str) -> list[tuple[Place, JobEnd]]:
+    return list(batch.ends(group))
 
 
 def _report_of(place: Place, ended: JobEnd) -> RunUpdate | None:

@@ -129,10 +129,10 @@ class HTCondor(Grouped):
         """The directory of the event logs. See `LogsEnds`."""
         return str(self.folder.events)
 
-    def ends(self, group: str) -> Iterator[tuple[int, JobEnd]]:
+    def ends(self, group: str) -> Iterator[tuple[Place, JobEnd]]:
         """Yield what is new in a log. See `LogsEnds.ends`."""
-        path = self.folder.events / group
-        if not (self.folder.home / "groups" / group).exists():
+        path, filed = self.folder.events / group, self.folder.home / "groups" / group
+        if not filed.exists():
             # All its jobs are closed. HTCondor may write once more: then it is removed again.
             self._logs.pop(group, None)
             path.unlink(missing_ok=True)
@@ -141,8 +141,8 @@ class HTCondor(Grouped):
             for event in self._new(group, path):
                 ended = end_of(event)
                 if ended is not None:
-                    place = Place(self.folder.home / "groups" / group, event["Proc"])
-                    yield place.index, explained(ended, place.tail, _MESSAGES)
+                    place = Place(filed, event["Proc"])
+                    yield place, explained(ended, place.tail, _MESSAGES)
         except Retry as error:  # the other logs are read; the regular check finds these ends
             logger.error("{}", error)
 

@@ -69,7 +69,7 @@ class Pbs(WatchedJob):
         return number
 
     def send_watch(self, spec: JobSpec, group: Path, job: str, words: Sequence[str]) -> None:
-        """Send a watch. See `Watched.send_watch`."""
+        """Send a watch. See `WatchedJob.send_watch`."""
         log = shlex.quote(f"{self.home}/watches.log")
         # qsub can only replace a file of output, and all watches share this one.
         body = f"exec >>{log} 2>&1\n{self.WATCH}"

@@ -76,7 +76,7 @@ class Slurm(WatchedJob):
         return f"{number}_{index}"
 
     def send_watch(self, spec: JobSpec, group: Path, job: str, words: Sequence[str]) -> None:
-        """Send a watch. See `Watched.send_watch`."""
+        """Send a watch. See `WatchedJob.send_watch`."""
         options = [f"--dependency=afterany:{job}", *_WATCH, *_where(spec)]
         options += [f"--job-name={group.name}.watch", f"--chdir={self.home}"]
         options += [f"--output={self.home}/watches.log", "--open-mode=append"]
