@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from typing import Any, Final
 
 from caxev.alarms.base import Notifier
@@ -13,6 +12,7 @@ from caxev.alarms.manager import Recipient
 from caxev.alarms.webhook import WebhookNotifier
 from caxev.config import ConfigError, Sink
 from caxev.config.alarms import ALARMS, Installed
+from caxev.config.plugins import entry_points
 from caxev.core.errors import one_line
 
 _OURS: Final[Mapping[str, Callable[[Any], Notifier]]] = {

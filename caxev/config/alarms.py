@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
-from importlib.metadata import entry_points
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 from attrs import Factory, field, frozen
 
 from caxev.config.errors import Problems, hint, shown
+from caxev.config.plugins import entry_points
 from caxev.config.reading import keys, read
 from caxev.config.values import Kind, Port, check, listed, matching, number, one_of, printable
 from caxev.core.alarms import DeliveryRule, Severity

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Final
 from zlib import crc32
 
 from caxev.config.errors import hint, nearest
+from caxev.config.plugins import entry_points
 from caxev.config.sites import Sites
 from caxev.config.values import expanded
 from caxev.core import registry

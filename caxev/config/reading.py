@@ -8,23 +8,19 @@ A class is attrs' own; each field whose type has a `Kind` is a key of that name 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from types import UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Final, Union, get_args, get_origin
 
 import attrs
-from cattrs import (
-    AttributeValidationNote,
-    BaseValidationError,
-    Converter,
-    ForbiddenExtraKeysError,
-    IterableValidationNote,
-)
-from cattrs.dispatch import StructureHook
-from cattrs.gen import make_dict_structure_fn, override
 
 from caxev.config.errors import Problems, hint, shown
 from caxev.config.values import Kind, check
+
+# cattrs is imported by the functions that structure: processes that read no file start sooner.
+if TYPE_CHECKING:
+    from cattrs import Converter
+    from cattrs.dispatch import StructureHook
 
 FORMER: Final = {
     "pax_versions": "pax_processing_versions",
@@ -32,7 +28,6 @@ FORMER: Final = {
     "directory": "dir_raw",
 }
 """Keys of old versions of cax, and what they became."""
-_NOTES: Final = (AttributeValidationNote, IterableValidationNote)
 
 
 def read(kind: Any, value: Any) -> Any:
@@ -41,10 +36,12 @@ def read(kind: Any, value: Any) -> Any:
     If the value as a whole is of another kind, any exception is raised: the caller knows what it
     must be.
     """
+    from cattrs import BaseValidationError
+
     if attrs.has(kind) and not isinstance(value, dict):
         raise Problems([f"is {shown(value)}, not an object with its keys"])
     try:
-        return _converter.structure(value, kind)
+        return _converter().structure(value, kind)
     except BaseValidationError as error:
         raise Problems(_mistakes(error, value)) from error
 
@@ -70,6 +67,8 @@ def _annotated(type_: Any) -> Any:
 
 def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
     """Report each mistake in a value; `error` is what structuring it raised."""
+    from cattrs import BaseValidationError, ForbiddenExtraKeysError
+
     if isinstance(error, BaseValidationError):
         for inner in error.exceptions:
             yield from _located(inner, value)
@@ -82,8 +81,11 @@ def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
 
 def _located(error: BaseException, value: Any) -> Iterator[str]:
     """Report the mistakes in one part of a value, each after the name of that part."""
+    from cattrs import AttributeValidationNote, BaseValidationError, IterableValidationNote
+
     # cattrs leaves the place of a mistake as a note of the exception, next to notes of others.
-    note = next((one for one in getattr(error, "__notes__", ()) if isinstance(one, _NOTES)), None)
+    notes = (AttributeValidationNote, IterableValidationNote)
+    note = next((one for one in getattr(error, "__notes__", ()) if isinstance(one, notes)), None)
     if note is None:  # it is the whole that is wrong
         yield from _mistakes(error, value)
         return
@@ -130,6 +132,8 @@ def _kind_hook(type_: Any, converter: Converter) -> StructureHook:
 
 
 def _class_hook(cls: type, converter: Converter) -> StructureHook:
+    from cattrs.gen import make_dict_structure_fn, override
+
     known = keys(cls)
     others = [one.name for one in attrs.fields(cls) if one not in known.values()]
     overrides: dict[str, Any] = dict.fromkeys(others, override(omit=True))
@@ -154,7 +158,12 @@ def _class_hook(cls: type, converter: Converter) -> StructureHook:
     return hook
 
 
-_converter: Final = Converter(detailed_validation=True, forbid_extra_keys=True)
-# The hook that is registered last is asked first: an annotated class goes by its kind.
-_converter.register_structure_hook_factory(attrs.has, _class_hook)
-_converter.register_structure_hook_factory(lambda type_: kind_of(type_) is not None, _kind_hook)
+@cache
+def _converter() -> Converter:
+    from cattrs import Converter
+
+    made = Converter(detailed_validation=True, forbid_extra_keys=True)
+    # The hook that is registered last is asked first: an annotated class goes by its kind.
+    made.register_structure_hook_factory(attrs.has, _class_hook)
+    made.register_structure_hook_factory(lambda type_: kind_of(type_) is not None, _kind_hook)
+    return made

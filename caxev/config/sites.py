@@ -87,7 +87,7 @@ def is_archive(method: object) -> bool:
     # It is asked of entries that have not been checked yet.
     if not isinstance(method, str):
         return False
-    return method in UNREADABLE or method in installed(ARCHIVES)
+    return method in UNREADABLE or (method not in METHODS and method in installed(ARCHIVES))
 
 
 def _listens(site: Site) -> bool:

@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Callable
 from decimal import Decimal
-from importlib.metadata import entry_points
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import attrs
+
+from caxev.config.plugins import entry_points
 
 T = TypeVar("T", bound=attrs.AttrsInstance)
 Reader = Callable[[Any], Any]
