@@ -19,17 +19,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from random import Random
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, NoReturn, TypeVar
+
     from caxev.demo.dsmc_simulator import Client, Stopped, say
+
+    T = TypeVar("T")
 else:
     # Beside caxev and not of it: run without site-packages, the program starts sooner.
     sys.path.insert(0, str(Path(__file__).parents[1] / "caxev" / "demo"))
     from dsmc_simulator import Client, Stopped, say
 
-T = TypeVar("T")
 PROGRAM = Path(__file__)
 EVERYWHERE = ("unreachable", "hang", "truncated", "killed")
 FAULTS = {
@@ -94,6 +96,8 @@ class FaultyClient(Client):
                     return mine.split()[1]
         chance = float(os.environ.get("DSMC_SIMULATOR_CHANCE", "0"))
         if chance and self.command in FAULTS:
+            from random import Random
+
             random = Random(f"{os.environ.get('DSMC_SIMULATOR_SEED')} {self.tapes.serial()}")
             if random.random() < chance:
                 return random.choice(FAULTS[self.command])

@@ -12,16 +12,18 @@ import fcntl
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # without `typing`, and what few commands need, the program starts sooner
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 BANNER = """\
 IBM Storage Protect
@@ -83,7 +85,7 @@ class Tapes:
         """Send a file: its newest version from now on."""
         # The bytes before the index, so that it never names an object that is incomplete.
         name = f"{self.serial()}"
-        shutil.copyfile(path, self.objects / name)
+        copy(path, self.objects / name)
         status = path.stat()
         version = {
             "object": name,
@@ -234,7 +236,7 @@ class Client:
         if new.exists() and self.options.get("replace") != "all":
             say(f"ANS4035W File '{new}' currently exists; skipped.")
             raise Stopped(4)
-        shutil.copyfile(self.tapes.objects / version["object"], new)
+        copy(self.tapes.objects / version["object"], new)
         os.utime(new, ns=(version["mtime_ns"], version["mtime_ns"]))
         return new
 
@@ -296,6 +298,12 @@ def size_words(amount: int) -> str:
             break
         value /= 1024
     return f"{amount}  B" if unit == "B" else f"{value:.2f} {unit}"
+
+
+def copy(old: Path, new: Path) -> None:
+    from shutil import copyfile
+
+    copyfile(old, new)
 
 
 def say(text: str) -> None:
