@@ -1,7 +1,7 @@
 """A real Rucio server on loopback, for tests: SQLite, one gunicorn worker, two disks as RSEs.
 
-Rucio's server has a virtual environment of its own, beside the packages of the project's; it is
-made when it is first needed, which takes half a minute. What is simulated is the transfer service
+Rucio's server has a virtual environment of its own, in the user's cache; it is made when it is first
+needed, which takes half a minute, and kept for every later run, of any checkout. What is simulated is the transfer service
 alone (FTS in production): `RucioServer.replicate` copies the files that rules wait for, and tells
 the server by its client.
 
@@ -120,15 +120,17 @@ def missing() -> str | None:
 def server_python() -> Path:
     """The Python that has Rucio's server, of the client's version; made if it is not there."""
     wanted = version("rucio-clients")
-    place = Path(sys.prefix)
-    if not os.access(place, os.W_OK):
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = place / f"rucio-server-{wanted}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "caxev"
+    home = cache / f"rucio-server-{wanted}-{sys.implementation.cache_tag}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        home = Path(sys.prefix) / home.name
+        home.mkdir(exist_ok=True)
     python = home / "bin" / "python"
-    home.mkdir(parents=True, exist_ok=True)
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several test runs one makes it
-        if not (home / "whole").exists():
+        if not ((home / "whole").exists() and python.exists()):
             venv.create(home, symlinks=True)
             subprocess.run([*_install(python), f"rucio=={wanted}", "gunicorn"], check=True)
             (home / "whole").touch()
