@@ -218,9 +218,7 @@ async def read(
         return await links.while_open(job, name, remote_manifest, route)
 
 
-async def verdict(
-    job: Job, plan: ReadPlan, manifest: Manifest, began: datetime
-) -> RunUpdate:
+async def verdict(job: Job, plan: ReadPlan, manifest: Manifest, began: datetime) -> RunUpdate:
     """Return the update for a copy whose manifest was read from `began` on."""
     seen, known, ours = plan.copy, plan.reference, manifest.cax_checksum()
     if known is None or known.manifest == manifest.digest:

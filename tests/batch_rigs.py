@@ -41,17 +41,6 @@ class Rig(Protocol):
 
 
 @frozen
-class LocalRig:
-    """Jobs as processes of the listener: nothing can be done to them."""
-
-    name: str = "local"
-    asks: tuple[str, ...] = ()
-
-    def calls(self, *names: str) -> list[str]:
-        return []
-
-
-@frozen
 class SlurmRig:
     """A real Slurm."""
 

@@ -1,9 +1,9 @@
 """A real Rucio server on loopback, for tests: SQLite, one gunicorn worker, two disks as RSEs.
 
-Rucio's server has a virtual environment of its own, in the user's cache; it is made when it is first
-needed, which takes half a minute, and kept for every later run, of any checkout. What is simulated is the transfer service
-alone (FTS in production): `RucioServer.replicate` copies the files that rules wait for, and tells
-the server by its client.
+Rucio's server has a virtual environment of its own, in the user's cache; it is made when it is
+first needed, which takes half a minute, and kept for later runs of any checkout. What is simulated
+is the transfer service alone (FTS in production): `RucioServer.replicate` copies the files that
+rules wait for, and tells the server by its client.
 
 As a collaboration does that names its scopes as XENON did, the server has a policy package that
 allows scopes longer than 25 characters.

@@ -1,7 +1,7 @@
-"""What all batch systems promise: local processes, a real Slurm, simulated HTCondor and PBS.
+"""What all batch systems promise: a real Slurm, simulated HTCondor and PBS.
 
-That a local job has its time and its memory is tested in test_processing.py; it can be neither held
-nor evicted, and is lost only with its listener.
+What one of them does as another, by the same code of ours, is tested with one of both: PBS has
+watches as Slurm has, and HTCondor has a log. Local jobs are tested in test_processing.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
 from caxev.testing.mongod import start_with_us
 from tests import engine, slurm
-from tests.batch_rigs import SIMULATORS, LocalRig, Rig, SimulatorRig, SlurmRig
+from tests.batch_rigs import SIMULATORS, Rig, SimulatorRig, SlurmRig
 from tests.conftest import Database as Named
 from tests.test_processing import Ground, claims, spec_in
 
@@ -67,9 +67,7 @@ def rig(
 ) -> Iterator[Any]:
     """The batch system of that name, for the programs that this process starts."""
     name = request.param
-    if name == "local":
-        yield LocalRig()
-    elif name == "slurm":
+    if name == "slurm":
         cluster: slurm.Slurm = request.getfixturevalue("slurm")
         _set(monkeypatch, cluster.environment)
         yield SlurmRig(cluster)
@@ -105,7 +103,7 @@ async def ground_on(
         "walltime": "01:00:00",
         "retries": 0,
         "retry_after": 0,
-        "max_jobs": MOST,
+        "max_jobs": 4,
         "environment": {"DIR": str(tmp_path)},
         **processing,
     }
@@ -181,21 +179,31 @@ def ran(ground: Ground) -> list[int]:
 
 
 @pytest.mark.replicaset
-@on("local", *OTHERS)
-async def test_the_end_of_each_of_many_jobs_is_an_event(
+@on(*OTHERS)
+async def test_the_end_of_each_job_is_an_event(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is sent once, and nobody is asked how it is."""
+    """Each is sent once, and nobody is asked how it is.
+
+    One that a person holds lets others pass, and runs once it is released.
+    """
     before = len(rig.calls())
     async with (
         ground_on(rig, database, tmp_path, monkeypatch) as ground,
         listening(ground),
     ):
-        ids = [await ground.take(number) for number in range(1, 5)]
-        for one in ids:
+        with rig.full():
+            held = await ground.take(1)
+            job = await id_of(ground, held)
+            rig.hold(job)
+        for one in [await ground.take(number) for number in (2, 3)]:
             await ground.becomes(one, "transferred")
+        assert not rig.is_running(job)
+        assert (await ground.entry(held)).job_ended is None
+        rig.release(job)
+        await ground.becomes(held, "transferred")
         await ground.paid()
-    assert ran(ground) == [*range(1, 5)]
+    assert ran(ground) == [1, 2, 3]
     asked = {call.split()[0] for call in rig.calls()[before:]}
     assert not asked & {*rig.asks}
 
@@ -236,52 +244,24 @@ async def test_each_way_to_end_is_reported_as_what_it_is(
 
 
 @pytest.mark.replicaset
-@on(*OTHERS)
-async def test_a_held_job_waits(
-    rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A person holds it, others pass, and it runs once it is released."""
-    async with (
-        ground_on(rig, database, tmp_path, monkeypatch) as ground,
-        listening(ground),
-    ):
-        with rig.full():
-            held = await ground.take(1)
-            job = await id_of(ground, held)
-            rig.hold(job)
-        await ground.becomes(await ground.take(2), "transferred")
-        assert not rig.is_running(job)
-        assert (await ground.entry(held)).job_ended is None
-        rig.release(job)
-        await ground.becomes(held, "transferred")
-    assert ran(ground) == [1, 2]
-
-
-@pytest.mark.replicaset
-@on("local", *OTHERS)
+@on(SLURM, "htcondor")
 async def test_a_job_that_ends_without_a_listener(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next listener finds what has come of it; a local job is run again."""
+    """The next listener finds what has come of it."""
     async with ground_on(rig, database, tmp_path, monkeypatch) as ground:
         async with listening(ground):
             run = await waiting(ground, 1)
-            await engine.until(lambda: ran(ground) == [1], within=PATIENCE)
-            job = None if rig.name == "local" else await id_of(ground, run)
-        if job is not None:
-            rig.cancel(job)
+            job = await running(ground, run, 1)
+        rig.cancel(job)
         async with listening(ground, "another"):
-            if job is None:
-                await answer(ground, 1, "go")
-                await ground.becomes(run, "transferred")
-            else:
-                entry = await ground.becomes(run, "error")
-                assert entry.fields["job_ended"]["how"] == "cancelled"
-                assert ran(ground) == [1]
+            entry = await ground.becomes(run, "error")
+            assert entry.fields["job_ended"]["how"] == "cancelled"
+            assert ran(ground) == [1]
 
 
 @pytest.mark.replicaset
-@on(*OTHERS)
+@on("pbs")
 async def test_a_job_that_is_lost_is_sent_again(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,7 +284,7 @@ UNKNOWN = {"slurm": "999999_0", "htcondor": "999999.0", "pbs": "999999.pbs"}
 
 
 @pytest.mark.replicaset
-@on(*OTHERS)
+@on(SLURM)
 async def test_a_withdrawn_run_is_cancelled(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +348,7 @@ async def statuses(ground: Ground) -> Counter[str]:
 
 
 @pytest.mark.replicaset
-@on(*OTHERS)
+@on(SLURM, "htcondor")
 async def test_many_runs_and_a_listener_that_is_killed(
     rig: Rig, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,7 +360,8 @@ async def test_many_runs_and_a_listener_that_is_killed(
     script = 'flock --shared "$DIR/gate" true; echo "$3" >> "$DIR/ran"; cp "$1/pax_info.json" "$2"'
     command = ["sh", "-c", script, "sh", "{input}", "{output}", "{run}"]
     before, runs = len(rig.calls()), RUNS
-    async with ground_on(rig, database, tmp_path, monkeypatch, command=command) as ground:
+    how = {"command": command, "max_jobs": MOST}
+    async with ground_on(rig, database, tmp_path, monkeypatch, **how) as ground:
         folder = Folder(Path(jobs_directory(ground.site, "processed")))
         gate = os.open(tmp_path / "gate", os.O_CREAT | os.O_RDWR)
         fcntl.flock(gate, fcntl.LOCK_EX)

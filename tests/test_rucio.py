@@ -585,7 +585,7 @@ def test_a_gateway_of_a_storage_may_be_without_its_server(
 # -- what the listeners do ------------------------------------------------------------------------
 
 SITES = ("lngs", "chicago")
-RUNS = 3
+RUNS = 2
 
 
 @asynccontextmanager

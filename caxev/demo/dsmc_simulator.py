@@ -301,6 +301,7 @@ def size_words(amount: int) -> str:
 
 
 def copy(old: Path, new: Path) -> None:
+    """Copy a file's bytes."""
     from shutil import copyfile
 
     copyfile(old, new)
