@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
@@ -65,6 +64,7 @@ from caxev.rucio.storage import Storage
 from tests import engine
 from tests.conftest import Database as Named
 from tests.places import vouched
+from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
 from tests.test_handlers import Yard, fits
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
@@ -951,25 +951,24 @@ def test_the_catalogue_in_sites_json(tmp_path: Path) -> None:
     assert "rucio: periods must be science runs" in told
 
 
-def test_without_the_client_library_a_site_that_needs_it_does_not_start(tmp_path: Path) -> None:
+def test_without_the_client_library_a_site_that_needs_it_does_not_start(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caxev: Caxev,  # noqa: F811  # the fixture
+) -> None:
     """It says what to install; a site that needs no catalogue does start."""
+    monkeypatch.setitem(sys.modules, "rucio", None)
     file = tmp_path / "sites.json"
     here = {"name": "lngs", "dir_raw": str(tmp_path), "upload_options": ["c"]}
     file.write_text(json.dumps([here, {"name": "c", "method": "rucio"}, {"name": "chicago"}]))
-    without = "import sys; sys.modules['rucio'] = None; from caxev.cli import main; main()"
-    command = [sys.executable, "-c", without, "--config", str(file)]
-    command += ["--mongo-uri", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1"]
-    command += ["listen", "--once"]
-    found = {
-        site: subprocess.run(
-            [*command, "--site", site], capture_output=True, text=True, check=False
-        )
-        for site in ("lngs", "chicago")
-    }
-    assert [one.returncode > 0 for one in found.values()] == [True, True]
-    assert "pip install 'caxev[rucio]'" in found["lngs"].stderr
-    assert "127.0.0.1:1" in found["chicago"].stderr
-    assert "Traceback" not in "".join(one.stderr for one in found.values())
+    more = ("--config", str(file))
+    more += ("--mongo-uri", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1", "--once")
+    lngs, chicago = (caxev("listen", "--site", site, *more) for site in ("lngs", "chicago"))
+    assert lngs.code > 0
+    assert "pip install 'caxev[rucio]'" in lngs.err
+    assert chicago.code > 0
+    assert "127.0.0.1:1" in chicago.err
+    assert "Traceback" not in lngs.err + chicago.err
 
 
 def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
