@@ -228,8 +228,8 @@ SPARED = ["asyncssh", "caxev.author", "caxev.config.public", "caxev.database.pub
     [
         ("caxev.engine.worker", ["caxev.config", "cattrs", "pymongo"]),
         ("caxev.transfer.receive", ["caxev.config", "cattrs", "pymongo"]),
-        ("caxev.batch.runner", ["caxev.database.connection"]),
-        ("caxev.batch.work", ["pymongo"]),
+        ("caxev.batch.runner", ["caxev.database.connection", "cattrs"]),
+        ("caxev.batch.work", ["cattrs", "importlib.metadata", "pymongo"]),
         (vars(checksum)["digest_copy"].__module__, ["caxev.config", "cattrs", "pymongo"]),
     ],
 )
