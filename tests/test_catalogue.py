@@ -961,8 +961,8 @@ def test_without_the_client_library_a_site_that_needs_it_does_not_start(
     file = tmp_path / "sites.json"
     here = {"name": "lngs", "dir_raw": str(tmp_path), "upload_options": ["c"]}
     file.write_text(json.dumps([here, {"name": "c", "method": "rucio"}, {"name": "chicago"}]))
-    more = ("--config", str(file))
-    more += ("--mongo-uri", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1", "--once")
+    away = "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1"
+    more = ("--config", str(file), "--mongo-uri", away, "--once")
     lngs, chicago = (caxev("listen", "--site", site, *more) for site in ("lngs", "chicago"))
     assert lngs.code > 0
     assert "pip install 'caxev[rucio]'" in lngs.err

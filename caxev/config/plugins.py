@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
 
 
-def entry_points(**which: str) -> EntryPoints:
-    """Return the entry points of a `group`, and of a `name` if one is given."""
+def entry_points(*, group: str, name: str | None = None) -> EntryPoints:
+    """Return the entry points of a group, or only those of that name."""
     # Not before it is needed: the import takes a tenth of the time in which a process starts.
-    from importlib.metadata import entry_points as found
+    from importlib import metadata
 
-    return found(**which)
+    every = metadata.entry_points(group=group)
+    return every if name is None else every.select(name=name)
 
 
 def installed(group: str) -> frozenset[str]:
