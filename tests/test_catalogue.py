@@ -719,6 +719,9 @@ def test_a_storage_fills_neither_memory_nor_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it answers by WebDAV is read up to a limit, and written up to the size of the file."""
+    # Rucio's library reads a configuration, unless another test's is still in its memory.
+    monkeypatch.setenv("RUCIO_CONFIG", str(tmp_path / "rucio.cfg"))
+    (tmp_path / "rucio.cfg").write_text("[client]\n")
     monkeypatch.setattr(answers, "MOST", 1 << 20)
     monkeypatch.setattr(limited, "SMALL_FILES", 1 << 20)
     server = SmallServer(("127.0.0.1", 0), EndlessStorage)
