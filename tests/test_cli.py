@@ -241,6 +241,14 @@ def test_what_others_wait_for_imports_little(module: str, more: list[str]) -> No
     assert run.stdout.strip() == "[]"
 
 
+def test_what_only_shows_imports_nothing_that_acts() -> None:
+    """A command that lists starts without the code that writes requests, or files."""
+    listing = ("status", "explain", "run_list", "reactions", "history", "alarms", "handlers", "top")
+    code = f"import sys; from caxev.cli import {', '.join(listing)}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"caxev.asking.requests", "caxev.files", "asyncssh"} & {*run.stdout.split()}
+
+
 def test_every_command_has_help(caxev: Caxev) -> None:
     """The help of every command and group works, and shows an example."""
     for names, _ in every_command():

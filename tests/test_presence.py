@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev import __version__
-from caxev.cli.admin import process_rows
+from caxev.cli.sites import process_rows
 from caxev.cli.status import site_rows
 from caxev.config import Sites, load_sites
 from caxev.core.processes import Process, differing, disagreements, unlike_listener

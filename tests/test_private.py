@@ -22,8 +22,8 @@ from caxev.batch.folder import Folder, Place
 from caxev.batch.runner import run as run_job
 from caxev.batch.runner import run_here
 from caxev.batch.work import take_stock
-from caxev.cli.admin import private_problems
 from caxev.cli.processes import check_private
+from caxev.cli.sites import private_problems
 from caxev.config import ConfigError, Site, load_sites, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (

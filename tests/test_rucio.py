@@ -23,8 +23,8 @@ from attrs import define, evolve, field
 from pymongo import MongoClient
 
 from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate
-from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
+from caxev.cli.sites import catalogue_problems
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, DeletionWish, plan

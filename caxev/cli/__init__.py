@@ -64,8 +64,8 @@ GROUPS: Final = {
         "rucio": ("caxev.cli.rucio:rucio", "Upload, fetch and check data in the catalogue."),
     },
     "Set up": {
-        "sites": ("caxev.cli.admin:sites", "Check sites.json and the connections between sites."),
-        "handlers": ("caxev.cli.admin:handlers", "List the handlers and what triggers them."),
+        "sites": ("caxev.cli.sites:sites", "Check sites.json and the connections between sites."),
+        "handlers": ("caxev.cli.handlers:handlers", "List the handlers and what triggers them."),
         "db": ("caxev.cli.db:db", "Prepare the database: indexes, users and their rights."),
         "backup": ("caxev.cli.backup:backup", "Write caxev's own collections to a file."),
         "restore": ("caxev.cli.backup:restore", "Write a back-up to the database again."),

@@ -10,8 +10,8 @@ import click
 from attrs import define, evolve, field
 
 from caxev.cli import timeline
-from caxev.cli.admin import in_words
 from caxev.cli.command import command, excludes
+from caxev.cli.handlers import in_words
 from caxev.cli.history_rows import facts
 from caxev.cli.options import options
 from caxev.cli.output import columns, event_parts, print_line, show, time

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec
 import click
 from attrs import define, field, frozen
 
-from caxev.asking import requests as asking
 from caxev.asking.base import Act, ActPlan, RequestedAct, Step, counted
 from caxev.asking.listeners import ListenerAct
 from caxev.cli.command import Function, together
@@ -188,6 +187,8 @@ class _Doing:
             print_line(f"to follow it: caxev requests watch {self.request.id}", err=True)
 
     async def _steps(self, asker: Asker) -> AsyncGenerator[Step, None]:
+        from caxev.asking.requests import begin  # not before it is needed: it takes time
+
         # Decided about once more: the plan has only numbers, as these may be very many.
         if self.plan.kept:
             async with aclosing(_planned(asker, self.runs, self.act)) as planned:
@@ -195,7 +196,7 @@ class _Doing:
                     if step.update is None:
                         yield step
         keeps = not self.runs.names_one
-        self.request, steps = await asking.begin(asker, self.act, self.plan.runs, keeps=keeps)
+        self.request, steps = await begin(asker, self.act, self.plan.runs, keeps=keeps)
         if self.request is not None:  # at once: another terminal can cancel it
             print_line(f"request {self.request.id}: {title(self.request)}", err=True)
         async with aclosing(steps):
@@ -231,6 +232,8 @@ async def ask_listeners(
     asker: Asker, act: ListenerAct, runs: Sequence[RunId] | None, *, is_request: bool
 ) -> Rows:
     """Leave what an act asks of listeners, of runs or (None) of all; return a row for each site."""
+    from caxev.asking import requests as asking  # as above
+
     request, rows = await asking.ask_listeners(asker, act, runs, keeps=is_request)
     if request is not None:
         print_line(f"request {request.id}: {title(request)}", err=True)
@@ -240,8 +243,10 @@ async def ask_listeners(
 
 def title(request: BulkRequest) -> str:
     """Return what a request is about: how many runs, and what is done."""
+    from caxev.asking.requests import described  # as above
+
     runs = "all runs" if request.runs is None else counted(len(request.runs))
-    return f"{runs}, {asking.described(request)}"
+    return f"{runs}, {described(request)}"
 
 
 def with_hint(line: str, row: Mapping[str, Any]) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from loguru import logger
 
-from caxev.cli.admin import catalogue_problems, private_problems
 from caxev.cli.command import Decorator, needs, together
 from caxev.cli.options import GlobalOptions
+from caxev.cli.sites import catalogue_problems, private_problems
 from caxev.config import ConfigError, Sites, private_directories
 from caxev.core.registry import Registry
 from caxev.files import is_bare, not_private

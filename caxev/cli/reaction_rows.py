@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from caxev.cli.history_rows import facts
+from caxev.cli.options import options
 from caxev.cli.output import Column, columns, event_parts, run_parts
 from caxev.core.amounts import ReportedProgress
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction, State, trigger_named
 from caxev.core.model import TRANSFERRING, Run
 from caxev.core.transcript import unpacked
+
+if TYPE_CHECKING:
+    from caxev.database import Database
 
 COLUMNS: Final = columns(
     "site",
@@ -93,3 +97,14 @@ def done_row(row: HistoryRow) -> dict[str, Any]:
         "note": ", ".join(filter(None, (str(row.deed.what), facts(row)))),
         **_output(row.output, row.outputs),
     }
+
+
+def site_names(site: str | None) -> tuple[str, ...]:
+    """Return the names of the sites to list: the one named, or all in sites.json."""
+    return tuple(options().sites()) if site is None else (site,)
+
+
+async def known_sites(database: Database, site: str | None) -> list[str]:
+    """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
+    records = () if site is not None else await database.site_records()
+    return list(dict.fromkeys([*site_names(site), *(record.site for record in records)]))

@@ -14,7 +14,15 @@ from caxev.cli.command import RUNS, command, excludes, limits
 from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
 from caxev.cli.plans import ask_listeners, asks, confirm_plan, with_hint
-from caxev.cli.reaction_rows import COLUMNS, RUNNING, done_row, reaction_row, running_cells
+from caxev.cli.reaction_rows import (
+    COLUMNS,
+    RUNNING,
+    done_row,
+    known_sites,
+    reaction_row,
+    running_cells,
+    site_names,
+)
 from caxev.cli.runs import shown_all
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
@@ -45,7 +53,7 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
     fast. Those that are done, and did something, are in `caxev history`, too.
     """
     if handler is not None:
-        handler = handler_called(handler, map(options().registry, _site_names(site)))
+        handler = handler_called(handler, map(options().registry, site_names(site)))
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
     async def find(database: Database) -> None:
@@ -54,16 +62,6 @@ def reactions(states: Sequence[str], site: str | None, handler: str | None, limi
         await show_rows(columns, rows, empty=f"no {' or '.join(wanted)} reactions")
 
     options().with_database(find)
-
-
-def _site_names(site: str | None) -> tuple[str, ...]:
-    return tuple(options().sites()) if site is None else (site,)
-
-
-async def known_sites(database: Database, site: str | None) -> list[str]:
-    """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
-    records = () if site is not None else await database.site_records()
-    return list(dict.fromkeys([*_site_names(site), *(record.site for record in records)]))
 
 
 async def _find(

@@ -11,8 +11,7 @@ import click
 from caxev.cli.command import command, excludes
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, columns, print_line, show, show_rows, stream, time
-from caxev.cli.reaction_rows import COLUMNS, progress_cells, reaction_row
-from caxev.cli.reactions import known_sites
+from caxev.cli.reaction_rows import COLUMNS, known_sites, progress_cells, reaction_row
 from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import SITE

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli import timeline
-from caxev.cli.admin import handlers_by_site
 from caxev.cli.command import command, needs, together
+from caxev.cli.handlers import handlers_by_site
 from caxev.cli.options import GlobalOptions, as_text, options
 from caxev.cli.output import print_line
 from caxev.cli.web_login import LoginChoice, logs_in, public_address
