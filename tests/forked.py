@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import logging
 import os
 import signal
 import subprocess
@@ -102,3 +103,4 @@ def _forget() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     recorded[:] = [one for one in recorded if one.module.startswith("caxev.handlers.")]
     logger.remove()
+    logging.root.handlers.clear()  # pytest's, whose files are closed here
