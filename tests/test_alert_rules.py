@@ -40,6 +40,8 @@ RUNS = 12
 DISK = 64 << 20
 SKEW = 60
 AGE = "caxev_stream_age_seconds"
+LONGEST = 120
+"""Minutes that promtool plays."""
 IDLE = 40.0
 """Seconds that are more than a stream without changes takes to answer."""
 
@@ -127,14 +129,14 @@ def free(scrape: Scrape) -> float:
     return scrape.value("caxev_directory_free_bytes") or 0.0
 
 
-def steady(scrape: Scrape, minutes: int = 600) -> dict[Key, str]:
-    return {key: f"{value}x{minutes}" for key, value in scrape.values.items()}
+def steady(scrape: Scrape) -> dict[Key, str]:
+    return {key: f"{value}x{LONGEST}" for key, value in scrape.values.items()}
 
 
 def rising(before: Scrape, after: Scrape, minutes: int) -> dict[Key, str]:
     """From one scrape to the next in so many minutes, evenly, and on like that."""
     return {
-        key: f"{old}{(after.values[key] - old) / minutes:+}x{10 * minutes}"
+        key: f"{old}{(after.values[key] - old) / minutes:+}x{LONGEST}"
         for key, old in before.values.items()
         if key in after.values
     }
