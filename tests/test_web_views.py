@@ -330,7 +330,7 @@ def test_many_sites_have_no_column() -> None:
     assert columns(made) == []
     assert columns(scene(LiveState())) == ["lngs", "chicago"]
     found = cells(Run.from_document(run(1, ("site7", "error"))), ["site7"])
-    assert [(one.site, [mark.status for mark in one.marks]) for one in found] == [
+    assert [(site, [one.status for one in copies]) for site, copies in found] == [
         ("site7", ["error"])
     ]
 

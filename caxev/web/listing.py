@@ -101,23 +101,6 @@ async def read_page(
 # -- rows -----------------------------------------------------------------------------------------
 
 
-@frozen
-class Mark:
-    """A copy in a cell."""
-
-    what: str
-    short: str
-    status: str
-
-
-@frozen
-class Cell:
-    """The copies of a run at one site."""
-
-    site: str
-    marks: tuple[Mark, ...]
-
-
 def row_id(run: RunId) -> str:
     """Return the id of a run's row."""
     return element_id("run", run_path(run))
@@ -131,6 +114,7 @@ def row(scene: Scene, document: Mapping[str, Any]) -> str:
         id=row_id(run.id),
         run=run,
         source=source_of(run),
+        short=_SHORT,
         cells=cells(run, columns(scene)),
         strip=() if columns(scene) else cells(run, dict.fromkeys(one.host for one in run.copies)),
     )
@@ -142,16 +126,9 @@ def columns(scene: Scene) -> list[str]:
     return hosts if len(hosts) <= COLUMNS else []
 
 
-def cells(run: Run, sites: Iterable[str]) -> list[Cell]:
-    """Return a run's cells, one for each site: its raw data first."""
+def cells(run: Run, sites: Iterable[str]) -> list[tuple[str, list[Copy]]]:
+    """Return the copies of a run at each site: its raw data first."""
     found: dict[str, list[Copy]] = {}
     for copy in run.copies:
         found.setdefault(copy.host, []).append(copy)
-    return [
-        Cell(site, tuple(map(_mark, sorted(found.get(site, ()), key=lambda c: c.type != "raw"))))
-        for site in sites
-    ]
-
-
-def _mark(copy: Copy) -> Mark:
-    return Mark(copy.key.data, _SHORT.get(copy.type, copy.type), copy.status)
+    return [(site, sorted(found.get(site, ()), key=lambda c: c.type != "raw")) for site in sites]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from caxev.core.errors import GiveUp
 from caxev.core.history import HistoryRow
 from caxev.core.ledger import Reaction
-from caxev.core.model import Event, Run, RunId
+from caxev.core.model import Run, RunId
 from caxev.core.selection import source_of
 from caxev.core.transcript import last_of
 from caxev.database import Database, HistorySearch
@@ -39,18 +38,6 @@ RAW_SHOWN: Final = 100_000
 
 
 @frozen
-class OutputRow:
-    """The last output of the programs of one reaction."""
-
-    at: datetime
-    site: str
-    handler: str
-    event: Event | None
-    state: str
-    text: Markup
-
-
-@frozen
 class RunView:
     """Makes the parts of runs' pages; `history` makes rows of what happened."""
 
@@ -68,33 +55,19 @@ class RunView:
         past = await self.database.history(HistorySearch(runs=[run_id]))
         return {"run": self._run(found, past)}
 
-    async def outputs(self, path: str) -> list[OutputRow]:
-        """Return the output that is kept of the programs of a run's reactions.
+    async def outputs(self, path: str) -> list[tuple[Reaction | HistoryRow, str, Markup]]:
+        """Return what programs last printed, as far as it is kept: reaction, its state, text.
 
         Raises `GiveUp` if that is no run's path, `DatabaseError`.
         """
         run = _id_of(path)
         open_ = [one.reaction for one in self.scene.state.of_run(run) if one.outputs][:OUTPUTS]
         kept = await self.database.open_outputs([one.id for one in open_])
-        rows = [
-            OutputRow(
-                one.at, one.site, one.handler, one.event, one.state.value, await _text(*kept[id_])
-            )
-            for one in open_
-            if (id_ := one.id) in kept
+        rows: list[tuple[Reaction | HistoryRow, str, Markup]] = [
+            (one, one.state.value, await _text(*kept[one.id])) for one in open_ if one.id in kept
         ]
         past = await self.database.outputs(run, OUTPUTS - len(rows))
-        return rows + [
-            OutputRow(
-                one.at,
-                one.site,
-                one.handler,
-                one.event,
-                one.deed.what,
-                await _text(one.output, one.outputs),
-            )
-            for one in past
-        ]
+        return rows + [(one, one.deed.what, await _text(one.output, one.outputs)) for one in past]
 
     def _run(self, run: Run, past: Sequence[HistoryRow]) -> str:
         raw = json.dumps(run.document, indent=2, default=str, ensure_ascii=True)
