@@ -388,8 +388,10 @@ def test_killed_midway_it_goes_on(world: World, way: Way, monkeypatch: pytest.Mo
     monkeypatch.setattr("caxev.transfer.grid._TAKING", 10.0)
     monkeypatch.setattr("caxev.transfer.grid._ANSWER", 5.0)
     run = world.plain_run(way, 4)
-    big_file(run / "big", 4)
-    kill_midway(world, way, evolve(world.route(), max_rate=20e6))
+    for number in range(2):
+        big_file(run / f"big{number}", 4)
+    # Slowly enough for rsync, which reports its progress each second.
+    kill_midway(world, way, evolve(world.route(), max_rate=6e6))
     assert not (world.target(way) / "run").exists()
     try:
         world.move(way)

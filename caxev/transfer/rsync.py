@@ -17,7 +17,6 @@ from caxev.files import (
     DIR_MODE,
     FILE_MODE,
     FarPath,
-    Manifest,
     Meter,
     Moved,
     Report,
@@ -83,7 +82,7 @@ _MEANING: Final = {
 """The meaning of rsync's exit status; for all others the error has its last line."""
 
 
-class Rsync:
+class Rsync(ssh.SshMover):
     """Move copies by rsync; see `caxev.transfer.base.Mover`.
 
     rsync must be installed at both ends. It opens files by name, so on this machine it reads from
@@ -165,14 +164,10 @@ class Rsync:
             )
         return meter.moved(source)
 
-    def manifest(self, route: Route, *, report: Report) -> Manifest:
-        """Read a copy back from there."""
-        return ssh.SshMover().manifest(route, report=report)
-
     def check(self, here: Site, there: Site) -> str:
         """Start SFTP, and rsync at both ends; return the versions that answered."""
         endpoint = ssh.endpoint_of(here, there)
-        answer = ssh.SshMover().check(here, there)
+        answer = super().check(here, there)
         ours = _first_line(["rsync", "--version"], endpoint)
         with ssh.shell(endpoint) as shell:
             theirs = _first_line([*shell, ssh.host_name(endpoint), "rsync --version"], endpoint)
