@@ -415,25 +415,22 @@ async def test_a_new_leader_takes_over_from_helpers_too(crew: Crew, database: Na
 async def test_asked_to_leave_a_helper_ends_what_it_has_begun(crew: Crew, database: Named) -> None:
     """Within its grace; what takes longer is due again at once, and costs no attempt."""
     async with engine.opened(database) as db:
-        leader, helper = crew.listen(), crew.work("--grace", "6")
-        await engine.until(lambda: helped_by(db, helper))
-        for number in (1, 2):
+        leader = crew.listen()
+        patient, hasty = crew.work("--grace", "6"), crew.work("--grace", "0")
+        for helper in (patient, hasty):
+            await engine.until(partial(helped_by, db, helper))
+        for number in (1, 2, 3):
             await nap(db, number, 4.0)
-        await engine.until(lambda: len(crew.at_work(1) + crew.at_work(2)) == 2)
-        helper.terminate()
-        assert await trio.to_thread.run_sync(helper.wait) == 0
-        assert ("ends", helper.pid) in {(what, pid) for what, _, pid in crew.notes}
-        await engine.until(lambda: is_over(db, 1, 2))
-        assert await rows(db) == [1, 2]
-        helper = crew.work("--grace", "0")
-        await engine.until(lambda: helped_by(db, helper))
-        for number in (3, 4):
-            await nap(db, number, 5.0)
-        await engine.until(lambda: len(crew.at_work(3) + crew.at_work(4)) == 2)
-        helper.terminate()
-        assert await trio.to_thread.run_sync(helper.wait) == 0
-        await engine.until(lambda: is_over(db, 1, 2, 3, 4))
-        assert await rows(db) == await napped(db, database) == [1, 2, 3, 4]
+        everybody = {leader.pid, patient.pid, hasty.pid}
+        await engine.until(lambda: {pid for _, _, pid in crew.notes} == everybody)
+        for helper in (patient, hasty):
+            helper.terminate()
+        for helper in (patient, hasty):
+            assert await trio.to_thread.run_sync(helper.wait) == 0
+        ended = {pid for what, _, pid in crew.notes if what == "ends"}
+        assert ended - {leader.pid} == {patient.pid}
+        await engine.until(lambda: is_over(db, 1, 2, 3))
+        assert await rows(db) == await napped(db, database) == [1, 2, 3]
         assert met(crew.notes) == []
         assert leader.poll() is None
 
