@@ -23,7 +23,6 @@ class Rig(Protocol):
     asks: tuple[str, ...]
 
     def calls(self, *names: str) -> list[str]: ...
-    def is_waiting(self, job: str) -> bool: ...
     def is_running(self, job: str) -> bool: ...
     def full(self) -> AbstractContextManager[None]:
         """Start no job within the block."""
@@ -51,17 +50,10 @@ class SlurmRig:
     def calls(self, *names: str) -> list[str]:
         return self.cluster.calls(*names)
 
-    def line(self, job: str) -> str:
-        try:
-            return self.cluster.ask("scontrol", "-o", "show", "job", job)
-        except subprocess.CalledProcessError:
-            return ""
-
-    def is_waiting(self, job: str) -> bool:
-        return "JobState=PENDING" in self.line(job)
-
     def is_running(self, job: str) -> bool:
-        return "JobState=RUNNING" in self.line(job)
+        with suppress(subprocess.CalledProcessError):
+            return "JobState=RUNNING" in self.cluster.ask("scontrol", "-o", "show", "job", job)
+        return False
 
     @contextmanager
     def full(self) -> Iterator[None]:
@@ -112,15 +104,9 @@ class SimulatorRig:
     def calls(self, *names: str) -> list[str]:
         return self.simulator.calls(*names)
 
-    def _is(self, job: str, state: str) -> bool:
-        task = self.simulator.tasks.get(job)
-        return task is not None and task.state == state
-
-    def is_waiting(self, job: str) -> bool:
-        return self._is(job, "waiting")
-
     def is_running(self, job: str) -> bool:
-        return self._is(job, "running")
+        task = self.simulator.tasks.get(job)
+        return task is not None and task.state == "running"
 
     @contextmanager
     def full(self) -> Iterator[None]:

@@ -565,21 +565,23 @@ def test_finding_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``--config`` goes before ``CAXEV_SITES``, and this before the file in this directory."""
     monkeypatch.chdir(tmp_path)
     sites_file(tmp_path, "[]")
-    environ = {"CAXEV_SITES": "/from/environment.json"}
-    assert find_sites("/given.json", environ) == Path("/given.json")
-    assert find_sites(None, environ) == Path("/from/environment.json")
-    assert find_sites(None, {}) == Path("sites.json")
+    monkeypatch.setenv("CAXEV_SITES", "/from/environment.json")
+    assert find_sites("/given.json") == Path("/given.json")
+    assert find_sites(None) == Path("/from/environment.json")
+    monkeypatch.delenv("CAXEV_SITES")
+    assert find_sites(None) == Path("sites.json")
     # What cannot be looked at, as in a closed directory, is not there.
     monkeypatch.setattr("caxev.config.loading.PLACES", ("x" * 300, "sites.json"))
-    assert find_sites(None, {}) == Path("sites.json")
+    assert find_sites(None) == Path("sites.json")
 
 
 def test_no_sites_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no sites.json is named or found, the error says where it was looked for."""
+    monkeypatch.delenv("CAXEV_SITES", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("caxev.config.loading.PLACES", ("sites.json", str(tmp_path / "etc.json")))
     with pytest.raises(ConfigError, match=r"no sites\.json: neither sites\.json nor .*--config"):
-        find_sites(None, {})
+        find_sites(None)
 
 
 # --- settings and secrets ---

@@ -256,18 +256,19 @@ def test_what_a_killed_process_linked_goes_at_once(tmp_path: Path) -> None:
     assert data.stat().st_nlink == 1
 
 
-def test_where_state_is() -> None:
+def test_where_state_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """As sites.json says, else CAXEV_STATE, else systemd, else the user's own; each site's own."""
-    site = Site(name="lngs", state="/a")
     where = {"CAXEV_STATE": "/b", "STATE_DIRECTORY": "/c:/d", "XDG_STATE_HOME": "/e"}
-    assert state_directory(site, where) == "/a/lngs"
-    site = evolve(site, state=None)
-    assert state_directory(site, where) == "/b/lngs"
-    del where["CAXEV_STATE"]
-    assert state_directory(site, where) == "/c/lngs"
-    del where["STATE_DIRECTORY"]
-    assert state_directory(site, where) == "/e/caxev/lngs"
-    assert state_directory(evolve(site, name="../x/y"), where) == "/e/caxev/__x_y"
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    assert state_directory(Site(name="lngs", state="/a")) == "/a/lngs"
+    site = Site(name="lngs")
+    assert state_directory(site) == "/b/lngs"
+    monkeypatch.delenv("CAXEV_STATE")
+    assert state_directory(site) == "/c/lngs"
+    monkeypatch.delenv("STATE_DIRECTORY")
+    assert state_directory(site) == "/e/caxev/lngs"
+    assert state_directory(evolve(site, name="../x/y")) == "/e/caxev/__x_y"
 
 
 # -- jobs -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def plan_derived(run: Run, types: Iterable[str], site: Site) -> list[CopyPlan] |
 
 
 def _plans(run: Run, name: str, site: Site) -> Sequence[CopyPlan | Skip]:
-    kind, how = site.types.find(name), site.processing_of(name)
+    kind, how = site.types.by_name.get(name), site.processing_of(name)
     if kind is None or kind.source is None or how is None:
         return [Skip(f"{site.name} makes no {name} data")]
     if (why := unready(run, name, how)) is not None:
@@ -80,7 +80,7 @@ def _plan(
         seen = "not here" if source is None else source.status
         why = f"what it is made of is {seen}"
         return Unmet(why) if run.copy(key) is None else Skip(why)
-    for one in filter(None, (kind, site.types.find(source.type))):
+    for one in filter(None, (kind, site.types.by_name.get(source.type))):
         if version is not None and version == site.purged_version(one.name):
             return Skip(f"{version} is deleted here ({one.purging})")
     there = run.copy(key)

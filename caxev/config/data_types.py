@@ -122,10 +122,6 @@ class DataTypes:
     def __iter__(self) -> Iterator[DataType]:
         return iter(self.by_name.values())
 
-    def find(self, name: str) -> DataType | None:
-        """Return the type of that name; None if it is in no table."""
-        return self.by_name.get(name)
-
     def order(self, name: str) -> tuple[int, str]:
         """Return a key that sorts names of types by the order of their making."""
         names = list(self.by_name)
@@ -166,7 +162,7 @@ def _problems(types: DataTypes, taken: Collection[str]) -> Iterator[str]:
 def _doubts(one: DataType, types: DataTypes) -> Iterator[str]:
     chain = [one]
     while (name := chain[-1].source) is not None:
-        if (source := types.find(name)) is None:
+        if (source := types.by_name.get(name)) is None:
             if len(chain) == 1:
                 known = known_names(name, types.by_name)
                 yield f"source must be a type of data, not {name!r} {known}"

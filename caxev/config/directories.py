@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations, groupby
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
@@ -23,13 +23,13 @@ from caxev.core.paths import UNKNOWN, plain
 _UNPLAIN: Final = re.compile(r"^\.+|[^A-Za-z0-9+_.-]")
 
 
-def state_directory(site: Site, environ: Mapping[str, str] | None = None) -> str:
+def state_directory(site: Site) -> str:
     """Return the site's state directory: below ``state`` of sites.json, or by the environment.
 
     In the environment it is ``CAXEV_STATE``, systemd's ``STATE_DIRECTORY``, or the user's own
     directory for state.
     """
-    environ = os.environ if environ is None else environ
+    environ = os.environ
     systemd = environ.get("STATE_DIRECTORY", "").partition(":")[0]
     home = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  # kept as text
     return _below(site.state or environ.get("CAXEV_STATE") or systemd or f"{home}/caxev", site)

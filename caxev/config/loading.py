@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -33,12 +33,12 @@ PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
 _GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 
 
-def find_sites(config: str | None = None, environ: Mapping[str, str] | None = None) -> Path:
+def find_sites(config: str | None) -> Path:
     """Return the sites.json to load: ``--config``, ``CAXEV_SITES``, or the first of `PLACES`.
 
     Raises `ConfigError` if none is named and none is there.
     """
-    named = config or (os.environ if environ is None else environ).get("CAXEV_SITES")
+    named = config or os.environ.get("CAXEV_SITES")
     if named:
         return expanded(named)
     for place in PLACES:

@@ -350,7 +350,7 @@ class Site:
 
     def processing_of(self, type: str) -> Processing | None:  # noqa: A002  # the field's own name
         """Return how this site makes data of that type; None if it does not."""
-        kind = self.types.find(type)
+        kind = self.types.by_name.get(type)
         how: Processing | None = None if kind is None else getattr(self, kind.making, None)
         return how
 

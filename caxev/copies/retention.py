@@ -107,7 +107,7 @@ def goes_at_once(key: CopyKey, site: Site) -> str | None:
 def _purged(key: CopyKey, site: Site) -> DataType | None:
     """Return the type of data whose version is deleted at a site; None if that version is not."""
     gone = key.version is not None and key.version == site.purged_version(key.type)
-    return site.types.find(key.type) if gone else None
+    return site.types.by_name.get(key.type) if gone else None
 
 
 def plan_processed(
@@ -116,7 +116,7 @@ def plan_processed(
     """Decide whether a copy at `site` has the version to be purged: processed data, or the like."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or is being deleted")
-    kind, version = site.types.find(copy.type), site.purged_version(copy.type)
+    kind, version = site.types.by_name.get(copy.type), site.purged_version(copy.type)
     if kind is None:
         return Skip(f"{copy.type} is no type of data in sites.json")
     if version is None:
