@@ -234,7 +234,7 @@ def changed(route: Route, side: str, path: str) -> Route:
 
 def big_file(path: Path, mib: int) -> Path:
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(os.urandom(MIB) * mib)
+    path.write_bytes(os.urandom(mib * MIB))  # no two parts alike: one in the wrong place shows
     os.utime(path, (OLD, OLD))
     return path
 

@@ -133,7 +133,7 @@ slow_and_fast = pytest.mark.parametrize("agent", [None, AGENT])
 
 def big_file(path: Path, mib: int) -> Path:
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(os.urandom(MIB) * mib)
+    path.write_bytes(os.urandom(mib * MIB))  # no two parts alike: one in the wrong place shows
     os.utime(path, (OLD, OLD))
     return path
 
