@@ -7,7 +7,7 @@ and reported within seconds.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from itertools import count
@@ -24,7 +24,6 @@ from pymongo.asynchronous.client_session import AsyncClientSession as Session
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
-from caxev.alarms.health import HealthMonitor
 from caxev.asking.asker import Asker
 from caxev.asking.listeners import RetryReactions
 from caxev.cli.reactions import _line, _retry, _unrecorded
@@ -645,7 +644,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
     """Log, metric, alarm; the listener leaves when it is asked; all is done once it is back."""
     monkeypatch.setattr("caxev.alarms.health.TROUBLED", 1.0)
     monkeypatch.setattr("caxev.engine.session.FLUSH", 1.0)
-    monkeypatch.setattr(HealthMonitor, "__init__", _impatient(HealthMonitor.__init__))
+    monkeypatch.setattr("caxev.alarms.health.EVERY", 0.1)
     metric = metrics.troubled.labels(SITE)._value
     with WithArbiter(tmp_path, 3) as server:
         database = Named(server.uri, "run")
@@ -673,10 +672,3 @@ async def test_a_majority_that_is_never_reached_is_reported(
                 await engine.once(db, options)
             assert runs.count_documents({"data.noted": True}) == 2
             assert metric.get() == 0
-
-
-def _impatient(make: Callable[..., None]) -> Callable[..., None]:
-    def __init__(self: HealthMonitor, *args: Any) -> None:  # noqa: N807
-        make(self, *args, every=0.1)
-
-    return __init__
