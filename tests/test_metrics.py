@@ -247,7 +247,11 @@ def values(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 async def test_a_scrape_shows_what_the_site_owes(database: Named, tmp_path: Path) -> None:
     """By lane, with reasons; the directories, the collections and the configuration."""
     good = copy("transferred", host="lngs")
-    handlers = [engine.handler(fail, good, lane="tape"), engine.handler(wait, good)]
+    # Names that no other test's handlers have: in this process all count together.
+    handlers = [
+        engine.handler(fail, good, lane="tape", name="scraped_fail"),
+        engine.handler(wait, good, name="scraped_wait"),
+    ]
     options = engine.options_for(database, handlers, site_fields={"dir_processed": str(tmp_path)})
     server = MetricsServer(MetricsAddress(0), {})
     async with engine.opened(database) as db:
@@ -265,17 +269,21 @@ async def test_a_scrape_shows_what_the_site_owes(database: Named, tmp_path: Path
                     waiting = value("caxev_ledger_reactions", lane="default", state="waiting")
                     failed = value("caxev_ledger_reactions", lane="tape", state="failed")
                     # What a reaction led to is counted once the database has it.
-                    counted = value("caxev_failures_total", handler="fail", reason="disk_full")
+                    counted = value(
+                        "caxev_failures_total", handler="scraped_fail", reason="disk_full"
+                    )
                     alarms = value("caxev_alarms", severity="error")
                     # Collected before the ledger is: a scrape may see the one without the other.
-                    attempts = value("caxev_attempt_seconds_count", handler="wait")
+                    attempts = value("caxev_attempt_seconds_count", handler="scraped_wait")
                     size = value("caxev_directory_size_bytes", directory=str(tmp_path))
                     return waiting == failed == counted == alarms == attempts == 1 and bool(size)
 
                 await engine.until(settled)
                 assert value("caxev_ledger_reactions", lane="tape", state="due") == 0
                 assert value("caxev_ledger_oldest_seconds", lane="tape", state="failed") is not None
-                assert value("caxev_failures_total", handler="wait", reason="postponed") == 0
+                assert (
+                    value("caxev_failures_total", handler="scraped_wait", reason="postponed") == 0
+                )
                 # There from the start, so that the first is a rise; other tests count here, too.
                 assert value("caxev_history_gaps_total") is not None
                 assert value("caxev_directory_away", directory=str(tmp_path)) == 0
