@@ -29,10 +29,9 @@ def state_directory(site: Site) -> str:
     In the environment it is ``CAXEV_STATE``, systemd's ``STATE_DIRECTORY``, or the user's own
     directory for state.
     """
-    environ = os.environ
-    systemd = environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    home = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  # kept as text
-    return _below(site.state or environ.get("CAXEV_STATE") or systemd or f"{home}/caxev", site)
+    systemd = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")  # noqa: PTH111  # kept as text
+    return _below(site.state or os.environ.get("CAXEV_STATE") or systemd or f"{home}/caxev", site)
 
 
 def jobs_directory(site: Site, kind: str) -> str:
